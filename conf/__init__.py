@@ -1,0 +1,1 @@
+"""The shipped configuration groups (installed as the package `mmft.conf`)."""

@@ -1,0 +1,13 @@
+"""Errors that are a user's to mend: one line, no traceback."""
+
+
+class UserError(Exception):
+    """A mistake in a command, a config or a file; the message names it and says what to do next."""
+
+
+class RowError(UserError):
+    """A data row that cannot be used. `row` names it (`file.csv:17` or an id), `reason` says why."""
+
+    def __init__(self, row: str, reason: str):
+        super().__init__(f"{row}: {reason}")
+        self.row, self.reason = row, reason

@@ -1,0 +1,89 @@
+"""The keys that transformers, peft and bitsandbytes settings have, read from their source text.
+
+Importing those libraries takes 10-30 s; a wrong key must be answered in under two. The names are
+therefore read from the installed files with `ast`, so they are always those of the installed version.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from functools import lru_cache
+from pathlib import Path
+
+# Written by mmft itself into TrainingArguments; a user's value would be overwritten.
+MANAGED_TRAINING_ARGUMENTS = (
+    "output_dir", "seed", "data_seed", "report_to", "remove_unused_columns", "label_names", "run_name",
+    "hub_token",  # a secret must not lie in a config that is saved with the run
+)
+# transformers.EarlyStoppingCallback's own arguments, kept beside TrainingArguments in the trainer group.
+EARLY_STOPPING = {"early_stopping_patience": "int | None", "early_stopping_threshold": "float"}
+
+
+def _library_file(package: str, relative: str) -> Path | None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    path = Path(next(iter(spec.submodule_search_locations))) / relative
+    return path if path.is_file() else None
+
+
+def _class(package: str, relative: str, name: str) -> ast.ClassDef | None:
+    path = _library_file(package, relative)
+    if path is None:
+        return None
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
+
+
+def _dataclass_fields(node: ast.ClassDef | None) -> dict[str, str]:
+    if node is None:
+        return {}
+    return {
+        n.target.id: ast.unparse(n.annotation)
+        for n in node.body
+        if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name) and not n.target.id.startswith("_")
+    }
+
+
+@lru_cache(maxsize=None)
+def training_arguments() -> dict[str, str]:
+    """name -> annotation of every key of the trainer group ({} when transformers cannot be read)."""
+    own = _dataclass_fields(_class("transformers", "training_args.py", "TrainingArguments"))
+    usable = {k: v for k, v in own.items() if k not in MANAGED_TRAINING_ARGUMENTS}
+    return {**usable, **EARLY_STOPPING} if usable else {}
+
+
+@lru_cache(maxsize=None)
+def lora_config() -> dict[str, str]:
+    """name -> annotation of LoraConfig's keys, those it inherits from PeftConfig excepted."""
+    own = _dataclass_fields(_class("peft", "tuners/lora/config.py", "LoraConfig"))
+    own.pop("layer_replication", None)
+    return {**own, "scope": "str"} if own else {}
+
+
+@lru_cache(maxsize=None)
+def generation_config() -> dict[str, str]:
+    """name -> "" for each key GenerationConfig takes from its keyword arguments."""
+    node = _class("transformers", "generation/configuration_utils.py", "GenerationConfig")
+    init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None) if node else None
+    names = {}
+    for assign in ast.walk(init) if init else ():
+        # the settings are the lines `self.NAME = kwargs.pop("NAME", default)`
+        if not (isinstance(assign, ast.Assign) and "kwargs.pop(" in ast.unparse(assign.value)):
+            continue
+        target = assign.targets[0]
+        if isinstance(target, ast.Attribute) and not target.attr.startswith("_"):
+            names[target.attr] = ""
+    names.pop("transformers_version", None)
+    return names
+
+
+@lru_cache(maxsize=None)
+def quantization_config() -> dict[str, str]:
+    """name -> annotation of BitsAndBytesConfig's constructor arguments."""
+    node = _class("transformers", "utils/quantization_config.py", "BitsAndBytesConfig")
+    init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None) if node else None
+    if init is None:
+        return {}
+    return {a.arg: ast.unparse(a.annotation) if a.annotation else "" for a in init.args.args if a.arg != "self"}
