@@ -1,0 +1,1 @@
+"""The data layer: sources -> prepare -> a prepared data set on disk -> samples."""

@@ -1,0 +1,127 @@
+"""open_image: the one place where image files are opened, so that every verb sees the same pixels.
+
+Pillow passes many faults silently: rotated phone pictures, hidden colours under transparency, 16-bit grey
+clipped to white, floats turned black, damaged PNG data, pictures of gigapixels in a few kilobytes.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# 89 million pixels is where Pillow itself starts to warn; decoded as RGB that is 270 MB.
+MAX_PIXELS = 89_000_000
+# Raster formats that data sets hold. Others are left out on purpose: EPS, for one, runs an external program.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO", "DIB", "PCX")
+
+
+class ImageError(UserError):
+    """An image that cannot be used; the message says which and why, `reason` only why."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f"{name}: {reason}" if name else reason)
+        self.name, self.reason = name, reason
+
+
+def open_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A file (or the bytes of one) as an 8-bit RGB picture of its first frame, the right way up.
+
+    EXIF orientation is applied, transparency is laid over white, 16-bit values are scaled to 8, CMYK is
+    converted. Float pictures are scaled if all values lie in 0..1, taken as they are if in 0..255.
+    Errors raised: ImageError for a missing, truncated, damaged, unknown or too large file.
+    """
+    name = "" if isinstance(source, bytes) else str(source)
+    if isinstance(source, bytes):
+        data = source
+    else:
+        try:
+            data = Path(source).read_bytes()
+        except (OSError, ValueError) as error:
+            raise ImageError(name, "missing image: no such file" if isinstance(error, FileNotFoundError)
+                             else f"unreadable image: {getattr(error, 'strerror', None) or error}") from None
+    return decode(data, name, max_pixels)[0]
+
+
+def decode(data: bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, str]:
+    """The picture in `data` as open_image gives it, and the name of its file format ("JPEG")."""
+    from PIL import Image, ImageFile
+
+    if not data:
+        raise ImageError(name, "unreadable image: the file is empty")
+    # Another library may have switched this on; half a picture with a grey rest must not be trained on.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # size is judged below; the rest are notes on metadata
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            kind = image.format or ""
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageError(name, f"unreadable image: {width} x {height} pixels, more than {max_pixels} in all")
+            if kind == "PNG":
+                # load() does not look at the checksums of the pixel data, verify() does.
+                Image.open(io.BytesIO(data), formats=("PNG",)).verify()
+            image.load()
+            return to_rgb(_upright(image), name), kind
+    except ImageError:
+        raise
+    except MemoryError:
+        raise ImageError(name, f"unreadable image: {width} x {height} pixels do not fit in memory") from None
+    except Exception as error:  # Pillow's readers raise a dozen kinds on damaged files
+        reason = "not a picture in a known format" if type(error).__name__ == "UnidentifiedImageError" else " ".join(str(error).split())
+        raise ImageError(name, f"unreadable image: {reason or type(error).__name__}") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # metadata that cannot be read names no orientation
+        return image
+
+
+def to_rgb(image: Image.Image, name: str = "") -> Image.Image:
+    """Any Pillow picture as 8-bit RGB. Errors raised: ImageError for value ranges or modes with no meaning as colour."""
+    from PIL import Image
+
+    mode = image.mode
+    if mode.startswith("I") or mode == "F":
+        return _scaled(image, name)
+    if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    if mode == "RGB":
+        return image
+    try:
+        return image.convert("RGB")
+    except ValueError:
+        raise ImageError(name, f"unreadable image: mode {mode} has no conversion to RGB") from None
+
+
+def _scaled(image: Image.Image, name: str) -> Image.Image:
+    """Grey values of 16 or 32 bits, or floats, as RGB."""
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(image)
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F":
+        if not (np.isfinite(low) and np.isfinite(high) and 0 <= low and high <= 255):
+            raise ImageError(name, f"unreadable image: float values from {low:g} to {high:g}; save it with 0..1 or 0..255")
+        grey = np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
+    else:
+        if low < 0 or high > 65535:
+            raise ImageError(name, f"unreadable image: whole-number values from {low:g} to {high:g}; save it with 8 or 16 bits")
+        # 32-bit mode also holds what formats of 16 bits decode to; elsewhere small values are 8-bit ones in a wide type
+        sixteen = image.mode.startswith("I;16") or image.format in ("PNG", "PPM") or high > 255
+        grey = ((values.astype(np.uint32) + 128) // 257 if sixteen else values).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
