@@ -1,0 +1,68 @@
+"""The rules a row must meet before it becomes a sample; each answer is `kind: detail`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .sample import Row, message_text
+
+
+def tidy(row: Row) -> None:
+    """Strip white space around the answers and references, and put the training answer among the references."""
+    for message in row.messages:
+        texts = [p for p in message["content"] if p["type"] == "text"]
+        if message["role"] == "assistant" and texts:
+            texts[0]["text"] = texts[0]["text"].lstrip()
+            texts[-1]["text"] = texts[-1]["text"].rstrip()
+        message["content"] = [p for p in message["content"] if p["type"] != "text" or p["text"]]
+    answer = message_text(row.messages[-1]) if row.messages else ""
+    references = [text for r in row.references if (text := r.strip())]
+    row.references = references if answer in references else [answer, *references]
+
+
+def problem(row: Row, text_only: bool = False) -> str | None:
+    """Why `row` (after `tidy`) cannot be used, or None."""
+    if not row.messages:
+        return "no answer: the row has no messages"
+    if not row.images and not text_only:
+        return "no image: the row names none (data.text_only=true keeps such rows)"
+    reason = _roles(row.messages) or _contents(row.messages)
+    if reason:
+        return reason
+    placeholders = sum(p["type"] == "image" for m in row.messages for p in m["content"])
+    if placeholders != len(row.images):
+        return f"image count: {placeholders} placeholder{'s' * (placeholders != 1)} in the text, {len(row.images)} image{'s' * (len(row.images) != 1)}"
+    for image in row.images:
+        if not isinstance(image, bytes) and not str(image).strip():
+            return "missing image: the image's name is empty"
+    return None
+
+
+def _roles(messages: list[dict[str, Any]]) -> str | None:
+    roles = [m["role"] for m in messages]
+    strange = next((r for r in roles if r not in ("system", "user", "assistant")), None)
+    if strange is not None:
+        return f"role order: {strange!r} is not system, user or assistant"
+    if "assistant" not in roles:
+        return "no answer: no assistant turn"
+    turns = roles[1:] if roles[0] == "system" else roles
+    for i, role in enumerate(turns):
+        if role != ("user", "assistant")[i % 2]:
+            return f"role order: turn {i + 1} is {role}'s; after an optional system turn, user and assistant must alternate"
+    if turns[-1] != "assistant":
+        return "no answer: the last turn is the user's"
+    return None
+
+
+def _contents(messages: list[dict[str, Any]]) -> str | None:
+    for i, message in enumerate(messages, 1):
+        images = any(p["type"] == "image" for p in message["content"])
+        if images and message["role"] != "user":
+            return f"image count: turn {i} is {message['role']}'s and holds an image; only user turns can"
+        if not images and not message_text(message).strip():
+            return "empty answer: the assistant says nothing" if message["role"] == "assistant" else f"empty turn: turn {i} is empty"
+        try:
+            message_text(message).encode("utf-8")
+        except UnicodeEncodeError:
+            return f"bad text: turn {i} holds half of a surrogate pair, which is not a character"
+    return None
