@@ -1,0 +1,110 @@
+"""SwanLab: online, local dashboard or offline files; never asks, never stops a run for want of an account."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..report.pictures import row_pictures
+from .base import Logger, grouped, sample_text, warn
+from .tensorboard import side_by_side
+
+MODES = ("online", "local", "offline", "disabled")
+_SECRET = re.compile(r"(token|secret|passw(or)?d|api_?key|credential|webhook)s?$", re.IGNORECASE)
+
+
+@dataclass(kw_only=True)
+class SwanLab(Logger):
+    """Writes RUN/swanlab through swanlab.init/log/finish; `mode` is SwanLab's own word.
+
+    online without a stored or given key, online without a reachable service, and local without the dashboard
+    package become offline, with one line that says so. Errors raised: UserError for another mode.
+    """
+
+    mode: str = "online"
+    project: str | None = "mmft"
+    workspace: str | None = None
+    experiment_name: str | None = None
+    picture_size: int = 256
+    _run: Any = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise UserError(f"logger mode={self.mode}: must be one of {', '.join(MODES)}")
+
+    def open(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
+        mode, why = self.usable_mode()
+        if why:
+            warn(f"SwanLab logs {mode} instead of {self.mode}: {why}")
+        try:
+            self._run = self._init(mode, run_dir, name, config)
+        except Exception as error:
+            if mode != "online":
+                raise
+            reason = " ".join(str(error).split())
+            warn(f"SwanLab logs offline instead of online: {reason} Send the run later with `swanlab sync`.")
+            self._run = self._init("offline", run_dir, name, config)
+
+    def usable_mode(self) -> tuple[str, str]:
+        """(the mode that can work here, why it is not the wanted one: "" when it is). Nothing is contacted."""
+        if self.mode == "online":
+            from swanlab.sdk.internal.settings import create_settings
+
+            if not create_settings().api_key:  # from SWANLAB_API_KEY, a settings file, or what `swanlab login` stored
+                return "offline", "nobody is logged in (`swanlab login`, or SWANLAB_API_KEY); send the run later with `swanlab sync`"
+        if self.mode == "local" and importlib.util.find_spec("swanboard") is None:
+            return "offline", "the dashboard is not installed (pip install 'swanlab[dashboard]')"
+        return self.mode, ""
+
+    def _init(self, mode: str, run_dir: Path, name: str, config: dict[str, Any]) -> Any:
+        import swanlab
+
+        settings = swanlab.Settings(
+            interactive=False,  # a run must not wait at a prompt
+            terminal={"proxy_type": "none"},  # it would wrap the streams that the progress bar draws on
+            probe={"git": False},  # a remote's address may hold a password; env.json has the commit
+        )
+        log_dir = run_dir / "swanlab"
+        log_dir.mkdir(parents=True, exist_ok=True)
+        return swanlab.init(
+            mode=mode, log_dir=str(log_dir), project=self.project, workspace=self.workspace, reinit=True,
+            name=self.experiment_name or name, config=without_secrets(config), settings=settings,
+        )  # fmt: skip
+
+    def write_scalars(self, step: int, values: dict[str, float]) -> None:
+        self._run.log({grouped(k): v for k, v in values.items()}, step=step)
+
+    def write_samples(self, step: int, rows: list[dict[str, Any]], tag: str) -> None:
+        import swanlab
+
+        images, texts = [], []
+        for row in rows:
+            opened = [p for p in row_pictures(row, self.picture_size) if p is not None]
+            if opened:
+                caption = f"{row.get('prediction', '')}\n(reference: {(row.get('references') or [''])[0]})"
+                images.append(swanlab.Image(side_by_side(opened), caption=caption))
+            texts.append(swanlab.Text(sample_text(row), caption=str(row.get("id", ""))))
+        self._run.log({f"{tag}/pictures": images, f"{tag}/texts": texts} if images else {f"{tag}/texts": texts}, step=step)
+
+    def close(self, status: str) -> None:
+        run, self._run = self._run, None
+        if run is None:
+            return
+        states = {"done": ("success", None), "interrupted": ("aborted", "interrupted")}
+        state, error = states.get(status, ("crashed", status))
+        run.finish(state=state, error=error)
+
+
+def without_secrets(value: Any, key: str = "") -> Any:
+    """Plain values with those under a secret's name (token, api_key, password, ...) replaced by ***."""
+    if key and value and _SECRET.search(key) and isinstance(value, str):
+        return "***"
+    if isinstance(value, dict):
+        return {k: without_secrets(v, str(k)) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_secrets(v, key) for v in value]
+    return value

@@ -1,0 +1,50 @@
+"""Reading a run directory's files forgivingly: a run that was stopped half-way still gets a report."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+def read_text(path: Path) -> str | None:
+    """The file's text, or None where there is none."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The file's object; {} where it is missing or torn."""
+    try:
+        value = json.loads(read_text(path) or "{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The file's rows; a torn line (the last one of a killed run) is left out."""
+    rows = []
+    for line in (read_text(path) or "").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value can be shown or drawn: a finite number and not a truth value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def series(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """(steps, values) of one scalar of metrics.jsonl, ordered by step; a step logged twice keeps its last value."""
+    points = {row["step"]: row[key] for row in rows if is_number(row.get("step")) and is_number(row.get(key))}
+    steps = sorted(points)
+    return steps, [points[s] for s in steps]

@@ -1,0 +1,57 @@
+"""Numbers as people read them, the same in the terminal and on the page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .files import is_number
+
+MISSING = "-"
+
+
+def metric(value: Any) -> str:
+    """A score with three decimals."""
+    return f"{value:.3f}" if is_number(value) else MISSING
+
+
+def change(base: Any, tuned: Any) -> str:
+    """tuned - base with its sign."""
+    return f"{tuned - base:+.3f}" if is_number(base) and is_number(tuned) else MISSING
+
+
+def count(value: Any) -> str:
+    """A whole number, shortened from ten thousand on: 9,216, 18.4 K, 2.41 M, 7.00 B."""
+    if not is_number(value):
+        return MISSING
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e4, "K")):
+        if value >= size:
+            scaled = value / (1e3 if unit == "K" else size)
+            return f"{scaled:.1f} K" if unit == "K" else f"{scaled:.2f} {unit}"
+    return f"{value:,.0f}"
+
+
+def duration(seconds: Any) -> str:
+    """Seconds as `12.3 s`, `1 min 42 s` or `2 h 05 min`."""
+    if not is_number(seconds):
+        return MISSING
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def memory(megabytes: Any) -> str:
+    """MiB as MB or GB."""
+    if not is_number(megabytes):
+        return MISSING
+    return f"{megabytes / 1024:.2f} GB" if megabytes >= 1024 else f"{megabytes:.0f} MB"
+
+
+def percent(part: Any, whole: Any) -> str:
+    """part of whole as a percentage with two useful digits."""
+    if not is_number(part) or not is_number(whole) or not whole:
+        return MISSING
+    share = 100 * part / whole
+    return f"{share:.2f}%" if share < 10 else f"{share:.0f}%"
