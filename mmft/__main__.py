@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 
 from . import cli, config
@@ -28,7 +30,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(cfg) -> object:
+    quiet_libraries()
     return config.build(cfg.task)(cfg)
+
+
+def quiet_libraries() -> None:
+    """mmft's own lines on stdout, plain; libraries speak up only with warnings."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("mmft")
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer has been used
 
 
 def through_hydra(command: cli.Command) -> int:

@@ -1,0 +1,1 @@
+"""From samples to tensors. One collator renders both the training batch and the generation prompt."""

@@ -1,0 +1,88 @@
+"""Rendered chat text to ids with character offsets, in which control tokens a user typed stay plain text.
+
+transformers marks such tokens with private-use characters (`sanitize_control_tokens`) but gives no offsets for marked
+text, and the loss mask needs them; the ids made here are compared with the processor's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def mark(messages: list[dict[str, Any]], control: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The messages with every control token inside their texts wrapped in transformers' markers."""
+    from transformers.utils.chat_template_utils import _get_control_token_patterns, mark_control_tokens
+
+    pattern, _ = _get_control_token_patterns(control)
+    return [
+        {**m, "content": [{**p, "text": mark_control_tokens(p["text"], pattern)} if p["type"] == "text" else p for p in m["content"]]}
+        for m in messages
+    ]
+
+
+def markers() -> tuple[str, str]:
+    from transformers.utils.chat_template_utils import _CONTROL_TOKEN_END, _CONTROL_TOKEN_START
+
+    return _CONTROL_TOKEN_START, _CONTROL_TOKEN_END
+
+
+def marks_in(text: str) -> bool:
+    return markers()[0] in text
+
+
+class Tokens:
+    """A tokenizer together with what its chat template treats as control tokens."""
+
+    def __init__(self, tokenizer: Any, template: str):
+        self.tokenizer = tokenizer
+        self.control = tokenizer._get_control_tokens(template)
+        self._newline = tokenizer.encode("\n", add_special_tokens=False)
+        head = tokenizer("")["input_ids"]
+        self.bos = tokenizer.bos_token if tokenizer.bos_token and head[:1] == [tokenizer.bos_token_id] else ""
+
+    def control_at(self, text: str, at: int) -> tuple[int, int] | None:
+        """(start, end) of the control token that follows position `at`, white space between them allowed."""
+        start = at + len(text[at:]) - len(text[at:].lstrip())
+        found = [c for c in self.control if text.startswith(c, start)]
+        return (start, start + len(max(found, key=len))) if found else None
+
+    def encode(self, text: str, cuts: list[int] | None = None) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a text and the (start, end) characters of each; marked control tokens are plain text.
+
+        `cuts` are positions no token may reach over.
+        """
+        pieces = self._pieces(text, cuts or [])
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        for start, end, literal in pieces:
+            got, spans = self._piece(text[start:end], literal, first=not ids)
+            ids += got
+            offsets += [(start, end)] * len(got) if literal else [(a + start, b + start) for a, b in spans]
+        return ids, offsets
+
+    def _pieces(self, text: str, cuts: list[int]) -> list[tuple[int, int, bool]]:
+        """(start, end, literal) runs of a text; the markers themselves belong to none."""
+        open_, close = markers()
+        if not cuts and open_ not in text:
+            return [(0, len(text), False)]
+        pieces, start, literal = [], 0, False
+        for i, char in enumerate(text):
+            if char in (open_, close) or i in cuts:
+                if i > start:
+                    pieces.append((start, i, literal))
+                start = i + 1 if char in (open_, close) else i
+                literal = char == open_ if char in (open_, close) else literal
+        if start < len(text):
+            pieces.append((start, len(text), literal))
+        return pieces
+
+    def _piece(self, piece: str, literal: bool, first: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        options = {"add_special_tokens": False, "return_offsets_mapping": True, "split_special_tokens": literal}
+        if not first:
+            # a leading newline keeps SentencePiece from putting its start-of-text space before a piece
+            out = self.tokenizer("\n" + piece, **options)
+            n = len(self._newline)
+            if out["input_ids"][:n] == self._newline:
+                return out["input_ids"][n:], [(a - 1, b - 1) for a, b in out["offset_mapping"][n:]]
+        out = self.tokenizer(piece, **options)
+        return out["input_ids"], [tuple(o) for o in out["offset_mapping"]]

@@ -1,0 +1,115 @@
+"""Measure a model on held-out rows: loss over supervised tokens, generated answers, text metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .collators.base import Collator
+from .objective import supervised_loss
+
+
+@dataclass
+class Evaluator:
+    """The held-out rows and how they are measured; the same for base and tuned model, during and after training.
+
+    rows: a sequence of samples. generation: GenerationConfig's keys. batch_size: rows at once when generating,
+    loss_batch_size when computing the loss.
+    """
+
+    rows: Sequence[Any]
+    collator: Collator
+    generation: dict[str, Any]
+    batch_size: int = 16
+    loss_batch_size: int = 16
+    progress: bool = True
+
+    def loss(self, model: Any) -> float:
+        """Mean loss of a supervised token over all rows (each token counts once, whatever its row or batch)."""
+        import torch
+
+        total, count = 0.0, 0
+        with torch.no_grad(), evaluating(model):
+            for batch in self._batches(self.rows, self.loss_batch_size, "loss"):
+                loss, n = supervised_loss(model, to_device(self.collator(batch), model.device))
+                total, count = total + loss.item(), count + int(n)
+        return total / max(count, 1)
+
+    def generate(self, model: Any, rows: Sequence[Any] | None = None) -> list[str]:
+        """The model's own answers to the rows' prompts, one text a row."""
+        import torch
+
+        texts: list[str] = []
+        settings = self.generation_config()
+        with torch.no_grad(), evaluating(model):
+            for batch in self._batches(self.rows if rows is None else rows, self.batch_size, "answers"):
+                inputs = to_device(self.collator.prompt(batch), model.device)
+                ids = model.generate(**inputs, generation_config=settings)
+                texts += self.collator.decode(ids[:, inputs["input_ids"].shape[1] :])
+        return texts
+
+    def generation_config(self) -> Any:
+        from transformers import GenerationConfig
+
+        return GenerationConfig(
+            **self.generation, eos_token_id=self.collator.end_ids, pad_token_id=self.collator.tokenizer.pad_token_id, use_cache=True
+        )
+
+    def measure(self, model: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """(metrics over all rows, one record a row) of generated answers."""
+        from . import metrics
+
+        texts = self.generate(model)
+        references = [list(sample.references) for sample in self.rows]
+        return metrics.compute(texts, references), [self.record(i, s, t) for i, (s, t) in enumerate(zip(self.rows, texts, strict=True))]
+
+    def record(self, index: int, sample: Any, text: str) -> dict[str, Any]:
+        """One row of eval/*.jsonl."""
+        from . import metrics
+
+        return {
+            "index": index, "id": sample.id, "root": sample.root, "images": list(sample.images), "prompt": sample.prompt_text,
+            "references": list(sample.references), "prediction": text, "metrics": metrics.per_sample(text, list(sample.references)),
+        }
+
+    def _batches(self, rows: Sequence[Any], size: int, what: str) -> Any:
+        from tqdm import tqdm
+
+        starts = range(0, len(rows), size)
+        for start in tqdm(starts, desc=what, leave=False, disable=not self.progress or len(starts) < 2):
+            yield [rows[i] for i in range(start, min(start + size, len(rows)))]
+
+
+class evaluating:
+    """`with evaluating(model)`: eval mode inside, the former mode again behind it."""
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def __enter__(self) -> None:
+        self.was_training = self.model.training
+        self.model.eval()
+
+    def __exit__(self, *_: Any) -> None:
+        if self.was_training:
+            self.model.train()
+
+
+def to_device(batch: dict[str, Any], device: Any) -> dict[str, Any]:
+    return {k: v.to(device) if hasattr(v, "to") else v for k, v in batch.items()}
+
+
+class Subset(Sequence):
+    """The first `n` rows of a split (null: all), without reading them."""
+
+    def __init__(self, rows: Sequence[Any], n: int | None):
+        self.rows, self.n = rows, len(rows) if n is None else min(n, len(rows))
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> Any:
+        if not -self.n <= index < self.n:
+            raise IndexError(index)
+        return self.rows[index % self.n]

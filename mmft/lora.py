@@ -1,0 +1,192 @@
+"""LoRA as plan, attach, report: what will be adapted is decided and checked on a model without weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .config import arguments, nearest
+from .errors import UserError
+from .fields import lora_config
+from .models.parts import PARTS, part_of, size
+
+SCOPES = {"language": {"language"}, "vision": {"vision"}, "all": set(PARTS)}
+
+
+@dataclass
+class Plan:
+    """What will be trained. `settings` are LoraConfig's keys as given; `adapted` maps module name -> part."""
+
+    method: str  # "lora" or "full"
+    scope: str
+    settings: dict[str, Any]
+    adapted: dict[str, str] = field(default_factory=dict)
+    linear: dict[str, int] = field(default_factory=dict)  # part -> number of linear layers there are
+
+
+def plan(skeleton: Any, settings: dict[str, Any]) -> Plan:
+    """Decide on a model (weights not needed) which modules get an adapter. Errors raised: UserError.
+
+    A list of names is anchored to `scope`: LLaVA's q_proj is then the language model's and not CLIP's. A name that lies
+    nowhere, or only outside the scope, is an error; so is a regular expression that reaches outside it.
+    """
+    import torch
+
+    settings = {k: v for k, v in settings.items() if k != "scope"} | {"scope": settings.get("scope", "language")}
+    scope = settings.pop("scope")
+    if scope not in SCOPES:
+        raise UserError(f"lora.scope={scope}: no such scope.{nearest(str(scope), SCOPES)} There are: {', '.join(SCOPES)}.")
+    layers = {n: part_of(n) for n, m in skeleton.named_modules() if isinstance(m, torch.nn.Linear)}
+    linear = {part: sum(p == part for p in layers.values()) for part in PARTS}
+    if settings.get("r") is None:
+        extra = sorted(k for k, v in settings.items() if v is not None)
+        if extra:
+            raise UserError(f"lora.{extra[0]}: without lora.r the whole model is trained, and this key has no effect; set lora.r or drop it")
+        return Plan("full", scope, {}, {}, linear)
+    if not isinstance(settings["r"], int) or settings["r"] < 1:
+        raise UserError(f"lora.r={settings['r']}: must be a whole number above 0 (lora=none trains the whole model)")
+    names = _targets(settings.get("target_modules"), layers, SCOPES[scope], scope)
+    names -= _excluded(settings.get("exclude_modules"), names)
+    names = _layers(settings.get("layers_to_transform"), names)
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern in settings.get(key) or {}:
+            if not any(re.match(rf"(.*\.)?({pattern})$", n) for n in names):  # peft's own matching rule
+                raise UserError(f"lora.{key}.{pattern}: matches none of the {len(names)} adapted modules.{_leaf_hint(pattern, names)}")
+    modules = [n for n, _ in skeleton.named_modules() if n]
+    for name in settings.get("modules_to_save") or []:
+        if not any(n == name or n.endswith(f".{name}") for n in modules):
+            raise UserError(f"lora.modules_to_save: the model has no module {name}.{_leaf_hint(name, modules)}")
+    return Plan("lora", scope, settings, {n: layers[n] for n in sorted(names)}, linear)
+
+
+def _targets(wanted: Any, layers: dict[str, str], parts: set[str], scope: str) -> set[str]:
+    inside = {n for n, part in layers.items() if part in parts}
+    if wanted == "all-linear":
+        return {n for n in inside if n.split(".")[-1] != "lm_head"}
+    if isinstance(wanted, str):
+        try:
+            found = {n for n in layers if re.fullmatch(wanted, n)}
+        except re.error as error:
+            raise UserError(f"lora.target_modules={wanted!r} is not a regular expression: {error}") from None
+        if not found:
+            raise UserError(f"lora.target_modules={wanted!r} matches no linear layer.{_leaf_hint(wanted, layers)}")
+        for name in sorted(found - inside):
+            raise UserError(f"lora.target_modules={wanted!r} reaches {name} in the {layers[name]} part, outside lora.scope={scope}; narrow it or widen the scope")
+        return found
+    if not wanted:
+        raise UserError("lora.target_modules: name the layers to adapt, e.g. [q_proj, v_proj], or all-linear")
+    chosen: set[str] = set()
+    for target in wanted:
+        found = {n for n in layers if n == target or n.endswith(f".{target}")}
+        if not found:
+            raise UserError(f"lora.target_modules: no linear layer is called {target}.{_leaf_hint(target, layers)}")
+        if not found & inside:
+            where = ", ".join(sorted({layers[n] for n in found}))
+            raise UserError(f"lora.target_modules: {target} lies only in the {where} part, outside lora.scope={scope}; use lora.scope=all or drop it")
+        chosen |= found & inside
+    return chosen
+
+
+def _excluded(wanted: Any, names: set[str]) -> set[str]:
+    if not wanted:
+        return set()
+    if isinstance(wanted, str):
+        found = {n for n in names if re.fullmatch(wanted, n)}
+    else:
+        found = {n for n in names if any(n == w or n.endswith(f".{w}") for w in wanted)}
+    if not found:
+        raise UserError(f"lora.exclude_modules={wanted}: excludes none of the {len(names)} targets.{_leaf_hint(str(wanted), names)}")
+    return found
+
+
+def _layers(wanted: Any, names: set[str]) -> set[str]:
+    if wanted is None:
+        return names
+    indices = {wanted} if isinstance(wanted, int) else set(wanted)
+    there = {int(p) for n in names for p in n.split(".") if p.isdigit()}
+    if indices - there:
+        raise UserError(f"lora.layers_to_transform: there is no layer {min(indices - there)}; layers go from {min(there)} to {max(there)}")
+    return {n for n in names if any(p.isdigit() and int(p) in indices for p in n.split("."))}
+
+
+def _leaf_hint(word: str, names: Iterable[str]) -> str:
+    leaves = sorted({n.split(".")[-1] for n in names if not n.split(".")[-1].isdigit()})
+    return nearest(word, leaves) or f" There are: {', '.join(leaves[:12])}."
+
+
+def target_pattern(names: Iterable[str]) -> str:
+    """One anchored regular expression for a set of module names, layer numbers written as `\\d+` where all are meant."""
+    names = set(names)
+    loose = {re.sub(r"\.\d+(?=\.)", r".<n>", n) for n in names}
+    pattern = "|".join(sorted(re.escape(n).replace("<n>", r"\d+") for n in loose))
+    return pattern
+
+
+def attach(model: Any, plan: Plan) -> Any:
+    """The model with its adapter (PeftModel), or itself with the parts of `scope` trainable. Errors raised: UserError."""
+    if plan.method == "full":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(part_of(name) in SCOPES[plan.scope])
+        return model
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    settings = {k: v for k, v in plan.settings.items() if v is not None}
+    settings = arguments(settings, lora_config())
+    pattern = target_pattern(plan.adapted)
+    everywhere = {n for n, _ in model.named_modules() if re.fullmatch(pattern, n)}
+    # layers_to_transform and exclude_modules are already in the plan; a list of full names says it exactly
+    settings["target_modules"] = pattern if everywhere == set(plan.adapted) else sorted(plan.adapted)
+    for done in ("layers_to_transform", "exclude_modules"):
+        settings.pop(done, None)
+    try:
+        peft_model = get_peft_model(model, LoraConfig(**settings))
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"lora: peft refuses these settings: {' '.join(str(error).split())[:300]}") from None
+    got = {n.removeprefix("base_model.model.") for n, m in peft_model.named_modules() if isinstance(m, BaseTunerLayer)}
+    if got != set(plan.adapted):
+        odd = sorted(got ^ set(plan.adapted))
+        raise UserError(f"lora: peft adapted {len(got)} modules where {len(plan.adapted)} were planned, e.g. {odd[0]}")
+    for parameter in peft_model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # half-precision trained copies lose small steps (modules_to_save)
+    return peft_model
+
+
+def report(model: Any, plan: Plan) -> dict[str, Any]:
+    """The table of what is trained, by part (the run's lora_plan.json)."""
+    from peft.tuners.lora import LoraLayer
+
+    ranks: dict[str, set] = {}
+    scales: dict[str, set] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            ranks.setdefault(part_of(name), set()).update(module.r.values())
+            scales.setdefault(part_of(name), set()).update(module.scaling.values())
+    rows = []
+    for part in PARTS:
+        own = [(p, size(p)) for n, p in model.named_parameters() if part_of(n) == part and ".original_module." not in n]
+        if not own:
+            continue
+        scale = sorted(scales.get(part, ()))
+        rows.append(
+            {
+                "part": part,
+                "modules": sum(p == part for p in plan.adapted.values()),
+                "linear": plan.linear.get(part, 0),
+                "r": ", ".join(map(str, sorted(ranks.get(part, ())))),
+                "scale": scale[0] if len(scale) == 1 else None if not scale else scale[-1],
+                "trainable": sum(n for p, n in own if p.requires_grad),
+                "total": sum(n for _, n in own),
+            }
+        )
+    return {
+        "method": plan.method,
+        "scope": plan.scope,
+        "rows": rows,
+        "trainable_parameters": sum(r["trainable"] for r in rows),
+        "total_parameters": sum(r["total"] for r in rows),
+        "modules_to_save": list(plan.settings.get("modules_to_save") or []),
+    }

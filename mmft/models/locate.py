@@ -1,0 +1,100 @@
+"""From `model.path` to a local folder and the exact revision it holds: built-in, local, Hugging Face or ModelScope."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import nearest
+from ..errors import UserError
+
+HUBS = ("huggingface", "modelscope")
+# Weights come as safetensors only: a pickle from a hub can run code.
+PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+
+
+@dataclass(frozen=True)
+class Located:
+    """`folder` holds the files; `path`, `hub`, `revision` say what they are (recorded in env.json)."""
+
+    path: str
+    folder: Path
+    hub: str
+    revision: str
+
+
+def locate(path: str, hub: str, revision: str | None) -> Located:
+    """Find or download a model. `mmft:NAME` is a model shipped with mmft. Errors raised: UserError."""
+    if path.startswith("mmft:"):
+        folder = Path(__file__).resolve().parent.parent / "assets" / path.removeprefix("mmft:")
+        if not folder.is_dir():
+            raise UserError(f"model.path={path}: mmft ships no such model.{nearest(folder.name, [f.name for f in folder.parent.iterdir()])}")
+        return Located(path, folder, "mmft", local_revision(folder))
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"model.path={path}: this folder has no config.json, so it is not a saved model")
+        return Located(path, folder.resolve(), "local", local_revision(folder))
+    looks_local = path.startswith((".", "/", "~")) or "\\" in path or path.count("/") != 1
+    if looks_local:
+        raise UserError(f"model.path={path}: no such folder, and not a hub id of the form organisation/name")
+    if hub not in HUBS:
+        raise UserError(f"model.hub={hub}: no such hub.{nearest(hub, HUBS)} There are: {', '.join(HUBS)}.")
+    return _huggingface(path, revision) if hub == "huggingface" else _modelscope(path, revision)
+
+
+def local_revision(folder: Path) -> str:
+    """sha256 over the names and contents of a local model's files (`sha256:...`); weights count whole."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and any(file.match(p) for p in PATTERNS):
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _huggingface(path: str, revision: str | None) -> Located:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    try:
+        try:  # the branch is resolved to a commit first, so that what is recorded is what was loaded
+            sha = HfApi().model_info(path, revision=revision).sha
+        except (OfflineModeIsEnabled, ConnectionError):
+            sha = None
+        folder = Path(snapshot_download(path, revision=sha or revision, allow_patterns=PATTERNS))
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"model.path={path}: the Hugging Face hub has no such model, or it needs a login (huggingface-cli login);"
+            " model.hub=modelscope looks at ModelScope instead"
+        ) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise UserError(f"model.path={path}: could not be downloaded: {_first_line(error)} (a mirror: HF_ENDPOINT; {_hint(path)})") from None
+    return Located(path, folder, "huggingface", sha or folder.name)
+
+
+def _modelscope(path: str, revision: str | None) -> Located:
+    try:
+        from modelscope import snapshot_download
+
+        folder = Path(snapshot_download(path, revision=revision, allow_patterns=PATTERNS))
+    except Exception as error:  # modelscope raises requests', its own and builtin kinds alike
+        raise UserError(f"model.path={path}: could not be downloaded from ModelScope: {_first_line(error)} ({_hint(path)})") from None
+    # ModelScope's API gives no commit for a branch: the contents themselves are the identity.
+    return Located(path, folder, "modelscope", local_revision(folder))
+
+
+def _hint(path: str) -> str:
+    return f"or download it by hand and give the folder: model.path=./{path.split('/')[-1]}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes")

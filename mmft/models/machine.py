@@ -1,0 +1,83 @@
+"""What this machine can do: device, dtype and quantisation, each choice with the reason that is printed."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from ..config import nearest
+from ..errors import UserError
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "bfloat16": "bfloat16", "float16": "float16", "float32": "float32"}
+
+
+def choose_device(wanted: str) -> str:
+    """`auto` -> cuda, mps or cpu, whichever is there first. Errors raised: UserError for a device that is not."""
+    import torch
+
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return next(name for name, there in has.items() if there)
+    kind = wanted.split(":")[0]
+    if kind not in has:
+        raise UserError(f"model.device={wanted}: no such device.{nearest(kind, has)} There are: auto, {', '.join(has)}.")
+    if not has[kind]:
+        raise UserError(f"model.device={wanted}: torch sees no {kind} device here; use model.device=auto")
+    return wanted
+
+
+def choose_dtype(wanted: str, device: str, full_training: bool) -> tuple[Any, str]:
+    """(torch dtype of the base weights, the reason). `auto`: bf16 where the GPU computes it, else fp16; fp32 on a CPU.
+
+    Weights that are themselves trained (`full_training`) stay fp32: steps of 1e-4 vanish in a bf16 weight.
+    """
+    import torch
+
+    if wanted != "auto":
+        if wanted not in DTYPES:
+            raise UserError(f"model.dtype={wanted}: no such dtype.{nearest(wanted, DTYPES)} There are: auto, bf16, fp16, fp32.")
+        return getattr(torch, DTYPES[wanted]), "as asked"
+    if full_training:
+        return torch.float32, "the weights themselves are trained"
+    if device.startswith("cuda"):
+        if torch.cuda.is_bf16_supported():
+            return torch.bfloat16, "this GPU computes bf16"
+        return torch.float16, "this GPU has no bf16"
+    return torch.float32, "exact and fastest without a GPU"
+
+
+def choose_quantization(wanted: dict | None, device: str) -> tuple[Any | None, str]:
+    """(BitsAndBytesConfig or None, one line when the machine cannot do what was asked)."""
+    wanted = {k: v for k, v in (wanted or {}).items() if v is not None}
+    bits = [k for k in ("load_in_8bit", "load_in_4bit") if wanted.get(k)]
+    if not bits:
+        return None, ""
+    if len(bits) == 2:
+        raise UserError("model.quantization: load_in_8bit and load_in_4bit exclude each other; keep one")
+    reason = _why_not(device)
+    if reason:
+        return None, f"{bits[0]} is not possible here ({reason}); loading unquantised weights instead"
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(**wanted), ""
+
+
+def _why_not(device: str) -> str:
+    if device.startswith("mps"):
+        return "bitsandbytes has no kernels for mps"
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return "bitsandbytes is not installed; pip install bitsandbytes"
+    try:
+        import bitsandbytes  # noqa: F401  # it fails at import on platforms without a library of its own
+    except Exception as error:
+        return f"bitsandbytes does not load: {str(error).splitlines()[0]}"
+    return ""
+
+
+def mixed_precision(dtype: Any, device: str, full_training: bool) -> dict[str, bool]:
+    """TrainingArguments' bf16/fp16 that fit the base's dtype: adapters are fp32, so half weights need autocast."""
+    import torch
+
+    if full_training and device.startswith("cuda") and dtype == torch.float32:
+        return {"bf16": torch.cuda.is_bf16_supported(), "fp16": False}
+    return {"bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16}

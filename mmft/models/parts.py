@@ -1,0 +1,36 @@
+"""Which part of a vision-language model a module belongs to: vision, connector, qformer, language."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PARTS = ("vision", "connector", "qformer", "language", "other")
+
+# Names that transformers' models give their parts. Earlier entries win, since a connector may lie inside the tower
+# (Qwen2-VL's `visual.merger`).
+NAMES = {
+    "connector": ("multi_modal_projector", "connector", "merger", "merger_list", "deepstack_merger_list", "language_projection"),
+    "qformer": ("qformer", "query_tokens"),
+    "vision": ("visual", "vision_tower", "vision_model", "vision_encoder", "image_tower"),
+    "language": ("language_model", "text_model", "lm_head", "embed_tokens", "output_projection"),
+}
+
+
+def part_of(name: str) -> str:
+    """The part of a module or parameter, by its dotted name."""
+    pieces = set(name.split("."))
+    return next((part for part, names in NAMES.items() if not pieces.isdisjoint(names)), "other")
+
+
+def parameter_counts(model: Any) -> dict[str, int]:
+    """part -> number of parameters (4-bit weights count as the weights they hold)."""
+    counts = dict.fromkeys(PARTS, 0)
+    for name, parameter in model.named_parameters():
+        counts[part_of(name)] += size(parameter)
+    return {part: n for part, n in counts.items() if n}
+
+
+def size(parameter: Any) -> int:
+    """Number of weights in a parameter; bitsandbytes packs two 4-bit weights in a byte."""
+    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    return int(shape.numel()) if shape is not None else parameter.numel()

@@ -1,0 +1,42 @@
+"""The loss: cross-entropy of the supervised tokens, with logits computed only where there is one."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from .collators.base import IGNORE
+
+
+def supervised_loss(model: Any, batch: dict[str, Any], label_smoothing: float = 0.0) -> tuple[Any, Any]:
+    """(sum of the loss over supervised tokens, their number), both 0-d tensors.
+
+    The token at position i is predicted from position i-1, so logits are kept where the NEXT label is one. The language
+    head then sees n supervised positions instead of B x S: (n, V) logits. A model that takes no `logits_to_keep` gives
+    all logits, and the same positions are picked from them.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    inputs = {k: v for k, v in batch.items() if k not in ("labels", "row_ids")}
+    labels = batch["labels"]
+    keep = torch.zeros_like(labels, dtype=torch.bool)
+    keep[:, :-1] = labels[:, 1:] != IGNORE
+    targets = labels[:, 1:][keep[:, :-1]]
+    options = {"logits_to_keep": keep} if takes_logits_to_keep(model) else {}
+    logits = model(**inputs, use_cache=False, **options).logits
+    if logits.dim() == 3:
+        logits = logits[keep]
+    if logits.shape[0] != targets.shape[0]:
+        raise RuntimeError(f"{type(model).__name__} gave {logits.shape[0]} logits for {targets.shape[0]} supervised tokens")
+    loss = F.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum", label_smoothing=label_smoothing)
+    return loss, keep.sum()
+
+
+def takes_logits_to_keep(model: Any) -> bool:
+    """Whether the model under adapters and wrappers hands `logits_to_keep` to its language head."""
+    inner = getattr(model, "module", model)  # DistributedDataParallel
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    parameters = inspect.signature(type(inner).forward).parameters
+    # BLIP-2 takes **kwargs and forwards them to its language model as long as no labels are passed
+    return "logits_to_keep" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

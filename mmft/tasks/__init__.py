@@ -1,0 +1,1 @@
+"""One verb a file; a task is called with the composed config."""
