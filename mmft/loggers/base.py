@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .hardware import hardware
+from .hardware import Hardware
 
 
 @dataclass(kw_only=True)
@@ -20,6 +20,7 @@ class Logger:
     """
 
     hardware: bool = True  # add hardware/* to the scalars, once a step
+    _sampler: Hardware = field(default_factory=Hardware, init=False, repr=False)
     _off: bool = field(default=False, init=False, repr=False)
     _measured: int | None = field(default=None, init=False, repr=False)
 
@@ -35,7 +36,7 @@ class Logger:
         kept = {k: float(v) for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
         if self.hardware and not self._off and self._measured != step:
             self._measured = step
-            kept |= {f"hardware/{k}": v for k, v in hardware().items()}
+            kept |= {f"hardware/{k}": v for k, v in self._sampler.read().items()}
         if kept:
             self._guard(self.write_scalars, int(step), kept)
 

@@ -3,37 +3,42 @@
 from __future__ import annotations
 
 import sys
+import time
 from functools import lru_cache
 
-
-def hardware() -> dict[str, float]:
-    """Readings by name: rss_mb (this process's memory), cpu_percent (of all cores, since the last call); with a CUDA
-    GPU also gpu_memory_mb and gpu_peak_memory_mb (of this process, as PyTorch counts), gpu_percent and
-    gpu_used_mb (of the whole device, through nvidia-ml-py). MiB and percent. What cannot be read is left out.
-    """
-    return {**_process(), **_gpu()}
+# Processor time is counted in ticks of 10 ms: a share over less than this is noise.
+SHORTEST_INTERVAL = 0.2
 
 
-@lru_cache(maxsize=None)
-def _this_process():
-    import psutil
+class Hardware:
+    """Takes readings; the processor's share is that of the time since the reading before."""
 
-    process = psutil.Process()
-    process.cpu_percent()  # the first call only starts the clock and returns 0
-    return process
+    def __init__(self) -> None:
+        self._since: tuple[float, float] | None = None
+        self._cpu: dict[str, float] = {}
 
+    def read(self) -> dict[str, float]:
+        """Readings by name, MiB and percent: rss_mb (this process's memory), cpu_percent (of all cores, by this process);
+        with a CUDA GPU also gpu_memory_mb and gpu_peak_memory_mb (of this process, as PyTorch counts), gpu_percent
+        and gpu_used_mb (of the whole device, through nvidia-ml-py). What cannot be read is left out.
+        """
+        return {**self._process(), **_gpu()}
 
-def _process() -> dict[str, float]:
-    try:
-        import psutil
+    def _process(self) -> dict[str, float]:
+        try:
+            import psutil
 
-        process = _this_process()
-        return {
-            "rss_mb": process.memory_info().rss / 2**20,
-            "cpu_percent": process.cpu_percent() / (psutil.cpu_count() or 1),
-        }
-    except Exception:
-        return {}
+            process = psutil.Process()
+            times, now = process.cpu_times(), time.monotonic()
+            used = times.user + times.system
+            if self._since is None:
+                self._since = (now, used)
+            elif now - self._since[0] >= SHORTEST_INTERVAL:
+                share = 100 * (used - self._since[1]) / (now - self._since[0])
+                self._since, self._cpu = (now, used), {"cpu_percent": share / (psutil.cpu_count() or 1)}
+            return {"rss_mb": process.memory_info().rss / 2**20, **self._cpu}
+        except Exception:
+            return {}
 
 
 def _gpu() -> dict[str, float]:

@@ -94,9 +94,12 @@ class SwanLab(Logger):
         run, self._run = self._run, None
         if run is None:
             return
-        states = {"done": ("success", None), "interrupted": ("aborted", "interrupted")}
-        state, error = states.get(status, ("crashed", status))
-        run.finish(state=state, error=error)
+        if status in ("done", "finished", "complete", "completed", "success"):
+            run.finish(state="success")
+        elif status in ("interrupted", "aborted"):
+            run.finish(state="aborted", error=status)
+        else:
+            run.finish(state="crashed", error=status)
 
 
 def without_secrets(value: Any, key: str = "") -> Any:
