@@ -41,6 +41,7 @@ def quiet_libraries() -> None:
     log = logging.getLogger("mmft")
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks of missing optional kernels at every import
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer has been used
 
 
@@ -49,8 +50,7 @@ def through_hydra(command: cli.Command) -> int:
     import hydra
 
     overrides = config.normalise(command.overrides)
-    if not command.multirun:
-        config.compose(command.overrides, command.config_dir, command.config_name)
+    config.check_sweep(command.overrides, command.config_dir, command.config_name)
     sys.argv = ["mmft", *command.hydra, *overrides]
     if command.config_dir:
         sys.argv += ["--config-dir", command.config_dir]

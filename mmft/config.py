@@ -70,6 +70,24 @@ def compose(overrides: list[str], config_dir: str | None = None, config_name: st
     return cfg
 
 
+def check_sweep(overrides: list[str], config_dir: str | None, config_name: str) -> None:
+    """Compose and check every value of a sweep once (the other swept keys at their first value). Errors raised: UserError."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    choices = []
+    for word in overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(word)
+            choices.append(list(parsed.sweep_string_iterator()) if parsed.is_sweep_override() else [])
+        except Exception:  # an unreadable word is answered by compose; an interval has no list of values
+            choices.append([])
+    first = [f"{w.split('=', 1)[0]}={c[0]}" if c else w for w, c in zip(overrides, choices, strict=True)]
+    compose(first, config_dir, config_name)
+    for i, values in enumerate(choices):
+        for value in values[1:]:
+            compose([*first[:i], f"{overrides[i].split('=', 1)[0]}={value}", *first[i + 1 :]], config_dir, config_name)
+
+
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     cause = error.__cause__
@@ -98,8 +116,10 @@ def _check_words(overrides: list[str], options: dict[str, list[str]]) -> None:
             override = OverridesParser.create().parse_override(word)
         except Exception:
             raise UserError(
-                f"{word!r} cannot be read as key=value; quote it if the value holds spaces or commas: 'key=\"a, b\"'"
+                f"{word.lstrip('+')!r} cannot be read as key=value; quote it if the value holds spaces or commas: 'key=\"a, b\"'"
             ) from None
+        if override.is_sweep_override():
+            raise UserError(f"{word.lstrip('+')} holds several values: add -m to run each of them, or write a list as [a,b]")
         key = override.key_or_group
         if key.startswith("hydra") or override.is_delete():
             continue
@@ -107,7 +127,7 @@ def _check_words(overrides: list[str], options: dict[str, list[str]]) -> None:
         if head not in known:
             if word.lstrip("+").startswith(f"{head}.") or not override.is_add():
                 raise UserError(f"{key}: no such key.{nearest(head, known)} `mmft --help` lists the groups and keys.")
-        elif key in options and not override.is_sweep_override():
+        elif key in options:
             values = override.value()
             for value in values if isinstance(values, list) else [values]:
                 if value is not None and str(value) not in options[key]:
@@ -147,7 +167,8 @@ def _check_keys(section: str, node: dict, known: dict[str, str]) -> None:
         if key not in known:
             if section == "trainer" and key in fields.MANAGED_TRAINING_ARGUMENTS:
                 raise UserError(f"{name}: mmft sets this itself (seed=..., output_dir=... and logger=... are at the top level)")
-            raise UserError(f"{name}: no such key.{nearest(str(key), known)}")
+            hint = nearest(str(key), known)
+            raise UserError(f"{name}: no such key.{hint.replace('mean ', f'mean {section}.') if section else hint}")
         _check_value(name, value, known[key])
 
 

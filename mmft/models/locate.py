@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,20 +58,26 @@ def local_revision(folder: Path) -> str:
 
 def _huggingface(path: str, revision: str | None) -> Located:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         try:  # the branch is resolved to a commit first, so that what is recorded is what was loaded
             sha = HfApi().model_info(path, revision=revision).sha
-        except (OfflineModeIsEnabled, ConnectionError):
+        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
+            raise
+        except Exception:  # no connection, in whatever form the client reports it: the local cache may hold the model
             sha = None
         folder = Path(snapshot_download(path, revision=sha or revision, allow_patterns=PATTERNS))
+    except GatedRepoError:
+        raise UserError(f"model.path={path}: this model asks for an agreement on its page, then for a login (hf auth login)") from None
+    except RevisionNotFoundError:
+        raise UserError(f"model.revision={revision}: {path} has no such branch, tag or commit") from None
     except RepositoryNotFoundError:
         raise UserError(
-            f"model.path={path}: the Hugging Face hub has no such model, or it needs a login (huggingface-cli login);"
+            f"model.path={path}: the Hugging Face hub has no such model, or hides it from you (hf auth login);"
             " model.hub=modelscope looks at ModelScope instead"
         ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except Exception as error:  # requests', httpx's, the hub's and the system's kinds alike
         raise UserError(f"model.path={path}: could not be downloaded: {_first_line(error)} (a mirror: HF_ENDPOINT; {_hint(path)})") from None
     return Located(path, folder, "huggingface", sha or folder.name)
 
@@ -94,7 +99,3 @@ def _hint(path: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes")
