@@ -30,11 +30,11 @@ SAMPLE_METRICS = ("exact_match", "exact_match_normalized", "contains", "token_f1
 METRICS = ("exact_match", "exact_match_normalized", "contains", "token_f1", "vqa_accuracy", "bleu4", "rouge_l", "cider")
 
 # Han (with extensions, and the iteration and zero signs), hiragana, katakana. Korean and Thai are left alone.
-_CJK = "\u3005\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_CJK_CHARACTER = re.compile(f"([{_CJK}])")
+CJK = "\u3005\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_CJK_CHARACTER = re.compile(f"([{CJK}])")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 # VQA's own list of number words, which its evaluation reads as digits.
-_NUMBER_WORDS = {w: str(n) for n, w in enumerate("zero one two three four five six seven eight nine ten".split())} | {"none": "0"}
+_NUMBER_WORDS = {w: str(n) for n, w in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])} | {"none": "0"}
 
 
 def compute(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -47,7 +47,7 @@ def compute(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> 
         raise UserError(f"metrics: {len(predictions)} predictions for {len(references)} lists of references")
     if not predictions:
         raise UserError("metrics: no predictions to measure; is the evaluation split empty?")
-    rows = [per_sample(p, r, where=f"sample {i}") for i, (p, r) in enumerate(zip(predictions, references))]
+    rows = [per_sample(p, r, where=f"sample {i}") for i, (p, r) in enumerate(zip(predictions, references, strict=True))]
     scores = {name: sum(row[name] for row in rows) / len(rows) for name in SAMPLE_METRICS}
     cut = [tokenise(p) for p in predictions]
     cut_references = [[tokenise(r) for r in refs] for refs in references]
@@ -128,8 +128,8 @@ _DOTTED = r"(?:[^\W\d_]\.){2,}|(?:mr|mrs|ms|dr|st|vs|jr|sr)\.(?!\w)"  # u.s. a.m
 _SPLIT_WORDS = re.compile(r"\b(can)(not)\b|\b(gon|wan)(na)\b|\b(got)(ta)\b")
 _CONTRACTION = re.compile(r"(?<=\w)(n't|'(?:s|re|ve|ll|d|m))(?!\w)")
 _TOKEN = re.compile(
-    rf"[{_CJK}]|{_DOTTED}|n't(?!\w)|'(?:s|re|ve|ll|d|m)(?!\w)"
-    rf"|[^\W{_CJK}]+(?:(?:[-/&'@]|(?<=\d)[.,:](?=\d))[^\W{_CJK}]+)*|[^\w\s]"
+    rf"[{CJK}]|{_DOTTED}|n't(?!\w)|'(?:s|re|ve|ll|d|m)(?!\w)"
+    rf"|[^\W{CJK}]+(?:(?:[-/&'@]|(?<=\d)[.,:](?=\d))[^\W{CJK}]+)*|[^\w\s]"
 )
 _KEPT = set("&%#@/*")  # punctuation that the Treebank tokeniser keeps as words; $ + = are symbols and stay anyway
 

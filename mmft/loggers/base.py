@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,10 +50,8 @@ class Logger:
         """End the run: "done", or what ended it. A logger that failed is closed too."""
         self._off, was_off = False, self._off
         if was_off:
-            try:
+            with contextlib.suppress(Exception):  # it has said that it failed
                 self.close(status)
-            except Exception:  # it has said that it failed
-                pass
         else:
             self._guard(self.close, status)
         self._off = True

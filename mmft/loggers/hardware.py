@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from functools import lru_cache
+from functools import cache
 
 # Processor time is counted in ticks of 10 ms: a share over less than this is noise.
 SHORTEST_INTERVAL = 0.2
@@ -63,7 +63,7 @@ def _gpu() -> dict[str, float]:
     return readings
 
 
-@lru_cache(maxsize=None)
+@cache
 def _nvml_handle(uuid: str):
     """By uuid: CUDA's numbers follow CUDA_VISIBLE_DEVICES, the driver's do not."""
     import pynvml

@@ -43,7 +43,7 @@ def select(pairs: list[dict[str, Any]], limit: int = 24) -> list[dict[str, Any]]
     if len(pairs) <= limit:
         return [{**p, "why": ""} for p in pairs]
     f1 = [scores(p["tuned"]).get("token_f1", 0.0) for p in pairs]
-    gain = [f - scores(p["base"]).get("token_f1", 0.0) for f, p in zip(f1, pairs)]
+    gain = [f - scores(p["base"]).get("token_f1", 0.0) for f, p in zip(f1, pairs, strict=True)]
     third = max(1, limit // 3)
     order = range(len(pairs))
     chosen = {i: "largest gain" for i in sorted(order, key=lambda i: (-gain[i], -f1[i], i))[:third]}

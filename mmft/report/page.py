@@ -190,7 +190,10 @@ def shown_pictures(row: dict[str, Any], side: int, limit: int) -> dict[str, Any]
     names = [str(i) for i in row.get("images") or ()]
     opened = pictures.row_pictures({**row, "images": names[:limit]}, side)
     return {
-        "pictures": [{"name": n, "uri": p and pictures.data_uri(p), "small": p is not None and max(p.size) < pictures.SMALL} for n, p in zip(names, opened)],
+        "pictures": [
+            {"name": name, "uri": small and pictures.data_uri(small), "small": small is not None and max(small.size) < pictures.SMALL}
+            for name, small in zip(names[:limit], opened, strict=True)
+        ],
         "more": max(0, len(names) - limit),
     }
 

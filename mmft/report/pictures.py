@@ -7,7 +7,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-
 SMALL = 150  # pixels; shown enlarged, with hard edges
 
 
