@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 from dataclasses import dataclass, field
@@ -47,6 +48,9 @@ class SwanLab(Logger):
                 raise
             reason = " ".join(str(error).split())
             warn(f"SwanLab logs offline instead of online: {reason} Send the run later with `swanlab sync`.")
+            for left in (run_dir / "swanlab").glob("run-*"):
+                with contextlib.suppress(OSError):  # only the empty directory that the failed start made
+                    left.rmdir()
             self._run = self._init("offline", run_dir, name, config)
 
     def usable_mode(self) -> tuple[str, str]:

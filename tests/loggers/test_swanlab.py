@@ -61,6 +61,7 @@ def test_online_that_cannot_be_reached_goes_offline(make_logger, nobody, rows, t
 
     def init(**kwargs):  # the true client retries for ten seconds
         if kwargs["mode"] == "online":
+            (tmp_path / "run" / "swanlab" / "run-failed").mkdir()  # which it has made by then
             raise swanlab.exceptions.AuthenticationError("Failed to initialize the SwanLab client.")
         return real(**kwargs)
 
@@ -70,6 +71,7 @@ def test_online_that_cannot_be_reached_goes_offline(make_logger, nobody, rows, t
     assert capsys.readouterr().err.count("mmft: SwanLab logs offline instead of online: Failed to") == 1
     files = contents(tmp_path / "run")
     assert any(name.endswith(".swanlab") for name in files) and b"key-987654" not in b"".join(files.values())
+    assert not (tmp_path / "run" / "swanlab" / "run-failed").exists()
 
 
 def test_local_without_the_dashboard_goes_offline(make_logger, nobody, rows, tmp_path, capsys):
