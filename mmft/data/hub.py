@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ class HubDataset(Source):
     all, each kept as the split it is. revision: branch, tag or commit (null: the default branch).
     prompt: the user's words where no column has them.
 
-    Mirrors are chosen by HF_ENDPOINT and MODELSCOPE_ENDPOINT. With `limit`, rows are streamed and the rest is not downloaded.
+    Mirrors are chosen by HF_ENDPOINT and MODELSCOPE_ENDPOINT. With `limit`, rows of the
+    Hugging Face hub are streamed and the rest is not downloaded.
     """
 
     dataset: str
@@ -50,7 +52,7 @@ class HubDataset(Source):
 
     def rows(self) -> Iterator[Row | Bad]:
         sha = getattr(self, "_sha", None) or self.stamp()["revision"]
-        loaded = load(self.dataset, self.hub, self.subset, self.split, sha, streaming=self.limit is not None)
+        loaded = load(self.dataset, self.hub, self.subset, self.split, sha, streaming=self.hub == "huggingface" and self.limit is not None)
         for name, dataset in named_splits(loaded, self.split, self.dataset):
             yield from dataset_rows(dataset, name, self.columns, self.prompt, self.image_position, f"{self.dataset}/{name or self.split or 'train'}", fetch)
 
@@ -86,16 +88,17 @@ def _huggingface_sha(dataset: str, revision: str | None) -> str:
 
 
 def _modelscope_sha(dataset: str, revision: str | None) -> str:
-    """ModelScope's own loader takes branches and tags only, so the commit is recorded but the branch is what is loaded."""
+    """The branch or tag with a hash of its list of files: ModelScope gives no commit, and loads by branch or tag only."""
     from modelscope.hub.api import HubApi
 
     revision = revision or "master"
-    api = HubApi()
-    files = api.get_dataset_files(repo_id=dataset, revision=revision, recursive=True)
-    newest = [str(f.get("Sha256") or f.get("Revision") or f.get("Size")) for f in files if f.get("Type") != "tree"]
-    import hashlib
-
-    return f"{revision}@{hashlib.sha256(repr(sorted(newest)).encode()).hexdigest()[:16]}"
+    listed, page = [], 1
+    while files := HubApi().get_dataset_files(repo_id=dataset, revision=revision, recursive=True, page_number=page, page_size=500):
+        listed += [f"{f.get('Path')} {f.get('Sha256')} {f.get('Size')}" for f in files if f.get("Type") != "tree"]
+        page += 1
+        if len(files) < 500:
+            break
+    return f"{revision}@{hashlib.sha256(repr(sorted(listed)).encode()).hexdigest()[:16]}"
 
 
 def load(dataset: str, hub: str, subset: str | None, split: str | None, sha: str, streaming: bool = False) -> Any:
