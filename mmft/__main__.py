@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 
 from . import cli, config
 from .errors import UserError
+from .run import plain_name
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if command.hydra or command.multirun:
             return through_hydra(command)
-        run(config.compose(command.overrides, command.config_dir, command.config_name))
+        run(config.compose(command.overrides, command.config_dir, command.config_name), command.overrides)
     except UserError as error:
         return cli.fail(error)
     except KeyboardInterrupt:
@@ -29,9 +31,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def run(cfg) -> object:
+def run(cfg, overrides: list[str]) -> object:
+    """Call the config's task; `overrides` are the words that led to this config, recorded by tasks that make a run."""
     quiet_libraries()
-    return config.build(cfg.task)(cfg)
+    return config.build(cfg.task)(cfg, [word.lstrip("+") for word in overrides])
 
 
 def quiet_libraries() -> None:
@@ -41,6 +44,8 @@ def quiet_libraries() -> None:
     log = logging.getLogger("mmft")
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)
+    for library in ("transformers", "peft"):  # what they will rename one day is ours to follow, not the user's
+        warnings.filterwarnings("ignore", category=FutureWarning, module=library)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks of missing optional kernels at every import
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer has been used
 
@@ -48,10 +53,10 @@ def quiet_libraries() -> None:
 def through_hydra(command: cli.Command) -> int:
     """Sweeps and Hydra's own flags are Hydra's work; what it is given has been checked here first."""
     import hydra
+    from hydra.core.hydra_config import HydraConfig
 
-    overrides = config.normalise(command.overrides)
-    config.check_sweep(command.overrides, command.config_dir, command.config_name)
-    sys.argv = ["mmft", *command.hydra, *overrides]
+    swept = config.check_sweep(command.overrides, command.config_dir, command.config_name)
+    sys.argv = ["mmft", *command.hydra, *config.normalise(command.overrides)]
     if command.config_dir:
         sys.argv += ["--config-dir", command.config_dir]
     if command.multirun:
@@ -59,7 +64,12 @@ def through_hydra(command: cli.Command) -> int:
 
     def job(cfg) -> object:
         config.check(cfg)
-        return run(cfg)
+        words = [word.lstrip("+") for word in HydraConfig.get().overrides.task]
+        if cfg.run_dir is None:
+            # named by what differs between the runs, in characters that can be typed back as run=...
+            names = [plain_name(word.replace("=", "-")) for word in words if word.split("=", 1)[0] in swept]
+            cfg.run_dir = f"{HydraConfig.get().sweep.dir}/{'_'.join(names) or 'run'}"
+        return run(cfg, words)
 
     hydra.main(version_base="1.3", config_path=str(config.CONFIG_DIR), config_name=command.config_name)(job)()
     return 0

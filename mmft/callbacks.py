@@ -1,15 +1,19 @@
-"""What happens beside the steps: metrics.jsonl, the logger, sample answers while training."""
+"""What happens beside the steps: metrics.jsonl, the logger, sample answers while training, the progress shown."""
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
+import time
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
 
 from .evaluation import Evaluator
 from .run import Run
 
+log = logging.getLogger("mmft")
 
 class Recorder(TrainerCallback):
     """Writes every logged value to metrics.jsonl and hands it to the logger."""
@@ -38,3 +42,44 @@ class Samples(TrainerCallback):
             records = [self.evaluator.record(i, row, text) for i, (row, text) in enumerate(zip(self.rows, texts, strict=True))]
             self.run.append_line("eval/samples.jsonl", {"step": state.global_step, "samples": records})
             self.logger.samples(state.global_step, records, tag="training")
+
+
+class Progress(ProgressCallback):
+    """A bar with the time left and the last values on a terminal; one plain line for each log elsewhere."""
+
+    SHOWN = {"loss": "loss", "eval_loss": "eval loss", "eval_exact_match": "exact match", "learning_rate": "lr", "grad_norm": "|grad|"}
+
+    def __init__(self):
+        super().__init__()
+        self.terminal = sys.stderr.isatty()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.began = time.time()
+        if self.terminal:
+            super().on_train_begin(args, state, control, **kwargs)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.terminal:
+            super().on_step_end(args, state, control, **kwargs)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.terminal:
+            super().on_train_end(args, state, control, **kwargs)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        values = {name: f"{logs[key]:.4g}" for key, name in self.SHOWN.items() if isinstance((logs or {}).get(key), (int, float))}
+        if not values or not state.is_world_process_zero:
+            return
+        if self.terminal:
+            if self.training_bar is not None:
+                self.training_bar.set_postfix(values)
+            return
+        left = (time.time() - self.began) / max(state.global_step, 1) * (state.max_steps - state.global_step)
+        words = "  ".join(f"{name} {value}" for name, value in values.items())
+        log.info("step %*d/%d  %s  %s left", len(str(state.max_steps)), state.global_step, state.max_steps, words, clock(left))
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

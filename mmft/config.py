@@ -70,8 +70,11 @@ def compose(overrides: list[str], config_dir: str | None = None, config_name: st
     return cfg
 
 
-def check_sweep(overrides: list[str], config_dir: str | None, config_name: str) -> None:
-    """Compose and check every value of a sweep once (the other swept keys at their first value). Errors raised: UserError."""
+def check_sweep(overrides: list[str], config_dir: str | None, config_name: str) -> list[str]:
+    """Compose and check every value of a sweep once, the other swept keys at their first value; returns the swept keys.
+
+    Errors raised: UserError.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     choices = []
@@ -86,6 +89,7 @@ def check_sweep(overrides: list[str], config_dir: str | None, config_name: str) 
     for i, values in enumerate(choices):
         for value in values[1:]:
             compose([*first[:i], f"{overrides[i].split('=', 1)[0]}={value}", *first[i + 1 :]], config_dir, config_name)
+    return [w.split("=", 1)[0] for w, c in zip(overrides, choices, strict=True) if c]
 
 
 def _one_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import os
 import platform
@@ -24,6 +25,7 @@ def environment(loaded: Any, prepared: Any, seed: int) -> dict[str, Any]:
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
+        "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "mmft": __version__,
         "code": code_state(),
         "python": platform.python_version(),

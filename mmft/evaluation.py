@@ -77,7 +77,7 @@ class Evaluator:
         from tqdm import tqdm
 
         starts = range(0, len(rows), size)
-        for start in tqdm(starts, desc=what, leave=False, disable=not self.progress or len(starts) < 2):
+        for start in tqdm(starts, desc=what, leave=False, disable=None if self.progress and len(starts) > 1 else True):
             yield [rows[i] for i in range(start, min(start + size, len(rows)))]
 
 

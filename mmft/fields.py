@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 # Written by mmft itself into TrainingArguments; a user's value would be overwritten.
@@ -46,7 +46,7 @@ def _dataclass_fields(node: ast.ClassDef | None) -> dict[str, str]:
     }
 
 
-@lru_cache(maxsize=None)
+@cache
 def training_arguments() -> dict[str, str]:
     """name -> annotation of every key of the trainer group ({} when transformers cannot be read)."""
     own = _dataclass_fields(_class("transformers", "training_args.py", "TrainingArguments"))
@@ -54,15 +54,16 @@ def training_arguments() -> dict[str, str]:
     return {**usable, **EARLY_STOPPING} if usable else {}
 
 
-@lru_cache(maxsize=None)
+@cache
 def lora_config() -> dict[str, str]:
     """name -> annotation of LoraConfig's keys, those it inherits from PeftConfig excepted."""
     own = _dataclass_fields(_class("peft", "tuners/lora/config.py", "LoraConfig"))
     own.pop("layer_replication", None)
-    return {**own, "scope": "str"} if own else {}
+    # two additions: which parts may be adapted, and no rank at all for training without an adapter
+    return {**own, "r": "int | None", "scope": "str"} if own else {}
 
 
-@lru_cache(maxsize=None)
+@cache
 def generation_config() -> dict[str, str]:
     """name -> "" for each key GenerationConfig takes from its keyword arguments."""
     node = _class("transformers", "generation/configuration_utils.py", "GenerationConfig")
@@ -79,7 +80,7 @@ def generation_config() -> dict[str, str]:
     return names
 
 
-@lru_cache(maxsize=None)
+@cache
 def quantization_config() -> dict[str, str]:
     """name -> annotation of BitsAndBytesConfig's constructor arguments."""
     node = _class("transformers", "utils/quantization_config.py", "BitsAndBytesConfig")

@@ -13,7 +13,7 @@ from ..config import build
 class Prepare:
     """Prepare the configured data set below output_dir/data and print what is in it."""
 
-    def __call__(self, cfg: Any) -> Any:
+    def __call__(self, cfg: Any, overrides: list[str]) -> Any:
         from ..data.prepare import describe
 
         prepared = prepared_data(cfg)

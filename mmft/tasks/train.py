@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ log = logging.getLogger("mmft")
 class Train:
     """Train what the config says, into a new run directory. Errors raised: UserError."""
 
-    def __call__(self, cfg: Any) -> Run:
+    def __call__(self, cfg: Any, overrides: list[str]) -> Run:
         from .. import lora
         from ..trainer import training_settings
 
@@ -38,6 +39,7 @@ class Train:
         run = Run.create(settings["output_dir"], words, settings["run_dir"])
         log.info("run directory  %s", run.path)
         run.write_text("snapshot.yaml", snapshot(cfg))
+        run.write_text("overrides.txt", "".join(f"{word}\n" for word in overrides))
         line = Line(cfg, settings, run, logger, family, located, plan, prepared, rows, held_out)
         try:
             line.load()
@@ -90,10 +92,13 @@ class Line:
     def load(self) -> None:
         """Read weights and processor, build collator and evaluator, look at the first row."""
         from transformers import set_seed
+        from transformers.utils.logging import disable_progress_bar
 
         from ..environment import environment
         from ..evaluation import Evaluator
 
+        if not sys.stderr.isatty():
+            disable_progress_bar()
         set_seed(self.settings["seed"])
         started = time.time()
         self.loaded = self.family.load(full_training=self.plan.method == "full", located=self.located)
@@ -128,10 +133,10 @@ class Line:
 
     def fit(self) -> None:
         """Attach the adapter and train it."""
-        from transformers import set_seed
+        from transformers import PrinterCallback, ProgressCallback, set_seed
 
         from .. import lora
-        from ..callbacks import Recorder, Samples
+        from ..callbacks import Progress, Recorder, Samples
         from ..freeze import freeze
         from ..models.machine import mixed_precision
         from ..report import terminal
@@ -179,6 +184,10 @@ class Line:
             evaluator=getattr(self, "evaluator", None),
             generate=evaluation["generate"],
         )
+        self.trainer.remove_callback(PrinterCallback)
+        self.trainer.remove_callback(ProgressCallback)
+        if not args.disable_tqdm:
+            self.trainer.add_callback(Progress)
         started = time.time()
         result = self.trainer.train()
         self.times["train"] = time.time() - started
@@ -218,7 +227,8 @@ class Line:
         write_report(self.run.path)
         self.logger.finish("finished")
         self.run.write_text("DONE", "")
-        terminal.show(terminal.results_table(self.summary), terminal.summary_table(self.summary))
+        tables = [terminal.results_table(self.summary)] if self.tuned else []
+        terminal.show(*tables, terminal.summary_table(self.summary))
         log.info("report         %s", self.run / "report.html")
 
     def fail(self, error: BaseException) -> None:

@@ -1,0 +1,41 @@
+"""Shared by all tests: no network, two threads, commands run in this process."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("SWANLAB_MODE", "offline")
+os.environ.pop("MMFT_PACKAGES", None)
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # tests/hub.py and tests/small_models.py
+
+
+@pytest.fixture
+def mmft(capfd, tmp_path):
+    """Run a command as a user would, in this process: mmft("lora.r=4", ...) -> (exit code, stdout, stderr)."""
+    from mmft.__main__ import main
+
+    def command(*words: str, output_dir: bool = True) -> tuple[int, str, str]:
+        capfd.readouterr()
+        try:
+            code = main([*words, *([f"output_dir={(tmp_path / 'outputs').as_posix()}"] if output_dir else [])])
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return command
+
+
+def shared(name: str) -> Path:
+    """A folder of ../shared, or a skip that says what is not there."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"../shared/{name} is not there: this check needs its files")
+    return path
