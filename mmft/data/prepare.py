@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,7 +41,8 @@ def prepare(source: Source, out_root: str | Path) -> PreparedData:
 
     out_root = Path(out_root).resolve()
     settings, stamp = source.settings(), source.stamp()
-    key = hashlib.sha256(json.dumps([FORMAT, settings, stamp], sort_keys=True, default=str).encode()).hexdigest()[:12]
+    content = {k: v for k, v in settings.items() if k != "max_bad_share"}  # a limit, which changes no row
+    key = hashlib.sha256(json.dumps([FORMAT, content, stamp], sort_keys=True, default=str).encode()).hexdigest()[:12]
     final = out_root / f"{source.name}-{key}"
     with _as_user_errors(out_root):
         out_root.mkdir(parents=True, exist_ok=True)
