@@ -40,9 +40,9 @@ class Run:
                     return cls(_make(parent / (stem if n == 1 else f"{stem}-{n}")))
                 except FileExistsError:
                     continue
-        except FileExistsError:
-            raise UserError(f"run_dir={run_dir}: exists already; a run never writes over another (choose a new run_dir, or drop the key)") from None
         except OSError as error:
+            if isinstance(error, FileExistsError) and run_dir and Path(run_dir).exists():
+                raise UserError(f"run_dir={run_dir}: exists already; a run never writes over another (choose a new run_dir, or drop the key)") from None
             raise UserError(f"{parent}: a run directory cannot be created: {error.strerror or error}") from None
         raise UserError(f"{parent}: no free name for a run directory")
 

@@ -39,3 +39,11 @@ def shared(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"../shared/{name} is not there: this check needs its files")
     return path
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """Small random models of every family as local folders: small("qwen2vl") -> folder (tests/small_models.py)."""
+    from small_models import Small
+
+    return Small(tmp_path_factory.mktemp("small"))

@@ -60,6 +60,7 @@ def summary_table(summary: dict[str, Any]):
     loss = summary.get("train_loss") or {}
     speed = summary.get("samples_per_second")
     lines = {
+        "run": summary.get("name"),
         "status": summary.get("status"),
         "steps": numbers.count(summary.get("steps")),
         "time": numbers.duration(summary.get("seconds")),
@@ -69,7 +70,7 @@ def summary_table(summary: dict[str, Any]):
         "batch": numbers.count(summary.get("effective_batch_size")),
         "seed": summary.get("seed"),
     }
-    return pairs_table(str(summary.get("name") or "Run"), {k: v for k, v in lines.items() if v not in (None, numbers.MISSING)})
+    return pairs_table("Run", {k: v for k, v in lines.items() if v not in (None, numbers.MISSING)})
 
 
 def pairs_table(title: str, values: dict[str, Any]):

@@ -14,7 +14,7 @@ class Prepare:
     """Prepare the configured data set below output_dir/data and print what is in it."""
 
     def __call__(self, cfg: Any, overrides: list[str]) -> Any:
-        from ..data.prepare import describe
+        from ..data.store import describe
 
         prepared = prepared_data(cfg)
         print("\n".join(describe(prepared)))

@@ -24,6 +24,7 @@ class Train:
 
     def __call__(self, cfg: Any, overrides: list[str]) -> Run:
         from .. import lora
+        from ..data.store import describe
         from ..trainer import training_settings
 
         # Everything light is built and checked before a weight is read and before anything is written.
@@ -38,6 +39,8 @@ class Train:
         words = [settings["name"] or Path(located.path.split(":")[-1]).name, "" if settings["name"] else prepared.manifest["name"]]
         run = Run.create(settings["output_dir"], words, settings["run_dir"])
         log.info("run directory  %s", run.path)
+        for text in describe(prepared):
+            log.info("%-14s %s", "data", text)
         run.write_text("snapshot.yaml", snapshot(cfg))
         run.write_text("overrides.txt", "".join(f"{word}\n" for word in overrides))
         line = Line(cfg, settings, run, logger, family, located, plan, prepared, rows, held_out)

@@ -1,0 +1,64 @@
+"""The run directory: created exclusively, written whole."""
+
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mmft.errors import UserError
+from mmft.run import Run, plain_name
+
+
+def test_runs_started_in_the_same_second_get_directories_of_their_own(tmp_path):
+    with ThreadPoolExecutor(20) as pool:
+        runs = list(pool.map(lambda _: Run.create(str(tmp_path), ["tiny", "shapes"]), range(20)))
+    assert len({run.path for run in runs}) == 20
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_tiny_shapes(-\d+)?", run.name) for run in runs)
+
+
+def test_an_existing_run_directory_is_never_written_over(tmp_path):
+    taken = tmp_path / "mine"
+    taken.mkdir()
+    (taken / "summary.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match="exists already"):
+        Run.create("unused", [], run_dir=str(taken))
+    assert (taken / "summary.json").read_text(encoding="utf-8") == "{}"
+    assert not (tmp_path / "unused").exists()
+
+
+def test_a_parent_that_is_a_file_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(UserError, match="cannot be created"):
+        Run.create(str(tmp_path / "file"), ["a"])
+
+
+def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmft.run.shutil.disk_usage", lambda path: type("Usage", (), {"free": 5 << 20})())
+    with pytest.raises(UserError, match="only 5 MB free"):
+        Run.create(str(tmp_path / "out"), ["a"])
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    run = Run.create(str(tmp_path), ["a"])
+    run.write_json("summary.json", {"status": "running"})
+    monkeypatch.setattr("mmft.run.os.replace", lambda a, b: (_ for _ in ()).throw(OSError("killed here")))
+    with pytest.raises(OSError):
+        run.write_json("summary.json", {"status": "finished"})
+    assert json.loads((run / "summary.json").read_text(encoding="utf-8")) == {"status": "running"}
+
+
+def test_a_value_json_cannot_hold_is_not_written_as_NaN(tmp_path):
+    with pytest.raises(ValueError):
+        Run.create(str(tmp_path), ["a"]).write_json("summary.json", {"eval_loss": float("nan")})
+
+
+@pytest.mark.parametrize("word, name", [("Qwen/Qwen2-VL", "Qwen-Qwen2-VL"), ('a<b>:"c"|d?*', "a-b-c-d"), ("中文", "中文"), ("...", "run"), ("a b", "a-b")])
+def test_names_work_on_every_system(word, name):
+    assert plain_name(word) == name
+
+
+def test_reading_a_directory_that_is_no_run_says_so(tmp_path):
+    with pytest.raises(UserError, match="is this the directory of a finished run"):
+        Run(tmp_path).read_json("summary.json")
