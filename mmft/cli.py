@@ -33,6 +33,17 @@ def verbs() -> dict[str, str]:
     return {f.stem: first_comment(f) for f in sorted((CONFIG_DIR / "task").glob("*.yaml"))}
 
 
+def own_keys(verb: str | None, words: list[str]) -> list[str]:
+    """A verb's own keys are typed bare (`mmft predict run=DIR input=FOLDER`) and lie in the config as task.KEY."""
+    from omegaconf import OmegaConf
+
+    verb = verb or next((w.split("=", 1)[1] for w in words if w.startswith("task=")), None)
+    if verb not in verbs():
+        return words
+    own = set(OmegaConf.load(CONFIG_DIR / "task" / f"{verb}.yaml")) - {"_target_"}
+    return [f"task.{w}" if w.split("=", 1)[0] in own else w for w in words]
+
+
 def first_comment(path: Path) -> str:
     first = path.read_text(encoding="utf-8").splitlines()[0]
     return first.lstrip("# ").strip() if first.startswith("#") else ""
@@ -69,7 +80,7 @@ def parse(argv: list[str]) -> Command:
         if command.verb not in verbs():
             raise UserError(f"{command.verb}: no such verb.{nearest(command.verb, verbs())} There are: {', '.join(verbs())}.")
         command.overrides.append(f"task={command.verb}")
-    command.overrides += words
+    command.overrides += own_keys(command.verb, words)
     for flag, value in (("--cfg", args.cfg), ("--package", args.package), ("--info", args.info)):
         command.hydra += [flag, value] if value else []
     for flag in ("resolve", "hydra_help", "shell_completion"):
@@ -114,7 +125,7 @@ def help_text(command: Command) -> str:
         path = CONFIG_DIR / "task" / f"{command.verb}.yaml"
         lines = [f"mmft {command.verb}: {first_comment(path)}", "", f"usage: mmft {command.verb} [group=option ...] [key=value ...]", ""]
         keys = [line for line in path.read_text(encoding="utf-8").splitlines()[1:] if line.strip() and "_target_" not in line]
-        lines += ["its own keys, as task.KEY=VALUE", *(f"  {k}" for k in keys), ""] if keys else []
+        lines += ["its own keys", *(f"  {k}" for k in keys), ""] if keys else []
         return "\n".join([*lines, "All groups and keys: mmft --help"])
     options = group_options(command.config_dir)
     rows = [wrap(f"  {group:<11}", ", ".join(options[group])) for group in options if group != "task"]

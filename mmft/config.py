@@ -301,6 +301,7 @@ def to_plain(node: Any) -> Any:
     except Exception as error:
         key = getattr(error, "full_key", None)
         if type(error).__name__ == "MissingMandatoryValue":
+            key = str(key).removeprefix("task.")  # a verb's own keys are typed bare
             raise UserError(f"{key} must be given: add {key}=... to the command") from None
         raise UserError(f"{key}: {_one_line(error)}" if key else _one_line(error)) from None
 

@@ -1,0 +1,136 @@
+"""A finished run opened for use: its own config, model, adapter, processor and collator; every verb after train starts here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from .config import build, check, nearest, to_plain
+from .errors import UserError
+from .run import Run
+
+BROUGHT = ("model", "collator", "lora", "trainer", "seed", "experiment")  # what a run brings with it
+
+
+@dataclass
+class OpenedRun:
+    """cfg: the run's config with the command's evaluation, generation and data laid over it. model: base with adapter."""
+
+    run: Run
+    cfg: DictConfig
+    settings: dict[str, Any]
+    family: Any
+    loaded: Any
+    model: Any
+    collator: Any
+
+    @contextlib.contextmanager
+    def base(self) -> Iterator[Any]:
+        """The same model with its adapter switched off, inside the block. Errors raised: UserError after full training."""
+        if not hasattr(self.model, "disable_adapter"):
+            raise UserError(f"{self.run.path}: the whole model was trained, so it holds no base to switch back to; evaluate the base with model=...")
+        with self.model.disable_adapter():
+            yield self.model
+
+    def evaluator(self, rows: Any) -> Any:
+        """Measures `rows` with the run's collator and generation settings."""
+        from .evaluation import Evaluator
+
+        return Evaluator(rows, self.collator, self.settings["generation"], self.settings["evaluation"]["batch_size"],
+                         self.settings["trainer"].get("per_device_eval_batch_size", 8))  # fmt: skip
+
+
+def run_config(path: str | Path, cfg: DictConfig, overrides: list[str]) -> tuple[Run, DictConfig]:
+    """The run and its own config, with what the command may say differently. Errors raised: UserError."""
+    folder = Path(path)
+    if not folder.is_dir():
+        beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise UserError(f"run={path}: no such directory.{nearest(folder.name, beside)}")
+    if not (folder / "snapshot.yaml").is_file():
+        raise UserError(f"run={path}: holds no snapshot.yaml, so it is not a run directory of mmft")
+    kept = OmegaConf.create(OmegaConf.to_container(OmegaConf.load(folder / "snapshot.yaml"), resolve=False))
+    for word in overrides:
+        key, _, _ = word.partition("=")
+        head = key.split(".")[0].split("@")[0]
+        if head in BROUGHT:
+            raise UserError(f"{word}: run={path} brings its own {head}; drop this word (train a new run to change it)")
+        if key == "data":
+            kept.data = cfg.data
+        elif head in ("data", "evaluation", "generation"):
+            OmegaConf.update(kept, key, OmegaConf.select(cfg, key), force_add=True)
+    kept.output_dir = cfg.output_dir
+    kept.task = cfg.task
+    check(kept)
+    return Run(folder), kept
+
+
+def open_run(path: str | Path, cfg: DictConfig, overrides: list[str], checkpoint: int | None = None) -> OpenedRun:
+    """Load a run's model with its adapter (of `checkpoint`, or the final one), checked weight by weight.
+
+    Errors raised: UserError for a run that never finished, a base that changed since, an adapter that does not fit.
+    """
+    run, kept = run_config(path, cfg, overrides)
+    weights, full = trained_weights(run, checkpoint)
+    family = build(kept.model)
+    env = run.read_json("env.json")
+    if full:
+        family.path, family.hub, family.revision = str(weights), "huggingface", None
+    elif family.hub == "huggingface" and not env["model"]["revision"].startswith("sha256:"):
+        family.revision = env["model"]["revision"]  # the very commit the run was trained on
+    located = family.locate()
+    if not full and located.revision != env["model"]["revision"]:
+        raise UserError(
+            f"run={path}: its base model {family.path} is not what it was trained on (then {env['model']['revision'][:19]}, now"
+            f" {located.revision[:19]}); give it back its files"
+        )
+    loaded = family.load(located=located)
+    loaded.processor = family.load_processor(located, run / "adapter" if (run / "adapter").is_dir() else weights)
+    model = loaded.model if full else with_adapter(loaded.model, weights)
+    collator = build(
+        kept.collator, processor=loaded.processor, family=family, model_config=loaded.model.config, end_token_ids=family.end_token_ids(loaded)
+    )
+    return OpenedRun(run, kept, to_plain(kept), family, loaded, model, collator)
+
+
+def trained_weights(run: Run, checkpoint: int | None) -> tuple[Path, bool]:
+    """(folder of the trained weights, whether they are a whole model). Errors raised: UserError."""
+    if checkpoint is not None:
+        folder = run / "checkpoints" / f"checkpoint-{checkpoint}"
+        if not folder.is_dir():
+            there = sorted(int(p.name.split("-")[1]) for p in (run / "checkpoints").glob("checkpoint-*") if p.name.split("-")[1].isdigit())
+            raise UserError(f"checkpoint={checkpoint}: {run.path} has no such checkpoint; there are: {', '.join(map(str, there)) or 'none'}")
+        return folder, not (folder / "adapter_config.json").is_file()
+    for name in ("adapter", "model"):
+        if (run / name).is_dir():
+            return run / name, name == "model"
+    status = run.read_json("summary.json").get("status") if (run / "summary.json").is_file() else "unfinished"
+    raise UserError(f"run={run.path}: this run is {status} and saved no adapter; name one of its checkpoints (checkpoint=N) or train it again")
+
+
+def with_adapter(model: Any, folder: Path) -> Any:
+    """The model with the adapter of `folder`. peft only warns about keys that fit nothing; here every weight must be in place."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        stored = load_file(folder / "adapter_model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder / 'adapter_model.safetensors'}: cannot be read: {error}") from None
+    try:
+        tuned = PeftModel.from_pretrained(model, folder)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"{folder}: this adapter does not fit the base model: {str(error).strip().splitlines()[0]}") from None
+    own = get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    odd = sorted(set(stored) ^ set(own)) or sorted(k for k in stored if stored[k].shape != own[k].shape)
+    if odd:
+        raise UserError(f"{folder}: {len(odd)} weights of the adapter do not fit the base model, e.g. {odd[0]}")
+    for key, value in stored.items():
+        if not bool((own[key].cpu().to(value.dtype) == value).all()):
+            raise UserError(f"{folder}: {key} was not loaded as it is stored")
+    return tuned.eval()
