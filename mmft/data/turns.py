@@ -167,7 +167,10 @@ def _split_text(content: Any, role: str, own_images: bool) -> list[dict[str, Any
 
 
 def _trim(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Take off one newline next to each image and the white space at both ends of a turn that has images."""
+    """In a turn that has images, take off one newline next to each and the white space at both ends.
+
+    White space between an image and words that stand between two images is kept.
+    """
     if all(p["type"] == "text" for p in parts):
         return parts
     for i, part in enumerate(parts):
@@ -180,8 +183,9 @@ def _trim(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
             text = text.removesuffix("\n").removesuffix("\r")
         part["text"] = text
     texts = [p for p in parts if p["type"] == "text" and p["text"].strip()]
-    if texts:
+    if texts and (len(texts) == 1 or parts[0] is texts[0]):
         texts[0]["text"] = texts[0]["text"].lstrip()
+    if texts and (len(texts) == 1 or parts[-1] is texts[-1]):
         texts[-1]["text"] = texts[-1]["text"].rstrip()
     return [p for p in parts if p["type"] == "image" or p["text"].strip()]
 
