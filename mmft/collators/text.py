@@ -1,11 +1,12 @@
 """Rendered chat text to ids with character offsets, in which control tokens a user typed stay plain text.
 
 transformers marks such tokens with private-use characters (`sanitize_control_tokens`) but gives no offsets for marked
-text, and the loss mask needs them; the ids made here are compared with the processor's.
+text, and the loss mask needs them.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -26,8 +27,27 @@ def markers() -> tuple[str, str]:
     return _CONTROL_TOKEN_START, _CONTROL_TOKEN_END
 
 
-def marks_in(text: str) -> bool:
-    return markers()[0] in text
+def hide(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """The text with a space for every marked run, and the (start, end) of those runs in the text as it was.
+
+    Some processors (InternVL's, Idefics3's) count a typed `<image>` as a place for an image even when it is marked;
+    what they do not see they cannot count.
+    """
+    open_, close = markers()
+    runs = [m.span() for m in re.finditer(f"{open_}.*?{close}", text, re.DOTALL)]
+    pieces, last = [], 0
+    for start, end in runs:
+        pieces += [text[last:start], " "]
+        last = end
+    return "".join(pieces) + text[last:], runs
+
+
+def unhide(at: int, runs: list[tuple[int, int]]) -> int:
+    """A position in a hidden text as the position of the same character in the text as it was."""
+    for start, end in runs:
+        if at > start:
+            at += end - start - 1
+    return at
 
 
 class Tokens:
