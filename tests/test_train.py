@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-SMALL = ["data.rows_to_draw=48", "data.splits.validation=8", "trainer.max_steps=4", "trainer.logging_steps=1", "evaluation.samples=2",
+SMALL = ["data.pictures=48", "data.splits.validation=8", "trainer.max_steps=4", "trainer.logging_steps=1", "evaluation.samples=2",
          "generation.max_new_tokens=12"]  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def test_the_metrics_file_has_each_step_once(finished):
 
 def test_snapshot_overrides_and_environment_say_how_to_run_it_again(finished):
     snapshot = yaml.safe_load((finished / "snapshot.yaml").read_text(encoding="utf-8"))
-    assert snapshot["trainer"]["adam_beta2"] == 0.98 and snapshot["data"]["rows_to_draw"] == 48
+    assert snapshot["trainer"]["adam_beta2"] == 0.98 and snapshot["data"]["pictures"] == 48
     words = (finished / "overrides.txt").read_text(encoding="utf-8").split("\n")
     assert "trainer.adam_beta2=0.98" in words and not any(w.startswith("+") for w in words)
     env = json.loads((finished / "env.json").read_text(encoding="utf-8"))
