@@ -130,6 +130,8 @@ def hub_error(error: Exception, dataset: str, revision: str | None, hub: str) ->
     variable = "HF_ENDPOINT" if hub == "huggingface" else "MODELSCOPE_ENDPOINT"
     if "Gated" in kind:
         return UserError(f"data.dataset={dataset}: is gated; accept its terms on {place} and log in")
+    if kind == "RevisionNotFoundError":
+        return UserError(f"data.revision={revision}: {dataset} has no such branch, tag or commit on {place}")
     if kind in ("RepositoryNotFoundError", "DatasetNotFoundError", "NotExistError", "HFValidationError") or " 404" in text:
         return UserError(f"data.dataset={dataset}: not found on {place}{f' at revision {revision}' if revision else ''}; check the id (owner/name)"
                          " and, if it is private, log in")

@@ -115,7 +115,7 @@ def _scaled(image: Image.Image, name: str) -> Image.Image:
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
     if image.mode == "F":
-        if not (np.isfinite(low) and np.isfinite(high) and 0 <= low and high <= 255):
+        if not (np.isfinite(low) and np.isfinite(high) and low >= 0 and high <= 255):
             raise ImageError(name, f"unreadable image: float values from {low:g} to {high:g}; save it with 0..1 or 0..255")
         grey = np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
     else:

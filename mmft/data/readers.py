@@ -13,6 +13,7 @@ from ..errors import UserError
 from .sample import Bad
 
 CHUNK = 1 << 20  # characters of JSON read at once; also the most of a file that is held
+LONGEST = 1 << 28  # characters of one element; a fault early in a file must not pull the rest of it into memory
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow")
 
 Record = tuple[str, dict[str, Any]]
@@ -141,7 +142,7 @@ def json_array(path: Path, key: str | None = None) -> Iterator[tuple[Any, int]]:
                 try:
                     found, end = decoder.raw_decode(text, position)
                 except (ValueError, RecursionError) as error:
-                    if not more():
+                    if len(text) - position > LONGEST or not more():
                         raise UserError(f"{path}: broken JSON near character {done + position}: {error}") from None
                     continue
                 if end == len(text) and more():  # a number may go on in the next chunk
