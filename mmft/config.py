@@ -31,6 +31,32 @@ def nearest(word: str, known: Any) -> str:
     return f" Did you mean {match[0]}?" if match else ""
 
 
+def own_keys(verb: str) -> list[str]:
+    """The keys of conf/task/VERB.yaml."""
+    return [str(k) for k in OmegaConf.load(CONFIG_DIR / "task" / f"{verb}.yaml") if k != "_target_"]
+
+
+def as_text(word: str) -> str:
+    """KEY=VALUE with the value quoted for Hydra where its grammar has no place for it or would read it as something else.
+
+    That is a value with spaces in it or with characters that Hydra does not know; lists, quoted values and plain words stay.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    key, _, value = word.partition("=")
+    if not value or value[0] in "[{\"'":
+        return word
+    try:
+        OverridesParser.create().parse_override(word)
+        if not re.search(r"\s", value):
+            return word
+    except Exception:  # its lexer and its parser raise several kinds; quoted, every text can be read
+        pass
+    # a question may hold ${...}: that is no interpolation
+    return f"{key}=" + QuotedString(value.replace("${", "\\${"), Quote.double).with_quotes()
+
+
 # --- composing -------------------------------------------------------------------------------------------------
 
 
@@ -115,6 +141,8 @@ def _check_words(overrides: list[str], options: dict[str, list[str]]) -> None:
 
     top = list(OmegaConf.load(CONFIG_DIR / "config.yaml").keys())
     known = [k for k in top if k != "defaults"] + list(GROUPS)
+    verb = next((w.split("=", 1)[1] for w in overrides if w.startswith("task=")), "train")
+    known += own_keys(verb) if verb in options["task"] else []
     for word in overrides:
         try:
             override = OverridesParser.create().parse_override(word)
@@ -146,7 +174,9 @@ def _check_words(overrides: list[str], options: dict[str, list[str]]) -> None:
 def check(cfg: DictConfig) -> None:
     """Every key and every simple value of a composed config, without importing torch. Errors raised: UserError."""
     plain = to_plain(cfg)
-    _check_targets(plain)
+    # with run=..., words such as data.path=... are laid over the run's own config, and checked there
+    laid_over = (plain.get("task") or {}).get("run") is not None
+    _check_targets({"task": plain["task"]} if laid_over else plain)
     defaults = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "config.yaml"))
     _check_keys("", plain, {k: "" for k in (*defaults, *GROUPS)})
     _check_keys("evaluation", plain["evaluation"], {k: "" for k in defaults["evaluation"]})

@@ -64,8 +64,8 @@ def run_config(path: str | Path, cfg: DictConfig, overrides: list[str]) -> tuple
         elif head in ("data", "evaluation", "generation"):
             OmegaConf.update(kept, key, OmegaConf.select(cfg, key), force_add=True)
     kept.output_dir = cfg.output_dir
+    check(kept)  # its task is still the training: every target and key of it counts
     kept.task = cfg.task
-    check(kept)
     return Run(folder), kept
 
 
