@@ -1,7 +1,7 @@
 """Rendered chat text to ids with character offsets, in which control tokens a user typed stay plain text.
 
-transformers marks such tokens with private-use characters (`sanitize_control_tokens`) but gives no offsets for marked
-text, and the loss mask needs them.
+A typed control token is wrapped in two private-use characters before the template is rendered; what is wrapped is later
+read as the characters it is. (transformers' `sanitize_control_tokens` gives no offsets, and the loss mask needs them.)
 """
 
 from __future__ import annotations
@@ -9,22 +9,25 @@ from __future__ import annotations
 import re
 from typing import Any
 
+OPEN, CLOSE = "\U000f3c00", "\U000f3c01"  # private use: they mean nothing in any text, and are dropped from a user's
+
+
+def control_tokens(tokenizer: Any, template: str) -> tuple[str, ...]:
+    """What must not be read from a user's text: special tokens, and added tokens that the template itself writes."""
+    added = tokenizer.added_tokens_decoder.values()
+    return tuple(t.content for t in added if t.special or (t.content in template and not t.content.isspace()))
+
 
 def mark(messages: list[dict[str, Any]], control: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The messages with every control token inside their texts wrapped in transformers' markers."""
-    from transformers.utils.chat_template_utils import _get_control_token_patterns, mark_control_tokens
+    """The messages with every control token inside their texts wrapped in the markers; the longest token wins."""
+    pattern = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
 
-    pattern, _ = _get_control_token_patterns(control)
+    def marked(text: str) -> str:
+        return pattern.sub(rf"{OPEN}\g<0>{CLOSE}", text.replace(OPEN, "").replace(CLOSE, ""))
+
     return [
-        {**m, "content": [{**p, "text": mark_control_tokens(p["text"], pattern)} if p["type"] == "text" else p for p in m["content"]]}
-        for m in messages
+        {**m, "content": [{**p, "text": marked(p["text"])} if p["type"] == "text" else p for p in m["content"]]} for m in messages
     ]
-
-
-def markers() -> tuple[str, str]:
-    from transformers.utils.chat_template_utils import _CONTROL_TOKEN_END, _CONTROL_TOKEN_START
-
-    return _CONTROL_TOKEN_START, _CONTROL_TOKEN_END
 
 
 def hide(text: str) -> tuple[str, list[tuple[int, int]]]:
@@ -33,8 +36,7 @@ def hide(text: str) -> tuple[str, list[tuple[int, int]]]:
     Some processors (InternVL's, Idefics3's) count a typed `<image>` as a place for an image even when it is marked;
     what they do not see they cannot count.
     """
-    open_, close = markers()
-    runs = [m.span() for m in re.finditer(f"{open_}.*?{close}", text, re.DOTALL)]
+    runs = [m.span() for m in re.finditer(f"{OPEN}.*?{CLOSE}", text, re.DOTALL)]
     pieces, last = [], 0
     for start, end in runs:
         pieces += [text[last:start], " "]
@@ -55,7 +57,7 @@ class Tokens:
 
     def __init__(self, tokenizer: Any, template: str):
         self.tokenizer = tokenizer
-        self.control = tokenizer._get_control_tokens(template)
+        self.control = control_tokens(tokenizer, template)
         self._newline = tokenizer.encode("\n", add_special_tokens=False)
         head = tokenizer("")["input_ids"]
         self.bos = tokenizer.bos_token if tokenizer.bos_token and head[:1] == [tokenizer.bos_token_id] else ""
@@ -82,16 +84,15 @@ class Tokens:
 
     def _pieces(self, text: str, cuts: list[int]) -> list[tuple[int, int, bool]]:
         """(start, end, literal) runs of a text; the markers themselves belong to none."""
-        open_, close = markers()
-        if not cuts and open_ not in text:
+        if not cuts and OPEN not in text:
             return [(0, len(text), False)]
         pieces, start, literal = [], 0, False
         for i, char in enumerate(text):
-            if char in (open_, close) or i in cuts:
+            if char in (OPEN, CLOSE) or i in cuts:
                 if i > start:
                     pieces.append((start, i, literal))
-                start = i + 1 if char in (open_, close) else i
-                literal = char == open_ if char in (open_, close) else literal
+                start = i + 1 if char in (OPEN, CLOSE) else i
+                literal = char == OPEN if char in (OPEN, CLOSE) else literal
         if start < len(text):
             pieces.append((start, len(text), literal))
         return pieces
