@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import __version__
-from .config import CONFIG_DIR, group_options, nearest
+from .config import CONFIG_DIR, as_text, group_options, nearest, own_keys
 from .errors import UserError
 
 # Hydra's own flags that mmft hands to Hydra unchanged.
@@ -33,15 +33,16 @@ def verbs() -> dict[str, str]:
     return {f.stem: first_comment(f) for f in sorted((CONFIG_DIR / "task").glob("*.yaml"))}
 
 
-def own_keys(verb: str | None, words: list[str]) -> list[str]:
-    """A verb's own keys are typed bare (`mmft predict run=DIR input=FOLDER`) and lie in the config as task.KEY."""
-    from omegaconf import OmegaConf
+def bare_keys(verb: str | None, words: list[str]) -> list[str]:
+    """A verb's own keys are typed bare (`mmft predict run=DIR input=FOLDER`) and lie in the config as task.KEY.
 
+    Their values are paths and questions as people write them: `prompt=What is this, exactly?` needs no second quotes.
+    """
     verb = verb or next((w.split("=", 1)[1] for w in words if w.startswith("task=")), None)
     if verb not in verbs():
         return words
-    own = set(OmegaConf.load(CONFIG_DIR / "task" / f"{verb}.yaml")) - {"_target_"}
-    return [f"task.{w}" if w.split("=", 1)[0] in own else w for w in words]
+    own = own_keys(verb)
+    return [f"task.{as_text(w)}" if w.split("=", 1)[0] in own else w for w in words]
 
 
 def first_comment(path: Path) -> str:
@@ -80,7 +81,7 @@ def parse(argv: list[str]) -> Command:
         if command.verb not in verbs():
             raise UserError(f"{command.verb}: no such verb.{nearest(command.verb, verbs())} There are: {', '.join(verbs())}.")
         command.overrides.append(f"task={command.verb}")
-    command.overrides += own_keys(command.verb, words)
+    command.overrides += bare_keys(command.verb, words)
     for flag, value in (("--cfg", args.cfg), ("--package", args.package), ("--info", args.info)):
         command.hydra += [flag, value] if value else []
     for flag in ("resolve", "hydra_help", "shell_completion"):
@@ -142,4 +143,4 @@ def wrap(head: str, text: str, width: int = 80) -> str:
 def fail(error: UserError) -> int:
     """Print a user's mistake as one line; the process's exit code."""
     print(f"mmft: {error}", file=sys.stderr)
-    return 2
+    return error.exit_code

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .collators.base import Collator
+from .errors import UserError
 from .objective import supervised_loss
 
 
@@ -38,23 +39,37 @@ class Evaluator:
 
     def generate(self, model: Any, rows: Sequence[Any] | None = None) -> list[str]:
         """The model's own answers to the rows' prompts, one text a row."""
-        import torch
-
         texts: list[str] = []
-        settings = self.generation_config()
-        with torch.no_grad(), evaluating(model):
-            for batch in self._batches(self.rows if rows is None else rows, self.batch_size, "answers"):
-                inputs = to_device(self.collator.prompt(batch), model.device)
-                ids = model.generate(**inputs, generation_config=settings)
-                texts += self.collator.decode(ids[:, inputs["input_ids"].shape[1] :])
+        for batch in self._batches(self.rows if rows is None else rows, self.batch_size, "answers"):
+            texts += self.answer(model, self.collator.prompt(batch))
         return texts
 
+    def answer(self, model: Any, inputs: dict[str, Any], **more: Any) -> list[str]:
+        """The generated texts of one prompt batch; `more` are further arguments of `generate`. Errors raised: UserError."""
+        import torch
+
+        settings = self.generation_config()
+        inputs = to_device(inputs, model.device)
+        with torch.no_grad(), evaluating(model):
+            try:
+                ids = model.generate(**inputs, generation_config=settings, **more)
+            except ValueError as error:  # what transformers finds wrong with the settings
+                raise UserError(f"generation: {str(error).strip().splitlines()[0]}") from None
+        return self.collator.decode(ids[:, inputs["input_ids"].shape[1] :])
+
     def generation_config(self) -> Any:
+        """GenerationConfig of the settings, ended by the collator's end tokens. Errors raised: UserError."""
         from transformers import GenerationConfig
 
-        return GenerationConfig(
-            **self.generation, eos_token_id=self.collator.end_ids, pad_token_id=self.collator.tokenizer.pad_token_id, use_cache=True
-        )
+        for key, only in (("num_return_sequences", 1), ("return_dict_in_generate", False)):
+            if self.generation.get(key) not in (None, only):
+                raise UserError(f"generation.{key}={self.generation[key]}: one text is kept for each prompt; drop this key")
+        try:
+            return GenerationConfig(
+                **self.generation, eos_token_id=self.collator.end_ids, pad_token_id=self.collator.tokenizer.pad_token_id, use_cache=True
+            )
+        except (ValueError, TypeError) as error:
+            raise UserError(f"generation: {str(error).strip().splitlines()[0]}") from None
 
     def measure(self, model: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """(metrics over all rows, one record a row) of generated answers."""

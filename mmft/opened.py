@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from .config import build, check, nearest, to_plain
@@ -19,9 +20,12 @@ BROUGHT = ("model", "collator", "lora", "trainer", "seed", "experiment")  # what
 
 @dataclass
 class OpenedRun:
-    """cfg: the run's config with the command's evaluation, generation and data laid over it. model: base with adapter."""
+    """cfg: the run's config with the command's evaluation, generation and data laid over it. model: base with adapter.
 
-    run: Run
+    run: None for a model without one (`open_model`).
+    """
+
+    run: Run | None
     cfg: DictConfig
     settings: dict[str, Any]
     family: Any
@@ -32,6 +36,8 @@ class OpenedRun:
     @contextlib.contextmanager
     def base(self) -> Iterator[Any]:
         """The same model with its adapter switched off, inside the block. Errors raised: UserError after full training."""
+        if self.run is None:
+            raise UserError("run=null: a model without an adapter is its own base; name a run to compare with its base")
         if not hasattr(self.model, "disable_adapter"):
             raise UserError(f"{self.run.path}: the whole model was trained, so it holds no base to switch back to; evaluate the base with model=...")
         with self.model.disable_adapter():
@@ -45,15 +51,58 @@ class OpenedRun:
                          self.settings["trainer"].get("per_device_eval_batch_size", 8))  # fmt: skip
 
 
-def run_config(path: str | Path, cfg: DictConfig, overrides: list[str]) -> tuple[Run, DictConfig]:
-    """The run and its own config, with what the command may say differently. Errors raised: UserError."""
+def open_any(path: str | Path | None, cfg: DictConfig, overrides: list[str], checkpoint: int | None = None) -> OpenedRun:
+    """`open_run`, or with path None the model of the command's own model=..., as it is. Errors raised: UserError."""
+    if path is not None:
+        return open_run(path, cfg, overrides, checkpoint)
+    if checkpoint is not None:
+        raise UserError(f"checkpoint={checkpoint}: checkpoints belong to a run; add run=DIR")
+    family = build(cfg.model)
+    loaded = family.load()
+    collator = build(
+        cfg.collator, processor=loaded.processor, family=family, model_config=loaded.model.config, end_token_ids=family.end_token_ids(loaded)
+    )
+    return OpenedRun(None, cfg, to_plain(cfg), family, loaded, loaded.model, collator)
+
+
+def any_config(path: str | Path | None, cfg: DictConfig, overrides: list[str]) -> tuple[Run | None, DictConfig]:
+    """`run_config`, or with path None the command's own config: what can be checked before weights load."""
+    return (None, cfg) if path is None else run_config(path, cfg, overrides)
+
+
+def run_folder(path: str | Path) -> Path:
+    """The directory of a run. Errors raised: UserError when it is not one."""
     folder = Path(path)
     if not folder.is_dir():
         beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise UserError(f"run={path}: no such directory.{nearest(folder.name, beside)}")
     if not (folder / "snapshot.yaml").is_file():
         raise UserError(f"run={path}: holds no snapshot.yaml, so it is not a run directory of mmft")
-    kept = OmegaConf.create(OmegaConf.to_container(OmegaConf.load(folder / "snapshot.yaml"), resolve=False))
+    return folder
+
+
+def read_snapshot(folder: Path) -> DictConfig:
+    """A run's own config. It may come from a stranger: only plain values, none of Hydra's own words. Errors raised: UserError."""
+    file = folder / "snapshot.yaml"
+    try:
+        text = file.read_text(encoding="utf-8")
+        plain = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: cannot be read: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(plain, dict):
+        raise UserError(f"{file}: holds no config")
+    for key in plain:
+        if key in ("hydra", "defaults"):
+            raise UserError(f"{file}: carries a {key} section, which could start other programs; a snapshot of mmft has none, so this one was changed: remove it")
+    if "${" in text:
+        raise UserError(f"{file}: holds an interpolation (${{...}}); a snapshot of mmft has plain values only, so this one was changed: write the value")
+    return OmegaConf.create(plain)
+
+
+def run_config(path: str | Path, cfg: DictConfig, overrides: list[str]) -> tuple[Run, DictConfig]:
+    """The run and its own config, with what the command may say differently. Errors raised: UserError."""
+    folder = run_folder(path)
+    kept = read_snapshot(folder)
     for word in overrides:
         key, _, _ = word.partition("=")
         head = key.split(".")[0].split("@")[0]
