@@ -22,7 +22,8 @@ log = logging.getLogger("mmft")
 class Train:
     """Train what the config says, into a new run directory. Errors raised: UserError."""
 
-    def __call__(self, cfg: Any, overrides: list[str]) -> Run:
+    def __call__(self, cfg: Any, overrides: list[str], parent: dict[str, Any] | None = None) -> Run:
+        """`parent` describes the run that this one repeats (parent.json)."""
         from .. import lora
         from ..data.store import describe
         from ..trainer import training_settings
@@ -43,6 +44,8 @@ class Train:
             log.info("%-14s %s", "data", text)
         run.write_text("snapshot.yaml", snapshot(cfg))
         run.write_text("overrides.txt", "".join(f"{word}\n" for word in overrides))
+        if parent:
+            run.write_json("parent.json", parent)
         line = Line(cfg, settings, run, logger, family, located, plan, prepared, rows, held_out)
         try:
             line.load()
