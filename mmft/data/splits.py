@@ -48,7 +48,7 @@ def assign(own: np.ndarray, offsets: np.ndarray, contents: np.ndarray, digests: 
             if wanted[code]:
                 result.notes.append(f"{NAMES[code]}: the data's own split is used, data.splits.{NAMES[code]}={wanted[code]} is not")
             wanted[code] = 0
-    total = len(pool)
+    total, reason = len(pool), ""
     if any(wanted.values()):
         groups = _groups(pool, offsets, contents, n_contents)
         order = _order(pool, groups, offsets, contents, digests, splits)
@@ -56,12 +56,15 @@ def assign(own: np.ndarray, offsets: np.ndarray, contents: np.ndarray, digests: 
             if wanted[code]:
                 count = wanted[code] if isinstance(wanted[code], int) else int(wanted[code] * total + 0.5)
                 order = _cut(result, pool, groups, order, code, count)
+        smallest = int(np.bincount(groups).min()) if total else 0
+        if smallest > 1:
+            reason = f"; rows that share an image stay together, and the fewest that do are {smallest}"
     for code in (TRAIN, VALIDATION, TEST):
         needed = code == TRAIN or wanted.get(code) or (own == code).any()
         if needed and not (result.codes == code).any():
             raise UserError(f"the {NAMES[code]} split has no rows ({total} rows to divide, "
-                            f"data.splits.validation={splits.validation} data.splits.test={splits.test}); "
-                            "ask for fewer held-out rows or give more data")
+                            f"data.splits.validation={splits.validation} data.splits.test={splits.test}{reason}); "
+                            "change how many are held out or give more data")
     return result
 
 

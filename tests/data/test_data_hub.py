@@ -50,27 +50,33 @@ def hub():
         yield server
 
 
+def prepared_in_a_process(hub, folder, *overrides, **variables):
+    environment = {**os.environ, **hub.environment(folder), "PYTHONPATH": str(REPOSITORY), **variables}
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(folder / "out"), *overrides], env=environment, capture_output=True, text=True, timeout=120)
+    answers = [line for line in done.stdout.splitlines() if line.startswith("ANSWER")]
+    assert answers, done.stderr
+    return json.loads(answers[0][6:])
+
+
 @pytest.fixture
 def run(hub, tmp_path):
-    def go(*overrides, **variables):
-        environment = {**os.environ, **hub.environment(tmp_path), "PYTHONPATH": str(REPOSITORY), **variables}
-        done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "out"), *overrides], env=environment, capture_output=True, text=True, timeout=120)
-        answers = [line for line in done.stdout.splitlines() if line.startswith("ANSWER")]
-        assert answers, done.stderr
-        return json.loads(answers[0][6:])
-
-    return go
+    return lambda *overrides, **variables: prepared_in_a_process(hub, tmp_path, *overrides, **variables)
 
 
-def test_football_of_six_pictures(run, hub):
-    answer = run("data=football")
+@pytest.fixture(scope="module")
+def football(hub, tmp_path_factory):
+    return prepared_in_a_process(hub, tmp_path_factory.mktemp("football"), "data=football")
+
+
+def test_football_of_six_pictures(football, hub):
+    answer = football
     assert answer["splits"] == {"train": 5, "validation": 1} and answer["revision"] == hub.sha("datasets", FOOTBALL)
     assert answer["rows"][5] == ["6", ["player 5"], "", 5]
 
 
-def test_the_same_set_from_modelscope_has_the_same_fingerprint(run):
-    here, there = run("data=football"), run("data=football", "data.hub=modelscope")
-    assert here["fingerprint"] == there["fingerprint"] and there["revision"].startswith("master@")
+def test_the_same_set_from_modelscope_has_the_same_fingerprint(run, football):
+    there = run("data=football", "data.hub=modelscope")
+    assert football["fingerprint"] == there["fingerprint"] and there["revision"].startswith("master@")
 
 
 def test_coco500_from_modelscope_joins_the_captions_of_an_image(run):
