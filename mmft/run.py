@@ -82,6 +82,13 @@ class Run:
         with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
+    def record(self, verb: str, overrides: list[str], wrote: list[Path]) -> None:
+        """Note in verbs.jsonl what a verb wrote: paths below this directory relative to it, others whole."""
+        home = self.path.resolve()
+        names = [p.relative_to(home).as_posix() if p.is_relative_to(home) else p.as_posix() for p in (Path(w).resolve() for w in wrote)]
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        self.append_line("verbs.jsonl", {"verb": verb, "time": now, "overrides": list(overrides), "wrote": names})
+
     def read_json(self, name: str) -> Any:
         path = self.path / name
         try:
