@@ -49,15 +49,18 @@ def plan(skeleton: Any, settings: dict[str, Any]) -> Plan:
         raise UserError(f"lora.r={settings['r']}: must be a whole number above 0 (lora=none trains the whole model)")
     names = _targets(settings.get("target_modules"), layers, SCOPES[scope], scope)
     names -= _excluded(settings.get("exclude_modules"), names)
-    names = _layers(settings.get("layers_to_transform"), names)
-    for key in ("rank_pattern", "alpha_pattern"):
-        for pattern in settings.get(key) or {}:
-            if not any(re.match(rf"(.*\.)?({pattern})$", n) for n in names):  # peft's own matching rule
-                raise UserError(f"lora.{key}.{pattern}: matches none of the {len(names)} adapted modules.{_leaf_hint(pattern, names)}")
+    names = _layers(settings.get("layers_to_transform"), settings.get("layers_pattern"), names)
     modules = [n for n, _ in skeleton.named_modules() if n]
     for name in settings.get("modules_to_save") or []:
         if not any(n == name or n.endswith(f".{name}") for n in modules):
             raise UserError(f"lora.modules_to_save: the model has no module {name}.{_leaf_hint(name, modules)}")
+        names = {n for n in names if f".{name}." not in f".{n}."}  # trained whole, so not adapted too
+    if not names:
+        raise UserError("lora: no layer is left to adapt after exclude_modules, layers_to_transform and modules_to_save")
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern in settings.get(key) or {}:
+            if not any(_matches(rf"(.*\.)?({pattern})", n, f"lora.{key}.{pattern}") for n in names):  # peft's own rule
+                raise UserError(f"lora.{key}.{pattern}: matches none of the {len(names)} adapted modules.{_leaf_hint(pattern, names)}")
     return Plan("lora", scope, settings, {n: layers[n] for n in sorted(names)}, linear)
 
 
@@ -66,10 +69,9 @@ def _targets(wanted: Any, layers: dict[str, str], parts: set[str], scope: str) -
     if wanted == "all-linear":
         return {n for n in inside if n.split(".")[-1] != "lm_head"}
     if isinstance(wanted, str):
-        try:
-            found = {n for n in layers if re.fullmatch(wanted, n)}
-        except re.error as error:
-            raise UserError(f"lora.target_modules={wanted!r} is not a regular expression: {error}") from None
+        found = {n for n in layers if _matches(wanted, n, f"lora.target_modules={wanted!r}")}
+        if not found and any(n.endswith(f".{wanted}") for n in layers):
+            raise UserError(f"lora.target_modules={wanted}: one word is a regular expression of whole names; for layers of that name write [{wanted}]")
         if not found:
             raise UserError(f"lora.target_modules={wanted!r} matches no linear layer.{_leaf_hint(wanted, layers)}")
         for name in sorted(found - inside):
@@ -93,7 +95,7 @@ def _excluded(wanted: Any, names: set[str]) -> set[str]:
     if not wanted:
         return set()
     if isinstance(wanted, str):
-        found = {n for n in names if re.fullmatch(wanted, n)}
+        found = {n for n in names if _matches(wanted, n, f"lora.exclude_modules={wanted!r}")}
     else:
         found = {n for n in names if any(n == w or n.endswith(f".{w}") for w in wanted)}
     if not found:
@@ -101,14 +103,31 @@ def _excluded(wanted: Any, names: set[str]) -> set[str]:
     return found
 
 
-def _layers(wanted: Any, names: set[str]) -> set[str]:
+def _layers(wanted: Any, patterns: Any, names: set[str]) -> set[str]:
+    """The names in layers `wanted`; a name's layer is its first number with something behind it, as peft takes it."""
     if wanted is None:
+        if patterns:
+            raise UserError("lora.layers_pattern: has no effect without lora.layers_to_transform=[...]; give both or drop it")
         return names
+    patterns = [patterns] if isinstance(patterns, str) else patterns or [r"[^.]*"]
+    found = {n: next((m for p in patterns if (m := re.match(rf"(?:^|.*?\.){p}\.(\d+)\.", n))), None) for n in names}
+    layer = {n: int(m.group(1)) for n, m in found.items() if m}
+    if not layer:
+        raise UserError(f"lora.layers_to_transform={wanted}: none of the {len(names)} targets lies in a numbered layer")
     indices = {wanted} if isinstance(wanted, int) else set(wanted)
-    there = {int(p) for n in names for p in n.split(".") if p.isdigit()}
-    if indices - there:
-        raise UserError(f"lora.layers_to_transform: there is no layer {min(indices - there)}; layers go from {min(there)} to {max(there)}")
-    return {n for n in names if any(p.isdigit() and int(p) in indices for p in n.split("."))}
+    if indices - set(layer.values()):
+        raise UserError(
+            f"lora.layers_to_transform: there is no layer {min(indices - set(layer.values()))}; "
+            f"layers go from {min(layer.values())} to {max(layer.values())}"
+        )
+    return {n for n, i in layer.items() if i in indices}
+
+
+def _matches(pattern: str, name: str, where: str) -> bool:
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error as error:
+        raise UserError(f"{where} is not a regular expression: {error}") from None
 
 
 def _leaf_hint(word: str, names: Iterable[str]) -> str:
@@ -139,11 +158,11 @@ def attach(model: Any, plan: Plan) -> Any:
     everywhere = {n for n, _ in model.named_modules() if re.fullmatch(pattern, n)}
     # layers_to_transform and exclude_modules are already in the plan; a list of full names says it exactly
     settings["target_modules"] = pattern if everywhere == set(plan.adapted) else sorted(plan.adapted)
-    for done in ("layers_to_transform", "exclude_modules"):
+    for done in ("layers_to_transform", "layers_pattern", "exclude_modules"):
         settings.pop(done, None)
     try:
         peft_model = get_peft_model(model, LoraConfig(**settings))
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         raise UserError(f"lora: peft refuses these settings: {' '.join(str(error).split())[:300]}") from None
     got = {n.removeprefix("base_model.model.") for n, m in peft_model.named_modules() if isinstance(m, BaseTunerLayer)}
     if got != set(plan.adapted):

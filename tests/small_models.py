@@ -256,7 +256,7 @@ def gemma3(folder: Path) -> None:
     number = words.convert_tokens_to_ids
     text = TEXT | {"vocab_size": len(words), "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]}
     config = t.Gemma3Config(
-        text_config=text, vision_config=TOWER, mm_tokens_per_image=4, boi_token_index=number("<start_of_image>"),
+        text_config=text, vision_config=TOWER | {"vision_use_head": False}, mm_tokens_per_image=4, boi_token_index=number("<start_of_image>"),
         eoi_token_index=number("<end_of_image>"), image_token_index=number("<image_soft_token>"),
     )  # fmt: skip
     _save(folder, t.Gemma3ForConditionalGeneration, config, processor, words, eos=[words.eos_token_id, number("<end_of_turn>")])

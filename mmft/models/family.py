@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,12 +68,18 @@ class Family:
         return locate(self.path, self.hub, self.revision)
 
     def skeleton(self, located: Located) -> Any:
-        """The model without weights (meta tensors), for checks that must come before the weights are read."""
+        """The model without weights (meta tensors), for checks that must come before the weights are read.
+
+        Errors raised: UserError for a config.json that is no image-text-to-text model's.
+        """
         import torch
         from transformers import AutoModelForImageTextToText
 
+        config = self._config(located)
+        if type(config) not in AutoModelForImageTextToText._model_mapping:
+            raise UserError(f"model.path={self.path}: a {config.model_type} is not a vision-language model (image and text in, text out)")
         with torch.device("meta"):
-            return AutoModelForImageTextToText.from_config(self._config(located))
+            return AutoModelForImageTextToText.from_config(config)
 
     def _config(self, located: Located) -> Any:
         from transformers import AutoConfig
@@ -92,18 +100,28 @@ class Family:
         if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
             raise UserError(f"model.path={self.path}: its processor handles no images, so this is not a vision-language model")
         known = {**processor.image_processor.to_dict(), **processor.to_dict(), "min_pixels": 0, "max_pixels": 0}
-        for key in self.processor or {}:
+        for key, value in (self.processor or {}).items():
             if key not in known:
                 raise UserError(f"model.processor.{key}: {type(processor).__name__} has no such setting.{nearest(key, known)}")
+            if key in ("min_pixels", "max_pixels") and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise UserError(f"model.processor.{key}={value}: must be a whole number of pixels above 0")
         self.fix_processor(processor, self._config(located))
         tokenizer = processor.tokenizer
+        if "text" not in tokenizer.decode(tokenizer.encode("text", add_special_tokens=False)):
+            # without its vocabulary file a tokenizer loads all the same, and then knows no word
+            raise UserError(f"model.path={self.path}: its tokenizer has no vocabulary; tokenizer.json is missing from the files")
         if tokenizer.pad_token_id is None:
             # never a token that ends the text: it must stay distinguishable from padding
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.bos_token or tokenizer.eos_token
         return processor
 
     def load(self, *, full_training: bool = False, located: Located | None = None) -> Loaded:
-        """Read the weights. Missing or unexpected weights are errors, never warnings. Errors raised: UserError."""
+        """Read the weights. Errors raised: UserError; missing weights are one, never a warning.
+
+        So are tensors that a layer of the model has no place for (a bias where the config says none): it would compute
+        something else than what was trained. Layers that the model does not have at all are only noted.
+        """
+        from safetensors import SafetensorError
         from transformers import AutoModelForImageTextToText
 
         located = located or self.locate()
@@ -119,15 +137,27 @@ class Family:
             notes.append("8-bit base" if quantization.load_in_8bit else f"4-bit base ({quantization.bnb_4bit_quant_type})")
         self._config(located)
         try:
-            model, info = AutoModelForImageTextToText.from_pretrained(
-                located.folder, output_loading_info=True, use_safetensors=True, **options
-            )
+            with _silent():  # its report of many lines is said in one below
+                model, info = AutoModelForImageTextToText.from_pretrained(
+                    located.folder, output_loading_info=True, use_safetensors=True, **options
+                )
+        except SafetensorError as error:
+            raise UserError(f"model.path={self.path}: a weights file is torn ({error}); download it again") from None
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error) and quantization is None:
+                raise
+            why = "the weights have other shapes than its config.json says" if quantization is None else "these model.quantization settings do not work"
+            raise UserError(f"model.path={self.path}: cannot be loaded: {why}") from None
         except (ValueError, OSError, ImportError) as error:
             raise UserError(f"model.path={self.path}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
         if info["missing_keys"] or info.get("mismatched_keys"):
             lost = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())]))
             raise UserError(f"model.path={self.path}: {len(lost)} weights are missing or of another shape, e.g. {lost[0]}; the files are incomplete")
         if info["unexpected_keys"]:
+            modules = {name for name, _ in model.named_modules()}
+            for key in sorted(info["unexpected_keys"]):
+                if key.endswith((".weight", ".bias")) and key.rpartition(".")[0] in modules:
+                    raise UserError(f"model.path={self.path}: the files hold {key}, which config.json has no place for; they do not belong together")
             notes.append(f"{len(info['unexpected_keys'])} weights in the files are not used by {type(model).__name__}")
         if quantization is None:
             model.to(device)
@@ -140,3 +170,16 @@ class Family:
         if ids is None:
             ids = loaded.processor.tokenizer.eos_token_id
         return [ids] if isinstance(ids, int) else list(ids or [])
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """transformers' own log held back."""
+    from transformers.utils import logging as library
+
+    level = library.get_verbosity()
+    library.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        library.set_verbosity(level)

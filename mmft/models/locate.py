@@ -38,7 +38,8 @@ def locate(path: str, hub: str, revision: str | None) -> Located:
         return Located(path, folder.resolve(), "local", local_revision(folder))
     looks_local = path.startswith((".", "/", "~")) or "\\" in path or path.count("/") != 1
     if looks_local:
-        raise UserError(f"model.path={path}: no such folder, and not a hub id of the form organisation/name")
+        there = [f.name for f in folder.parent.iterdir() if f.is_dir()] if folder.parent.is_dir() else []
+        raise UserError(f"model.path={path}: no such folder, and not a hub id of the form organisation/name.{nearest(folder.name, there)}")
     if hub not in HUBS:
         raise UserError(f"model.hub={hub}: no such hub.{nearest(hub, HUBS)} There are: {', '.join(HUBS)}.")
     return _huggingface(path, revision) if hub == "huggingface" else _modelscope(path, revision)

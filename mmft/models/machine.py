@@ -59,7 +59,13 @@ def choose_quantization(wanted: dict | None, device: str) -> tuple[Any | None, s
         return None, f"{bits[0]} is not possible here ({reason}); loading unquantised weights instead"
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(**wanted), ""
+    kind = wanted.get("bnb_4bit_quant_type", "nf4")
+    if kind not in ("nf4", "fp4"):
+        raise UserError(f"model.quantization.bnb_4bit_quant_type={kind}: must be nf4 or fp4")
+    try:
+        return BitsAndBytesConfig(**wanted), ""
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"model.quantization: {' '.join(str(error).split())}") from None
 
 
 def _why_not(device: str) -> str:
