@@ -89,11 +89,6 @@ class Run:
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         self.append_line("verbs.jsonl", {"verb": verb, "time": now, "overrides": list(overrides), "wrote": names})
 
-    def record(self, verb: str, overrides: list[str], wrote: list[Path]) -> None:
-        """What a verb wrote for this run, and on which words: one line of verbs.jsonl."""
-        when = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        self.append_line("verbs.jsonl", {"verb": verb, "time": when, "overrides": overrides, "wrote": [Path(p).as_posix() for p in wrote]})
-
     def read_json(self, name: str) -> Any:
         path = self.path / name
         try:
