@@ -37,20 +37,24 @@ def write_report(run_dir: Path) -> Path:
 
     loss_curve.png is drawn first where metrics.jsonl is there and the picture is not.
     """
-    import jinja2
-
     run_dir = Path(run_dir)
-    here = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    css = (here / "page.css").read_text(encoding="utf-8")
-    text = environment.get_template("page.html.j2").render(css=css, **view(run_dir))
+    text = render("page.html.j2", **view(run_dir))
     path = run_dir / "report.html"
     partial = path.with_name("report.html.partial")
     partial.write_text(text, encoding="utf-8", newline="\n")
     os.replace(partial, path)
     return path
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of this folder with the pages' style sheet. Every value is escaped; one the template lacks is an error."""
+    import jinja2
+
+    here = Path(__file__).parent
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(here), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(template).render(css=(here / "page.css").read_text(encoding="utf-8"), **values)
 
 
 def view(run_dir: Path) -> dict[str, Any]:
@@ -177,7 +181,7 @@ def sample(pair: dict[str, Any]) -> dict[str, Any]:
         if pair[name] is not None:
             text = str(pair[name].get("prediction") or "")
             close = comparison.nearest(text, references)
-            texts.append({"name": name, "empty": not text.strip(), "verdict": comparison.verdict(pair[name]),
+            texts.append({"name": name, "kind": name, "empty": not text.strip(), "verdict": comparison.verdict(pair[name]),
                           "pieces": comparison.difference(text, close)})  # fmt: skip
     if texts and references:  # the one the last text is held against comes first, the others fold away
         references = [close, *(r for r in references if r != close)]
