@@ -34,7 +34,11 @@ def supervised_loss(model: Any, batch: dict[str, Any], label_smoothing: float = 
 
 
 def takes_logits_to_keep(model: Any) -> bool:
-    """Whether the model under adapters and wrappers hands `logits_to_keep` to its language head."""
+    """Whether the model under adapters and wrappers hands a mask `logits_to_keep` (B, S) to its language head."""
+    from transformers import modeling_utils
+
+    if not hasattr(modeling_utils, "slice_logits_to_keep"):  # before transformers 5.21 only positions were understood
+        return False
     inner = getattr(model, "module", model)  # DistributedDataParallel
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     parameters = inspect.signature(type(inner).forward).parameters

@@ -13,6 +13,13 @@ from .fields import EARLY_STOPPING, training_arguments
 from .objective import supervised_loss
 
 
+# TrainingArguments' older names that mmft's own yaml uses, since every supported release has them, and what 5.2x calls them.
+RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+
+
 class SupervisedTrainer(Trainer):
     """Trainer whose loss is the mean over supervised tokens of the whole (accumulated, distributed) batch."""
 
@@ -77,6 +84,9 @@ def training_settings(trainer: dict[str, Any], **managed: Any) -> tuple[Training
     """TrainingArguments from the trainer group, and the callbacks its early-stopping keys ask for. Errors raised: UserError."""
     known = training_arguments()
     values = arguments({k: v for k, v in trainer.items() if k not in EARLY_STOPPING}, known)
+    for old, new in RENAMED.items():
+        if old in values and new in known:  # the value of the new name wins when both are given
+            values = {new: values.pop(old), **values}
     patience = trainer.get("early_stopping_patience")
     try:
         args = TrainingArguments(**values, **managed)
