@@ -12,7 +12,7 @@ from .errors import UserError
 from .fields import lora_config
 from .models.parts import PARTS, part_of, size
 
-SCOPES = {"language": {"language"}, "vision": {"vision"}, "all": set(PARTS)}
+SCOPES = {"language": {"language"}, "vision": {"vision"}, "connector": {"connector"}, "all": set(PARTS)}
 
 
 @dataclass
