@@ -224,11 +224,13 @@ class Line:
 
     def finish(self) -> None:
         """Write the summary, the picture and the report, and say how it went."""
+        from ..card import write_card
         from ..report import terminal
         from ..report.curve import write_curve
         from ..report.page import write_report
 
         self._write_summary("finished")
+        write_card(self.run)
         write_curve(self.run.path)
         write_report(self.run.path)
         self.logger.finish("finished")
