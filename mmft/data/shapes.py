@@ -1,0 +1,69 @@
+"""Source `Shapes`: drawn pictures with a form of answer and a question that the tiny base model was never taught."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from .drawing import VERSION, Item, Scene, check_drawing, random_scene
+from .sample import Row
+from .scenes import Turn, drawn_row
+from .source import Source
+
+INVENTORY = "Write the inventory."
+#: A question about the outermost shape, and what it compares: the grid's columns or rows, the smallest number wins.
+EXTREMES: tuple[tuple[str, Callable[[Item], int]], ...] = (
+    ("Which shape is furthest left?", lambda item: item.column),
+    ("Which shape is furthest right?", lambda item: -item.column),
+    ("Which shape is highest?", lambda item: item.row),
+    ("Which shape is lowest?", lambda item: -item.row),
+)
+
+
+@dataclass(kw_only=True)
+class Shapes(Source):
+    """`pictures` drawings with one question each: a share `inventory` asks for the list, the others compare.
+
+    `side` is the picture's size in pixels, `fewest` and `most` the number of shapes, `seed` draws another set.
+    """
+
+    name: str = "shapes"
+    pictures: int = 2000
+    inventory: float = 0.5
+    side: int = 168
+    fewest: int = 2
+    most: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_drawing(self)
+
+    def rows(self) -> Iterator[Row]:
+        for number in range(self.pictures):
+            rng = Random(f"shapes/{self.seed}/{number}")
+            scene = random_scene(rng, self.side, self.fewest, self.most)
+            turn = None if rng.random() < self.inventory else extreme(rng, scene)
+            yield drawn_row(f"shape-{number:06d}", scene, [turn or inventory(scene)])
+
+    def stamp(self) -> dict[str, Any]:
+        return {"drawing": VERSION}
+
+    def total(self) -> int:
+        return self.pictures
+
+
+def inventory(scene: Scene) -> Turn:
+    """Every shape in reading order: `red star: top left; blue circle: center`."""
+    return INVENTORY, "; ".join(f"{item.color} {item.kind}: {item.place}" for item in scene.items)
+
+
+def extreme(rng: Random, scene: Scene) -> Turn | None:
+    """The shape that is alone in the outermost row or column; None where no direction has one (a full 2 x 2 block)."""
+    for question, key in rng.sample(EXTREMES, len(EXTREMES)):
+        first, *others = sorted(scene.items, key=key)
+        if not others or key(first) < key(others[0]):
+            return question, f"{first.color} {first.kind}"
+    return None
