@@ -161,6 +161,12 @@ class Family:
             notes.append(f"{len(info['unexpected_keys'])} weights in the files are not used by {type(model).__name__}")
         if quantization is None:
             model.to(device)
+        elif device == "cpu":
+            for module in model.modules():
+                # bitsandbytes repacks 4-bit weights at the first forward pass in eval mode on CPUs with AVX512-BF16, and
+                # the packed form has no gradient: measuring the base model would end its training
+                if getattr(module, "support_avx512bf16_for_cpu", False):
+                    module.support_avx512bf16_for_cpu = False
         model.eval()
         return Loaded(model, self.load_processor(located), located, device, dtype, quantization is not None, notes)
 

@@ -62,13 +62,15 @@ def _huggingface(path: str, revision: str | None) -> Located:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        try:  # the branch is resolved to a commit first, so that what is recorded is what was loaded
-            sha = HfApi().model_info(path, revision=revision).sha
+        try:
+            HfApi().model_info(path, revision=revision)
         except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
             raise
         except Exception:  # no connection, in whatever form the client reports it: the local cache may hold the model
-            sha = None
-        folder = Path(snapshot_download(path, revision=sha or revision, allow_patterns=PATTERNS))
+            pass
+        # asked for by its branch, so that the cache knows the branch when there is no network; the folder's name is the
+        # commit that the branch was resolved to, and only what lies in it is loaded
+        folder = Path(snapshot_download(path, revision=revision, allow_patterns=PATTERNS))
     except GatedRepoError:
         raise UserError(f"model.path={path}: this model asks for an agreement on its page, then for a login (hf auth login)") from None
     except RevisionNotFoundError:
@@ -80,7 +82,7 @@ def _huggingface(path: str, revision: str | None) -> Located:
         ) from None
     except Exception as error:  # requests', httpx's, the hub's and the system's kinds alike
         raise UserError(f"model.path={path}: could not be downloaded: {_first_line(error)} (a mirror: HF_ENDPOINT; {_hint(path)})") from None
-    return Located(path, folder, "huggingface", sha or folder.name)
+    return Located(path, folder, "huggingface", folder.name)
 
 
 def _modelscope(path: str, revision: str | None) -> Located:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from typing import Any
 
 from ..config import nearest
@@ -59,6 +60,8 @@ def choose_quantization(wanted: dict | None, device: str) -> tuple[Any | None, s
         return None, f"{bits[0]} is not possible here ({reason}); loading unquantised weights instead"
     from transformers import BitsAndBytesConfig
 
+    # says at every 8-bit layer of every forward pass that fp32 inputs are cast, which is what was asked for
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     kind = wanted.get("bnb_4bit_quant_type", "nf4")
     if kind not in ("nf4", "fp4"):
         raise UserError(f"model.quantization.bnb_4bit_quant_type={kind}: must be nf4 or fp4")

@@ -1,0 +1,103 @@
+"""Models from both hubs: the real download code against the loopback stand-in of tests/hub.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from hub import Hub
+
+LOCATE = """
+import json, sys
+from mmft.errors import UserError
+from mmft.models.locate import locate
+try:
+    found = locate(sys.argv[1], sys.argv[2], sys.argv[3] or None)
+    print(json.dumps({"revision": found.revision, "files": sorted(p.name for p in found.folder.iterdir()), "hub": found.hub, "path": found.path}))
+except UserError as error:
+    print(json.dumps({"error": str(error)}))
+"""
+
+
+@pytest.fixture(scope="module")
+def hub(small):
+    with Hub() as stand_in:
+        stand_in.add_folder("models", "small/llava", small("llava"))
+        # what must not be downloaded: a pickle can run code
+        files = {p.name: p for p in small("llava").iterdir()} | {"pytorch_model.bin": b"pickle", "modeling.py": b"raise SystemExit"}
+        stand_in.add("models", "small/with-pickle", files)
+        yield stand_in
+
+
+def located(hub, home, path, which="huggingface", revision="", **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", LOCATE, path, which, revision], capture_output=True, text=True, timeout=120,
+        env={**os.environ, **hub.environment(home), **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_huggingface_resolves_the_branch_and_takes_safe_files_only(hub, tmp_path):
+    sha = hub.sha("models", "small/with-pickle")
+    found = located(hub, tmp_path, "small/with-pickle", revision="main")
+    assert found["revision"] == sha and found["hub"] == "huggingface"
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= set(found["files"])
+    assert not {"pytorch_model.bin", "modeling.py"} & set(found["files"])
+    assert any("/revision/main" in c for c in hub.calls) and not any("pytorch_model.bin" in c for c in hub.calls if "resolve" in c)
+    offline = located(hub, tmp_path, "small/with-pickle", revision="main", HF_HUB_OFFLINE="1")
+    assert offline["revision"] == sha, "from the cache, still known by its commit"
+
+
+def test_modelscope_is_known_by_its_contents(hub, tmp_path, small):
+    from mmft.models.locate import local_revision
+
+    found = located(hub, tmp_path, "small/llava", "modelscope")
+    assert found["hub"] == "modelscope" and found["revision"] == local_revision(small("llava"))
+    assert {"config.json", "model.safetensors"} <= set(found["files"])
+
+
+@pytest.mark.parametrize("which", ["huggingface", "modelscope"])
+def test_what_a_hub_does_not_have_is_one_line(hub, tmp_path, which):
+    error = located(hub, tmp_path, "small/lava", which)["error"]
+    assert error.startswith("model.path=small/lava: ") and "\n" not in error
+    assert ("no such model" in error) if which == "huggingface" else ("could not be downloaded from ModelScope" in error)
+
+
+def test_a_hub_that_does_not_answer_is_one_line(hub, tmp_path):
+    error = located(hub, tmp_path, "small/llava", HF_ENDPOINT="http://127.0.0.1:9")["error"]
+    assert "could not be downloaded" in error and "HF_ENDPOINT" in error and "\n" not in error
+
+
+def test_a_revision_that_is_not_there_is_one_line(hub, tmp_path):
+    error = located(hub, tmp_path, "small/llava", revision="v9")["error"]
+    assert error == "model.revision=v9: small/llava has no such branch, tag or commit"
+
+
+def test_a_run_from_the_hub_records_the_commit_and_its_adapter_names_the_model(hub, tmp_path, small):
+    """The whole command, in a process of its own: endpoints are read when the libraries are imported."""
+    import csv
+
+    from PIL import Image
+
+    with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "text"])
+        for n in range(4):
+            Image.new("RGB", (56, 56), (60 * n, 30, 30)).save(tmp_path / f"{n}.png")
+            rows.writerow([f"{n}.png", "a red square"])
+    command = ["model=llava", "model.path=small/llava", "data=table", f"data.path={(tmp_path / 'rows.csv').as_posix()}", "data.splits.validation=0",
+               "evaluation.split=null", "logger=none", "trainer.max_steps=1", f"run_dir={(tmp_path / 'run').as_posix()}",
+               f"output_dir={(tmp_path / 'outputs').as_posix()}"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "mmft", *command], capture_output=True, text=True, timeout=240, env={**os.environ, **hub.environment(tmp_path)}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    sha = hub.sha("models", "small/llava")
+    model = json.loads((tmp_path / "run" / "env.json").read_text(encoding="utf-8"))["model"]
+    assert (model["path"], model["hub"], model["revision"]) == ("small/llava", "huggingface", sha)
+    adapter = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("small/llava", sha)

@@ -1,0 +1,185 @@
+"""Every family through the real command line with a small random model: train 2 steps, evaluate, reload with plain libraries."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+
+import pytest
+import yaml
+from small_models import GROUP, KINDS
+
+NO_FILE = ("qwen2_5vl", "smolvlm", "gemma3", "internvl")  # trained by a yaml alone
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Ten drawn pictures with a question and an answer each, as a CSV."""
+    from PIL import Image, ImageDraw
+
+    folder = tmp_path_factory.mktemp("drawn")
+    rng = random.Random(0)
+    colours = {"red": (220, 30, 30), "blue": (30, 30, 220)}
+    with (folder / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "question", "answer"])
+        for n in range(10):
+            name, colour = rng.choice(sorted(colours.items()))
+            picture = Image.new("RGB", rng.choice([(56, 56), (84, 56), (112, 84)]), "white")
+            at = rng.randrange(20)
+            ImageDraw.Draw(picture).rectangle((at, at, at + 20 + n, at + 24), fill=colour)
+            picture.save(folder / f"{n}.png")
+            writer.writerow([f"{n}.png", "What is in the picture?", f"a {name} square"])
+    return folder / "rows.csv"
+
+
+def words(kind, small, drawn, *more):
+    return (
+        f"model={GROUP[kind]}", f"model.path={small(kind).as_posix()}", "data=table", f"data.path={drawn.as_posix()}",
+        "data.columns={image: image, text: answer, prompt: question}", "data.splits={validation: 3}", "logger=none", "trainer.max_steps=2",
+        "trainer.per_device_train_batch_size=2", "trainer.learning_rate=0.01", "trainer.warmup_steps=0", "trainer.logging_steps=1",
+        "trainer.lr_scheduler_type=constant", "evaluation.batch_size=2", "generation.max_new_tokens=5", "name=small", *more,
+    )  # fmt: skip
+
+
+def run(mmft, tmp_path, *command):
+    code, out, err = mmft(*command)
+    assert code == 0, err[-2000:]
+    folder = next(p for p in (tmp_path / "outputs").iterdir() if p.name != "data")
+    assert (folder / "DONE").is_file()
+    return folder, json.loads((folder / "summary.json").read_text(encoding="utf-8")), out
+
+
+def plain_loss(model, collator, rows):
+    """transformers' own loss of each row alone, weighted by its supervised tokens."""
+    import torch
+
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for row in rows:
+            batch = {k: v for k, v in collator([row]).items() if k != "row_ids"}
+            n = int((batch["labels"] != -100).sum())
+            total, count = total + model(**batch, use_cache=False).loss.item() * n, count + n
+    return total / count
+
+
+def plain_answers(model, collator, rows, ends):
+    import torch
+
+    texts = []
+    with torch.no_grad():
+        for row in rows:
+            prompt = collator.prompt([row])
+            ids = model.generate(**prompt, max_new_tokens=5, do_sample=False, eos_token_id=ends, pad_token_id=collator.tokenizer.pad_token_id)
+            texts += collator.decode(ids[:, prompt["input_ids"].shape[1] :])
+    return texts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_train_two_steps_evaluate_reload(small, drawn, mmft, tmp_path, kind):
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+
+    from mmft.data.store import PreparedData
+
+    folder, summary, out = run(mmft, tmp_path, *words(kind, small, drawn, "lora.r=4"))
+    if kind in NO_FILE:
+        target = yaml.safe_load((folder / "snapshot.yaml").read_text(encoding="utf-8"))["model"]["_target_"]
+        assert target in ("mmft.models.family.Family", "mmft.models.qwen2vl.Qwen2VL"), "no family file of its own"
+    assert summary["status"] == "finished" and summary["steps"] == 2 and summary["effective_batch_size"] == 2
+    assert summary["supervised_tokens"] == 2 * 2 * 4, "a, colour, square and the end, of two rows, twice"
+    assert summary["eval_loss"] != summary["base_eval_loss"]
+    plan = json.loads((folder / "lora_plan.json").read_text(encoding="utf-8"))
+    assert {r["part"] for r in plan["rows"] if r["trainable"]} == {"language"}
+
+    environment = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+    rows = [r for r in [PreparedData(environment["data"]["path"]).split("validation")[i] for i in range(3)]]
+    processor = AutoProcessor.from_pretrained(folder / "adapter")
+    collator = small.collator(kind)
+    again = type(collator)(
+        processor=processor, family=collator.family, model_config=collator.model_config, end_token_ids=collator.end_token_ids
+    )
+    base = AutoModelForImageTextToText.from_pretrained(small(kind)).eval()
+    assert plain_loss(base, collator, rows) == pytest.approx(summary["base_eval_loss"], abs=1e-5)
+    tuned = PeftModel.from_pretrained(base, folder / "adapter").eval()
+    assert plain_loss(tuned, again, rows) == pytest.approx(summary["eval_loss"], abs=1e-5)
+
+    written = [json.loads(line) for line in (folder / "eval" / "tuned.jsonl").read_text(encoding="utf-8").splitlines()]
+    ends = GenerationConfig.from_pretrained(folder / "adapter").eos_token_id
+    assert plain_answers(tuned, again, rows, ends) == [r["prediction"] for r in written], "rows together answer as rows alone"
+    assert any(r["prediction"] for r in written), "an answer has words"
+    with tuned.disable_adapter():
+        assert plain_loss(tuned, again, rows) == pytest.approx(summary["base_eval_loss"], abs=1e-5)
+
+
+def test_full_training_saves_a_model_that_plain_transformers_loads(small, drawn, mmft, tmp_path):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from mmft.data.store import PreparedData
+
+    folder, summary, _ = run(mmft, tmp_path, *words("llava", small, drawn, "lora=none", "trainer.learning_rate=0.001"))
+    assert summary["trainable_parameters"] == summary["total_parameters"]
+    assert not (folder / "adapter").exists()
+    model, info = AutoModelForImageTextToText.from_pretrained(folder / "model", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    environment = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+    data = PreparedData(environment["data"]["path"]).split("validation")
+    collator = small.collator("llava")
+    again = type(collator)(
+        processor=AutoProcessor.from_pretrained(folder / "model"), family=collator.family, model_config=model.config,
+        end_token_ids=collator.end_token_ids,
+    )  # fmt: skip
+    assert plain_loss(model.eval(), again, [data[i] for i in range(3)]) == pytest.approx(summary["eval_loss"], abs=1e-5)
+    assert summary["eval_loss"] != summary["base_eval_loss"]
+
+
+def test_the_projector_is_trained_with_the_adapter(small, drawn, mmft, tmp_path):
+    """The LLaVA recipe: q and v of the language model, and the projector whole."""
+    from safetensors.torch import load_file
+
+    folder, _, _ = run(
+        mmft, tmp_path,
+        *words("llava", small, drawn, "lora.target_modules=[q_proj,v_proj]", "lora.modules_to_save=[multi_modal_projector]", "evaluation.split=null"),
+    )  # fmt: skip
+    saved, base = load_file(folder / "adapter" / "adapter_model.safetensors"), load_file(small("llava") / "model.safetensors")
+    own = {k for k in saved if "multi_modal_projector" in k}
+    assert len(own) == 4 and not any("vision_tower" in k for k in saved)
+    for key in own:
+        name = next(k for k in base if k.endswith(key.split("multi_modal_projector.")[1]) and "multi_modal_projector" in k)
+        assert not saved[key].equal(base[name])
+
+
+@pytest.mark.parametrize(
+    ("bits", "line"),
+    [("{load_in_4bit: true, bnb_4bit_quant_type: nf4}", r"4-bit base (nf4)"), ("{load_in_8bit: true}", "8-bit base")],
+)
+def test_quantised_bases_train_on_the_cpu(small, drawn, mmft, tmp_path, bits, line):
+    folder, summary, out = run(mmft, tmp_path, *words("qwen2vl", small, drawn, f"model.quantization={bits}"))
+    assert line in out
+    assert summary["steps"] == 2 and summary["eval_loss"] != summary["base_eval_loss"]
+    assert line in " ".join(json.loads((folder / "env.json").read_text(encoding="utf-8"))["notes"])
+
+
+def test_where_bitsandbytes_cannot_load_the_run_says_so_and_goes_on(small, drawn, mmft, tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    folder, summary, out = run(mmft, tmp_path, *words("qwen2vl", small, drawn, "model.quantization.load_in_8bit=true", "evaluation.split=null"))
+    said = [text for text in out.splitlines() if "load_in_8bit" in text]
+    assert len(said) == 1 and "is not possible here" in said[0] and "loading unquantised weights instead" in said[0]
+    assert "8-bit base" not in out and summary["steps"] == 2
+
+
+def test_image_limits_hold_in_training_and_come_back_with_the_adapter(small, drawn, mmft, tmp_path):
+    from PIL import Image
+    from transformers import AutoProcessor
+
+    limits = ("model.processor={min_pixels: 784, max_pixels: 3136}", "evaluation.split=null")
+    folder, _, _ = run(mmft, tmp_path, *words("qwen2vl", small, drawn, *limits))
+    again = AutoProcessor.from_pretrained(folder / "adapter")
+    grid = again.image_processor([Image.new("RGB", (560, 560))], return_tensors="pt")["image_grid_thw"][0].tolist()
+    assert grid == [1, 4, 4], "3136 pixels are 56 x 56: 4 x 4 patches"
+    family = small.family("qwen2vl", processor={"min_pixels": 784, "max_pixels": 3136})
+    fresh = family.load_processor(family.locate())
+    assert fresh.image_processor([Image.new("RGB", (560, 560))], return_tensors="pt")["image_grid_thw"][0].tolist() == grid
