@@ -50,8 +50,12 @@ def test_loss_and_gradients_are_plain_transformers(small, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_computed_where_a_label_is_and_nowhere_else(small, kind):
     import torch
+    from transformers import modeling_utils
 
     model, collator, _ = small.load(kind)
+    if not hasattr(modeling_utils, "slice_logits_to_keep"):
+        assert not takes_logits_to_keep(model)
+        pytest.skip("before transformers 5.21 heads take no mask of positions; all logits are computed there")
     batch = collator(rows(small, kind))
     seen = []
     head = model.get_output_embeddings() or model.language_model.lm_head

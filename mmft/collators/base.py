@@ -70,6 +70,10 @@ class Collator:
     # --- assembling ---------------------------------------------------------------------------------------------
 
     def _batch(self, samples: Sequence[Sample], generation: bool) -> dict[str, Any]:
+        for sample in samples:
+            places = sum(part["type"] == "image" for message in sample.messages for part in message["content"])
+            if places != len(sample.images):
+                raise RowError(sample.id, f"{len(sample.images)} images but {places} image places in its messages")
         images = [sample.load_images() for sample in samples]
         rows, tensors = self.encode(samples, images, generation)
         for sample, row in zip(samples, rows, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RowError
+from ..errors import RowError, UserError
 from .base import IGNORE, Collator, Encoded
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class CaptionCollator(Collator):
         super().__init__(
             processor=processor, family=family, model_config=model_config, end_token_ids=end_token_ids, max_length=max_length
         )
+        if getattr(processor, "num_query_tokens", None) is None:
+            raise UserError(f"collator=caption: BLIP-2's format, and {type(processor).__name__} has no query tokens; use collator=chat")
         self.fixed_prompt = prompt
         self.end_token_id = end_token_ids[0]
 

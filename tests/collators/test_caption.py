@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mmft.collators.base import IGNORE
-from mmft.errors import RowError
+from mmft.errors import RowError, UserError
 
 IMAGE, BOS, NEWLINE = "<image>", "</s>", "Ċ"
 
@@ -112,3 +112,11 @@ def test_too_few_placeholders_are_refused_even_when_rows_cancel(small):
             collator([small.sample("first", [0], "", "red"), small.sample("second", [1], "", "red")])
     finally:
         del collator.encode
+
+
+def test_a_chat_models_processor_is_refused(small):
+    from mmft.collators.caption import CaptionCollator
+
+    chat = small.collator("qwen2vl")
+    with pytest.raises(UserError, match="collator=caption: BLIP-2's format, and Qwen2VLProcessor has no query tokens; use collator=chat"):
+        CaptionCollator(processor=chat.processor, family=chat.family, model_config=chat.model_config, end_token_ids=[1])
