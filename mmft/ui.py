@@ -1,0 +1,241 @@
+"""The page of `mmft compare ui=true`: samples of the data set and own pictures, every model's answer side by side, streamed.
+
+For this machine only: bound to 127.0.0.1, no share link, no analytics, pictures sent as data, no file of this machine served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from queue import Queue
+from threading import Event, Lock, Thread
+from typing import Any
+
+from .data.images import open_image
+from .errors import UserError
+from .inputs import ask
+from .report import live
+from .streaming import stream
+
+HOST = "127.0.0.1"
+
+
+@dataclass
+class Model:
+    """One column of answers. kind: base or tuned (its colour). base: the run's model with its adapter off."""
+
+    label: str
+    kind: str
+    about: str
+    opened: Any
+    base: bool = False
+
+    def use(self) -> Any:
+        return self.opened.base() if self.base else contextlib.nullcontext(self.opened.model)
+
+
+class Bench:
+    """The models, asked one after another: one request at a time, since an adapter is switched on and off for all."""
+
+    def __init__(self, models: list[Model]):
+        self.models = models
+        self._lock = Lock()
+
+    def answers(self, sample: Any, generation: dict[str, Any], seed: int) -> Iterator[list[tuple[str | None, bool]]]:
+        """The state of all columns again and again: (text so far or None, whether it is finished) for each model.
+
+        A thread of its own does the work: it ends soon, and leaves the adapter on, when nobody listens any more.
+        Errors raised: UserError and what generation raises.
+        """
+        news: Queue[Any] = Queue()
+        stop = Event()
+        Thread(target=self._work, args=(sample, generation, seed, news, stop), daemon=True).start()
+        state: list[tuple[str | None, bool]] = [(None, False)] * len(self.models)
+        try:
+            yield list(state)
+            while (item := news.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                state[item[0]] = item[1:]
+                yield list(state)
+        finally:
+            stop.set()
+
+    def _work(self, sample: Any, generation: dict[str, Any], seed: int, news: Queue[Any], stop: Event) -> None:
+        from transformers import set_seed
+
+        try:
+            with self._lock:
+                for i, one in enumerate(self.models):
+                    evaluator = one.opened.evaluator([])
+                    evaluator.generation = {**evaluator.generation, **generation}
+                    set_seed(seed)  # the same for every model
+                    text = ""
+                    with one.use() as model, contextlib.closing(stream(evaluator, model, [sample])) as texts:
+                        for text in texts:
+                            news.put((i, text, False))
+                            if stop.is_set():
+                                return
+                    news.put((i, text, True))
+        except BaseException as error:
+            news.put(error)
+        finally:
+            news.put(None)
+
+
+def generation_keys(max_new_tokens: float, temperature: float, top_p: float, num_beams: float) -> dict[str, Any]:
+    """The page's controls under transformers' names; temperature 0 is greedy (or plain beam) search."""
+    keys: dict[str, Any] = {"max_new_tokens": int(max_new_tokens), "num_beams": int(num_beams), "do_sample": temperature > 0}
+    return {**keys, "temperature": float(temperature), "top_p": float(top_p)} if temperature > 0 else {**keys, "temperature": None, "top_p": None}
+
+
+def free_port(port: int) -> int:
+    """`port`, or any free one for 0. Errors raised: UserError when it is taken."""
+    if not 0 <= port <= 65535:
+        raise UserError(f"port={port}: must lie between 0 and 65535")
+    with socket.socket() as probe:
+        if os.name != "nt":  # on Windows this option would take a port from its owner
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise UserError(f"port={port}: cannot be used ({error.strerror or error}); name another, or port=0 for any free one") from None
+        return probe.getsockname()[1]
+
+
+def serve(paths: list[str], checkpoint: int | None, cfg: Any, overrides: list[str], port: int) -> None:
+    """Load the models and show the page until Ctrl-C. Errors raised: UserError before a weight is read."""
+    from .opened import open_run, run_config
+    from .tasks.evaluate import rows_of
+    from .tasks.prepare import prepared_data
+
+    if find_spec("gradio") is None:
+        raise UserError("ui=true needs Gradio: pip install 'mmft[ui]'")
+    free_port(port)
+    _, kept = run_config(paths[0], cfg, overrides)
+    prepared = prepared_data(kept)
+    split = kept.evaluation.split
+    rows_of(prepared, {"split": split or next(iter(prepared.splits)), "max_samples": None})
+    models = []
+    for i, path in enumerate(paths):
+        opened = open_run(path, cfg, overrides, checkpoint)
+        if len(paths) == 1:
+            models.append(Model("base", "base", f"{opened.loaded.located.path}, the adapter switched off", opened, base=True))
+            models.append(Model("tuned", "tuned", f"{path}{f', checkpoint {checkpoint}' if checkpoint is not None else ''}", opened))
+        else:
+            models.append(Model(chr(ord("A") + i), "tuned" if i else "base", path, opened))
+    with tempfile.TemporaryDirectory(prefix="mmft-ui-", ignore_cleanup_errors=True) as folder:
+        for key, value in (("GRADIO_TEMP_DIR", folder), ("GRADIO_ANALYTICS_ENABLED", "False"), ("HF_HUB_DISABLE_TELEMETRY", "1")):
+            os.environ[key] = value
+        for key in ("NO_PROXY", "no_proxy"):  # Gradio asks its own address whether it is up
+            os.environ[key] = ",".join(filter(None, [os.environ.get(key), HOST]))
+        page, options = build(models, prepared, split)
+        try:
+            page.launch(
+                server_name=HOST, server_port=free_port(port), share=False, allowed_paths=[], max_file_size="64mb", ssr_mode=False, quiet=True,
+                prevent_thread_lock=True, show_error=True, inbrowser=False, enable_monitoring=False, mcp_server=False, **options,
+            )  # fmt: skip
+        except OSError as error:
+            raise UserError(f"port={port}: cannot be used ({error}); name another, or port=0 for any free one") from None
+        print(f"\n{page.local_url}  (only on this machine; Ctrl-C ends it)", flush=True)
+        try:
+            Event().wait()
+        except KeyboardInterrupt:
+            print()
+        finally:
+            page.close(verbose=False)
+
+
+def build(models: list[Model], prepared: Any, split: str | None) -> tuple[Any, dict[str, Any]]:
+    """(the page as gradio.Blocks, the launch options that style it)."""
+    import gradio as gr
+
+    bench = Bench(models)
+    rows = {name: prepared.split(name) for name in prepared.splits}
+    split = split if split in rows else next(iter(rows))
+    defaults = models[-1].opened.settings["generation"]
+
+    def show(name: str, index: float | None) -> str:
+        return live.sample_html(rows[name][place(name, index)])
+
+    def place(name: str, index: float | None) -> int:
+        return min(max(int(index or 0), 0), len(rows[name]) - 1)
+
+    def answer(sample: Any, controls: tuple) -> Iterator[str]:
+        *numbers, seed = controls
+        try:
+            for state in bench.answers(sample, generation_keys(*numbers), int(seed or 0)):
+                yield live.answers_html(models, state, list(sample.references), beams=int(numbers[3]))
+        except UserError as error:
+            yield live.error_html(str(error))
+
+    def from_data(name: str, index: float | None, *controls: float) -> Iterator[str]:
+        yield from answer(rows[name][place(name, index)], controls)
+
+    def from_own(files: list[Any] | None, question: str, reference: str, *controls: float) -> Iterator[str]:
+        paths = [Path(str(getattr(f, "name", f))) for f in files or ()]
+        asked = ask("your picture", paths, question.strip(), [reference.strip()] if reference.strip() else [])
+        if not paths or asked.sample is None:
+            yield live.error_html(asked.error or "Choose a picture first.")
+            return
+        yield from answer(asked.sample, controls)
+
+    def preview(files: list[Any] | None) -> str:
+        try:
+            return live.pictures_html([open_image(str(getattr(f, "name", f))) for f in files or ()])
+        except UserError as error:
+            return live.error_html(f"{Path(error.name).name}: {error.reason}" if hasattr(error, "reason") else str(error))
+
+    with gr.Blocks(title="mmft compare", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
+        gr.HTML(live.head_html(models))
+        with gr.Accordion("Generation", open=True), gr.Row():
+            controls = [
+                gr.Slider(1, 1024, defaults.get("max_new_tokens") or 64, step=1, label="max_new_tokens", elem_id="max_new_tokens"),
+                gr.Slider(0, 2, (defaults.get("temperature") or 1.0) if defaults.get("do_sample") else 0, step=0.05, label="temperature (0: greedy)", elem_id="temperature"),
+                gr.Slider(0.05, 1, defaults.get("top_p") or 1.0, step=0.05, label="top_p (when sampling)", elem_id="top_p"),
+                gr.Slider(1, 8, defaults.get("num_beams") or 1, step=1, label="num_beams", elem_id="num_beams"),
+                gr.Number(models[0].opened.settings["seed"], precision=0, label="seed", elem_id="seed"),
+            ]
+        with gr.Tabs():
+            with gr.Tab("Sample of the data set"), gr.Row():
+                with gr.Column(scale=2, min_width=280):
+                    name = gr.Radio(list(rows), value=split, label=prepared.manifest["name"], elem_id="split")
+                    index = gr.Number(0, precision=0, minimum=0, label="index", elem_id="index")
+                    with gr.Row():
+                        steps = [gr.Button(text, size="sm", min_width=60) for text in ("Previous", "Next", "Random")]
+                    go = gr.Button("Compare", variant="primary", elem_id="compare-sample")
+                    shown = gr.HTML(show(split, 0), elem_id="sample")
+                with gr.Column(scale=3, min_width=320):
+                    out = gr.HTML(live.answers_html(models, None, []), elem_id="sample-answers")
+            with gr.Tab("Your own picture"), gr.Row():
+                with gr.Column(scale=2, min_width=280):
+                    files = gr.File(label="Pictures", file_count="multiple", file_types=["image"], elem_id="own-files", height=140)
+                    view = gr.HTML("", elem_id="own-pictures")
+                    question = gr.Textbox(label="Question", lines=2, elem_id="question")
+                    reference = gr.Textbox(label="Reference (if you know the answer)", elem_id="reference")
+                    own_go = gr.Button("Compare", variant="primary", elem_id="compare-own")
+                with gr.Column(scale=3, min_width=320):
+                    own_out = gr.HTML(live.answers_html(models, None, []), elem_id="own-answers")
+        with gr.Accordion("Parameters", open=False):
+            gr.HTML(live.parameters_html(models))
+
+        hidden = {"api_visibility": "private", "show_progress": "hidden"}
+        moves = (lambda n, i: place(n, (i or 0) - 1), lambda n, i: place(n, (i or 0) + 1), lambda n, i: random.Random().randrange(len(rows[n])))
+        for button, move in zip(steps, moves, strict=True):
+            button.click(move, [name, index], index, **hidden)
+        index.change(show, [name, index], shown, **hidden)
+        name.change(show, [name, index], shown, **hidden)
+        files.change(preview, files, view, **hidden)
+        single = {"concurrency_limit": 1, "concurrency_id": "models", **hidden}
+        go.click(from_data, [name, index, *controls], out, **single)
+        for event in (own_go.click, question.submit):
+            event(from_own, [files, question, reference, *controls], own_out, **single)
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # nothing is fetched from elsewhere
+    return page.queue(api_open=False), {"theme": gr.themes.Base(primary_hue="sky", **fonts), "css": live.CSS, "footer_links": []}
