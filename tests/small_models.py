@@ -223,19 +223,19 @@ def blip2(folder: Path) -> None:
 
 
 def smolvlm(folder: Path) -> None:
-    """Four 28-pixel tiles beside the whole picture: 5 x 4 features for each image."""
+    """Four 16-pixel tiles beside the whole picture: 5 x 4 features for each image."""
     import transformers as t
 
     rows = [f"<row_{r}_col_{c}>" for r in range(1, 4) for c in range(1, 4)]
     words = qwen_tokenizer(["<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>", "<video>", *rows])
     words.eos_token = "<end_of_utterance>"
     processor = t.SmolVLMProcessor(
-        image_processor=t.SmolVLMImageProcessor(size={"longest_edge": 56}, max_image_size={"longest_edge": 28}),
+        image_processor=t.SmolVLMImageProcessor(size={"longest_edge": 32}, max_image_size={"longest_edge": 16}),
         tokenizer=words, video_processor=t.SmolVLMVideoProcessor(), image_seq_len=4, chat_template=SMOL,
     )  # fmt: skip
     text = TEXT | _ends(words) | {"model_type": "llama", "vocab_size": len(words)}
     config = t.SmolVLMConfig(
-        vision_config=TOWER | {"image_size": 28, "patch_size": 7}, text_config=text, image_token_id=words.convert_tokens_to_ids("<image>"),
+        vision_config=TOWER | {"image_size": 16, "patch_size": 4}, text_config=text, image_token_id=words.convert_tokens_to_ids("<image>"),
         scale_factor=2, pad_token_id=words.pad_token_id,
     )  # fmt: skip
     _save(folder, t.SmolVLMForConditionalGeneration, config, processor, words)
