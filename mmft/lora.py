@@ -47,6 +47,7 @@ def plan(skeleton: Any, settings: dict[str, Any]) -> Plan:
         return Plan("full", scope, {}, {}, linear)
     if not isinstance(settings["r"], int) or settings["r"] < 1:
         raise UserError(f"lora.r={settings['r']}: must be a whole number above 0 (lora=none trains the whole model)")
+    settings = _marked(skeleton, settings, scope)
     names = _targets(settings.get("target_modules"), layers, SCOPES[scope], scope)
     names -= _excluded(settings.get("exclude_modules"), names)
     names = _layers(settings.get("layers_to_transform"), settings.get("layers_pattern"), names)
@@ -62,6 +63,20 @@ def plan(skeleton: Any, settings: dict[str, Any]) -> Plan:
             if not any(_matches(rf"(.*\.)?({pattern})", n, f"lora.{key}.{pattern}") for n in names):  # peft's own rule
                 raise UserError(f"lora.{key}.{pattern}: matches none of the {len(names)} adapted modules.{_leaf_hint(pattern, names)}")
     return Plan("lora", scope, settings, {n: layers[n] for n in sorted(names)}, linear)
+
+
+def _marked(skeleton: Any, settings: dict[str, Any], scope: str) -> dict[str, Any]:
+    """Settings left null, as an assembled model asks for them in its config: a random projector and new embedding rows
+    must be trained, and so saved. `[]` says no to both."""
+    marks = getattr(getattr(skeleton, "config", None), "mmft", None) or {}
+    found = dict(settings)
+    if found.get("modules_to_save") is None:
+        found["modules_to_save"] = marks.get("modules_to_save")
+    if found.get("trainable_token_indices") is None and marks.get("new_rows") and "language" in SCOPES[scope]:
+        table = skeleton.get_input_embeddings()
+        name = next(n for n, m in skeleton.named_modules() if m is table)
+        found["trainable_token_indices"] = {name.split(".")[-1]: list(marks["new_rows"])}
+    return found
 
 
 def _targets(wanted: Any, layers: dict[str, str], parts: set[str], scope: str) -> set[str]:
@@ -150,7 +165,7 @@ def attach(model: Any, plan: Plan) -> Any:
             parameter.requires_grad_(part_of(name) in SCOPES[plan.scope])
         return model
     from peft import LoraConfig, get_peft_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.tuners.lora import LoraLayer
 
     settings = {k: v for k, v in plan.settings.items() if v is not None}
     settings = arguments(settings, lora_config())
@@ -164,7 +179,7 @@ def attach(model: Any, plan: Plan) -> Any:
         peft_model = get_peft_model(model, LoraConfig(**settings))
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         raise UserError(f"lora: peft refuses these settings: {' '.join(str(error).split())[:300]}") from None
-    got = {n.removeprefix("base_model.model.") for n, m in peft_model.named_modules() if isinstance(m, BaseTunerLayer)}
+    got = {n.removeprefix("base_model.model.") for n, m in peft_model.named_modules() if isinstance(m, LoraLayer)}
     if got != set(plan.adapted):
         odd = sorted(got ^ set(plan.adapted))
         raise UserError(f"lora: peft adapted {len(got)} modules where {len(plan.adapted)} were planned, e.g. {odd[0]}")
