@@ -6,6 +6,12 @@ class UserError(Exception):
 
     exit_code = 2
 
+    def __init__(self, message: str = ""):
+        if message.startswith("Caught ") and "Original Traceback" in message:
+            # torch raises a data worker's error again as kind(text of its traceback); our own line is the last one
+            message = message.strip().splitlines()[-1].partition(": ")[2]
+        super().__init__(message)
+
 
 class Incomplete(UserError):
     """The work was done and written, but not for every input; those left out were named one by one."""
@@ -16,6 +22,6 @@ class Incomplete(UserError):
 class RowError(UserError):
     """A data row that cannot be used. `row` names it (`file.csv:17` or an id), `reason` says why."""
 
-    def __init__(self, row: str, reason: str):
-        super().__init__(f"{row}: {reason}")
+    def __init__(self, row: str, reason: str = ""):
+        super().__init__(f"{row}: {reason}" if reason else row)
         self.row, self.reason = row, reason

@@ -183,3 +183,16 @@ def test_image_limits_hold_in_training_and_come_back_with_the_adapter(small, dra
     family = small.family("qwen2vl", processor={"min_pixels": 784, "max_pixels": 3136})
     fresh = family.load_processor(family.locate())
     assert fresh.image_processor([Image.new("RGB", (560, 560))], return_tensors="pt")["image_grid_thw"][0].tolist() == grid
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_row_that_fails_while_training_is_one_line_and_leaves_no_adapter(small, drawn, mmft, tmp_path, workers):
+    """44 tokens are those of a 112 x 84 picture; the first row is smaller, so loading does not meet it."""
+    settings = ("collator.max_length=41", "evaluation.split=null", "trainer.max_steps=20", f"trainer.dataloader_num_workers={workers}")
+    code, _, err = mmft(*words("qwen2vl", small, drawn, *settings))
+    said = [line for line in err.splitlines() if line.startswith("mmft:")]
+    assert code == 2 and len(said) == 1 and "Traceback" not in err
+    assert "44 tokens, more than collator.max_length=41" in said[0] and said[0].split(": ")[1].isdigit(), "the row by its name"
+    folder = next(p for p in (tmp_path / "outputs").iterdir() if p.name != "data")
+    assert not (folder / "adapter").exists() and not (folder / "DONE").exists()
+    assert json.loads((folder / "summary.json").read_text(encoding="utf-8"))["status"] == "failed"

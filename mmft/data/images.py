@@ -25,8 +25,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000
 class ImageError(UserError):
     """An image that cannot be used; the message says which and why, `reason` only why."""
 
-    def __init__(self, name: str, reason: str):
-        super().__init__(f"{name}: {reason}" if name else reason)
+    def __init__(self, name: str, reason: str = ""):
+        super().__init__(": ".join(part for part in (name, reason) if part))
         self.name, self.reason = name, reason
 
 
