@@ -4,12 +4,15 @@
         hub.add("models", "owner/name", {"config.json": b"{}"})
         subprocess.run(..., env={**os.environ, **hub.environment(tmp_path)})
 
+Uploads go the same way: `hub.uploads` lists the repositories that were made, with their visibility.
+
 The endpoints are read when the clients are imported, so code under test runs in a subprocess with `environment()`.
 `hub.calls` lists "METHOD path" of all requests.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -25,6 +28,9 @@ class Hub:
     def __init__(self) -> None:
         self.repos: dict[tuple[str, str], dict[str, bytes]] = {}
         self.calls: list[str] = []
+        self.uploads: dict[str, dict] = {}  # repository -> the request that made it, and whether it is private
+        self.refuse: str | None = None  # a part of a path whose requests fail, to break an upload half-way
+        self._blobs: dict[str, bytes] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -73,14 +79,34 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
-        self._body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self._body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) if "Content-Length" in self.headers else self._chunks()
         self._answer()
+
+    do_PUT = do_POST
+
+    def _chunks(self) -> bytes:
+        body = b""
+        while "chunked" in (self.headers.get("Transfer-Encoding") or "") and (size := int(self.rfile.readline(), 16)):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        return body
 
     def _answer(self) -> None:
         url = urlsplit(self.path)
         path, query = unquote(url.path), {k: v[0] for k, v in parse_qs(url.query).items()}
         self.hub.calls.append(f"{self.command} {self.path}")
+        if self.hub.refuse and self.hub.refuse in path:
+            return self._json({"error": "refused by the test"}, 403)
         for pattern, method in (
+            (r"/api/repos/create", self._create),
+            (r"/api/validate-yaml", self._card),
+            (r"/api/models/([^/]+/[^/]+)/preupload/([^/]+)", self._preupload),
+            (r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", self._lfs),
+            (r"/api/v1/repos/models/([^/]+/[^/]+)/info/lfs/objects/batch", self._lfs),
+            (r"/blob/([0-9a-f]{64})", self._blob),
+            (r"/api/models/([^/]+/[^/]+)/commit/([^/]+)", self._commit),
+            (r"/api/v1/models/?", self._ms_create),
+            (r"/api/v1/repos/models/([^/]+/[^/]+)/commit/([^/]+)", self._ms_commit),
             (r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/(.+))?", self._info),
             (r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)(?:/(.*))?", self._tree),
             (r"/api/(models|datasets)/([^/]+/[^/]+)/paths-info/(.+)", self._paths),
@@ -95,6 +121,68 @@ class _Handler(BaseHTTPRequestHandler):
             if match:
                 return method(*match.groups(), query=query)
         self._missing()
+
+    # -- uploads --
+
+    def _new(self, name: str, private: bool, body: dict) -> bool:
+        if not (self.headers.get("Authorization") or self.headers.get("Cookie")):
+            self._json({"error": "not logged in", "Message": "not logged in", "Success": False}, 401)
+        elif ("models", name) in self.hub.repos:
+            self._json({"error": "You already created this model repo", "Code": 10010203001, "Message": "exists already", "Success": False}, 409)
+        else:
+            self.hub.add("models", name, {})
+            self.hub.uploads[name] = {"private": private, "body": body}
+            return True
+        return False
+
+    def _create(self, query: dict) -> None:
+        body = json.loads(self._body)
+        name = f"{body['organization']}/{body['name']}" if body.get("organization") else body["name"]
+        if self._new(name, body.get("visibility") == "private" or bool(body.get("private")), body):
+            self._json({"url": f"{self.hub.url}/{name}", "name": name, "id": "0" * 24})
+
+    def _card(self, query: dict) -> None:
+        """The hub reads a model card's fields before it takes it; one rule of its own is enough here."""
+        text = json.loads(self._body)["content"]
+        wrong = [] if re.match(r"---\n(?s:.*)\nlicense: .*\n(?s:.*)---\n", text) else [{"message": "no front matter with a license"}]
+        self._json({"errors": wrong, "warnings": []}, 400 if wrong else 200)
+
+    def _preupload(self, name: str, revision: str, query: dict) -> None:
+        files = json.loads(self._body)["files"]
+        modes = [{"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular", "shouldIgnore": False} for f in files]
+        self._json({"files": modes, "commitOid": self.hub.sha("models", name)})
+
+    def _lfs(self, name: str, query: dict) -> None:
+        objects = json.loads(self._body)["objects"]
+        answered = [{**o, "authenticated": True, "actions": {"upload": {"href": f"{self.hub.url}/blob/{o['oid']}", "header": {}}}} for o in objects]
+        self._json({"transfer": "basic", "objects": answered, "Code": 200, "Success": True, "Data": {"objects": answered}})
+
+    def _blob(self, oid: str, query: dict) -> None:
+        if hashlib.sha256(self._body).hexdigest() != oid:
+            return self._json({"error": "another content"}, 400)
+        self.hub._blobs[oid] = self._body
+        self._json({})
+
+    def _commit(self, name: str, revision: str, query: dict) -> None:
+        for line in self._body.splitlines():
+            entry = json.loads(line)
+            if entry["key"] == "file":
+                self.hub.repos["models", name][entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            elif entry["key"] == "lfsFile":
+                self.hub.repos["models", name][entry["value"]["path"]] = self.hub._blobs[entry["value"]["oid"]]
+        sha = self.hub.sha("models", name)
+        self._json({"commitUrl": f"{self.hub.url}/{name}/commit/{sha}", "commitOid": sha, "success": True})
+
+    def _ms_create(self, query: dict) -> None:
+        body = json.loads(self._body)
+        if self._new(f"{body['Path']}/{body['Name']}", body.get("Visibility") == 1, body):
+            self._json({"Code": 200, "Success": True, "Data": {"Id": 1, "Name": body["Name"], "Path": body["Path"]}})
+
+    def _ms_commit(self, name: str, revision: str, query: dict) -> None:
+        for action in json.loads(self._body)["actions"]:
+            content = self.hub._blobs[action["sha256"]] if action["type"] == "lfs" else base64.b64decode(action["content"])
+            self.hub.repos["models", name][action["path"]] = content
+        self._json({"Code": 200, "Success": True, "Data": {"oid": self.hub.sha("models", name)}})
 
     # -- Hugging Face --
 
