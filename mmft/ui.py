@@ -92,7 +92,7 @@ class Bench:
 
 def generation_keys(max_new_tokens: float, temperature: float, top_p: float, num_beams: float) -> dict[str, Any]:
     """The page's controls under transformers' names; temperature 0 is greedy (or plain beam) search."""
-    keys: dict[str, Any] = {"max_new_tokens": int(max_new_tokens), "num_beams": int(num_beams), "do_sample": temperature > 0}
+    keys: dict[str, Any] = {"max_new_tokens": max(1, int(max_new_tokens or 1)), "num_beams": int(num_beams), "do_sample": temperature > 0}
     return {**keys, "temperature": float(temperature), "top_p": float(top_p)} if temperature > 0 else {**keys, "temperature": None, "top_p": None}
 
 
@@ -195,22 +195,23 @@ def build(models: list[Model], prepared: Any, split: str | None) -> tuple[Any, d
 
     with gr.Blocks(title="mmft compare", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
         gr.HTML(live.head_html(models))
-        with gr.Accordion("Generation", open=True), gr.Row():
+        with gr.Row(equal_height=True):
             controls = [
-                gr.Slider(1, 1024, defaults.get("max_new_tokens") or 64, step=1, label="max_new_tokens", elem_id="max_new_tokens"),
-                gr.Slider(0, 2, (defaults.get("temperature") or 1.0) if defaults.get("do_sample") else 0, step=0.05, label="temperature (0: greedy)", elem_id="temperature"),
-                gr.Slider(0.05, 1, defaults.get("top_p") or 1.0, step=0.05, label="top_p (when sampling)", elem_id="top_p"),
+                gr.Number(defaults.get("max_new_tokens") or 64, precision=0, minimum=1, label="max_new_tokens", elem_id="max_new_tokens"),
+                gr.Slider(0, 2, (defaults.get("temperature") or 1.0) if defaults.get("do_sample") else 0, step=0.05, label="temperature", elem_id="temperature"),
+                gr.Slider(0.05, 1, defaults.get("top_p") or 1.0, step=0.05, label="top_p", elem_id="top_p"),
                 gr.Slider(1, 8, defaults.get("num_beams") or 1, step=1, label="num_beams", elem_id="num_beams"),
                 gr.Number(models[0].opened.settings["seed"], precision=0, label="seed", elem_id="seed"),
             ]
         with gr.Tabs():
             with gr.Tab("Sample of the data set"), gr.Row():
                 with gr.Column(scale=2, min_width=280):
-                    name = gr.Radio(list(rows), value=split, label=prepared.manifest["name"], elem_id="split")
-                    index = gr.Number(0, precision=0, minimum=0, label="index", elem_id="index")
                     with gr.Row():
-                        steps = [gr.Button(text, size="sm", min_width=60) for text in ("Previous", "Next", "Random")]
-                    go = gr.Button("Compare", variant="primary", elem_id="compare-sample")
+                        index = gr.Number(0, precision=0, minimum=0, label="index", elem_id="index", min_width=80)
+                        name = gr.Dropdown(list(rows), value=split, label=f"split of {prepared.manifest['name']}", elem_id="split", min_width=200)
+                    with gr.Row():
+                        steps = [gr.Button(text, size="md", min_width=60) for text in ("Previous", "Next", "Random")]
+                        go = gr.Button("Compare", variant="primary", size="md", min_width=90, elem_id="compare-sample")
                     shown = gr.HTML(show(split, 0), elem_id="sample")
                 with gr.Column(scale=3, min_width=320):
                     out = gr.HTML(live.answers_html(models, None, []), elem_id="sample-answers")
@@ -223,6 +224,7 @@ def build(models: list[Model], prepared: Any, split: str | None) -> tuple[Any, d
                     own_go = gr.Button("Compare", variant="primary", elem_id="compare-own")
                 with gr.Column(scale=3, min_width=320):
                     own_out = gr.HTML(live.answers_html(models, None, []), elem_id="own-answers")
+        gr.HTML(live.NOTE)
         with gr.Accordion("Parameters", open=False):
             gr.HTML(live.parameters_html(models))
 

@@ -26,12 +26,10 @@ def evaluation_page(run: str, summary: dict[str, Any], answers: dict[str, list[d
     """eval/NAME.html from the evaluation's figures and the answers of base (if measured) and tuned."""
     base, tuned = answers.get("base", []), answers["tuned"]
     chosen = comparison.select(comparison.pair(base, tuned), SAMPLES)
-    if base:
-        titles = {"largest gain": "Largest gains", "even spread": "An even spread of the rest", "worst answer": "Worst answers"}
-    else:
-        titles = {"largest gain": "Best answers", "even spread": "An even spread of the rest", "worst answer": "Worst answers"}
-        if len(tuned) <= SAMPLES:  # few: all of them, the best first
-            chosen = sorted(chosen, key=lambda p: -comparison.scores(p["tuned"]).get("token_f1", 0.0))
+    titles = {"largest gain": "Largest gains" if base else "Best answers", "even spread": "An even spread of the rest", "worst answer": "Worst answers"}
+    few = len(tuned) <= SAMPLES
+    if few:  # all of them are shown
+        chosen = sorted(chosen, key=lambda p: -comparison.scores(p["tuned"]).get("token_f1", 0.0))
     sides = [Side(name, name, "", rows) for name, rows in (("base", base), ("tuned", tuned)) if rows]
     for side in sides:
         loss = summary["base_eval_loss" if side.label == "base" else "eval_loss"]
@@ -42,7 +40,7 @@ def evaluation_page(run: str, summary: dict[str, Any], answers: dict[str, list[d
     facts = [f"{summary['rows']} rows of {summary['data']}, split {summary['split']}"]
     facts += [f"checkpoint {summary['checkpoint']}"] if summary["checkpoint"] is not None else []
     facts += [f"data fingerprint {summary['fingerprint'][:12]}"]
-    note = f"{len(cards)} of {len(tuned)}, by token F1." if len(cards) < len(tuned) else "" if base else "The best first, by token F1."
+    note = "The best answers first, by token F1." if few else f"{len(cards)} of {len(tuned)}, by token F1."
     return _page(f"{run}", "mmft evaluation", " · ".join(facts), sides, cards, note)
 
 

@@ -11,13 +11,18 @@ from .page import plan_rows
 
 SIDE = 640  # pixels of a picture shown
 
+NOTE = (
+    '<div class="mmft"><p class="key">temperature 0 takes the likeliest words, and top_p then has no effect; above 0 it draws them, with the same seed'
+    " for every model. With more than one beam the answer is shown at its end.</p></div>"
+)
+
 CSS = """
 .mmft { --bad: #fbdccb; --missing: #0072b2; --good-bg: #d8f1e6; --near-bg: #fbf0d5; --bad-bg: #fbe7dc; --base: #7c858e; --tuned: #0072b2; }
 .dark .mmft { --bad: #5b3220; --missing: #7cc4f0; --good-bg: #143429; --near-bg: #3a2f12; --bad-bg: #43261a; --base: #a6afb8; --tuned: #56b4e9; }
 .mmft h1 { font-size: 22px; margin: 0 0 4px; } .mmft .about { opacity: 0.75; font-size: 14px; overflow-wrap: anywhere; }
 .mmft .about b { color: var(--tuned); } .mmft .about b.base { color: var(--base); }
 .mmft-pictures { display: flex; flex-wrap: wrap; gap: 8px; }
-.mmft-pictures img { max-width: 100%; max-height: 380px; border-radius: 8px; object-fit: contain; } .mmft-pictures img.small { width: 240px; image-rendering: pixelated; }
+.mmft-pictures img { max-width: 100%; max-height: 340px; border: 1px solid var(--border-color-primary); border-radius: 8px; object-fit: contain; } .mmft-pictures img.small { width: 240px; image-rendering: pixelated; }
 .mmft .line { margin: 8px 0 0; overflow-wrap: anywhere; white-space: pre-line; } .mmft .tag { display: inline-block; opacity: 0.6; font-size: 12px; margin-right: 8px; }
 .mmft-columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 12px; }
 .mmft-answer { border: 1px solid var(--border-color-primary); border-top: 3px solid var(--tuned); border-radius: 8px; padding: 12px 14px; min-height: 130px; background: var(--background-fill-primary); }
@@ -28,7 +33,7 @@ CSS = """
 .mmft mark { background: var(--bad); color: inherit; border-radius: 3px; padding: 0 2px; }
 .mmft mark.missing { background: none; color: var(--missing); border-bottom: 1px dashed var(--missing); font-style: italic; }
 .mmft .verdict { font-size: 12px; padding: 2px 9px; border-radius: 99px; } .mmft .good { background: var(--good-bg); } .mmft .near { background: var(--near-bg); } .mmft .bad { background: var(--bad-bg); }
-.mmft .key { font-size: 13px; opacity: 0.75; margin: 10px 0 0; } .mmft .error { border-left: 4px solid #b0440a; padding: 8px 12px; background: var(--bad-bg); }
+.mmft .key { font-size: 13px; opacity: 0.75; margin: 6px 0 0; } .mmft .error { border-left: 4px solid #b0440a; padding: 8px 12px; background: var(--bad-bg); }
 .mmft table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; } .mmft th, .mmft td { text-align: right; padding: 5px 12px; border-bottom: 1px solid var(--border-color-primary); }
 .mmft th:first-child, .mmft td:first-child { text-align: left; } .mmft caption { text-align: left; font-weight: 650; padding: 8px 12px; }
 """
