@@ -171,6 +171,28 @@ def _qwen(folder: Path, family: str, vision: dict[str, Any]) -> None:
     _save(folder, getattr(t, f"{family}ForConditionalGeneration"), config, processor, words)
 
 
+def qwen3vl(folder: Path) -> None:
+    """Patches of 16 pixels, and one layer of the tower handed to the language model by a merger of its own."""
+    import transformers as t
+
+    words = qwen_tokenizer(["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"])
+    sizes = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "size": {"shortest_edge": 32 * 32, "longest_edge": 128 * 128}}
+    processor = t.Qwen3VLProcessor(
+        image_processor=t.Qwen2VLImageProcessor(**sizes), tokenizer=words, video_processor=t.Qwen3VLVideoProcessor(**sizes), chat_template=QWEN
+    )
+    ids = {f"{n}_token_id": words.convert_tokens_to_ids(f"<|{w}|>") for n, w in (
+        ("image", "image_pad"), ("video", "video_pad"), ("vision_start", "vision_start"), ("vision_end", "vision_end"))}  # fmt: skip
+    text = TEXT | _ends(words) | {
+        "head_dim": 8, "vocab_size": len(words), "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True},
+    }  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 32, "patch_size": 16, "spatial_merge_size": 2,
+        "temporal_patch_size": 2, "num_position_embeddings": 64, "deepstack_visual_indexes": [0],
+    }  # fmt: skip
+    _save(folder, t.Qwen3VLForConditionalGeneration, t.Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids), processor, words)
+
+
 def llava(folder: Path) -> None:
     """A CLIP tower before a Qwen2 language model, with a ChatML template that ends every turn."""
     _llava(folder, qwen_tokenizer(["<image>"]), "qwen2", CHATML.replace("IMAGE_PLACE", "<image>\\n"))
@@ -302,7 +324,7 @@ def _save(folder: Path, model_class: Any, config: Any, processor: Any, words: An
 
 
 KINDS: dict[str, Callable[[Path], None]] = {
-    "qwen2vl": qwen2vl, "qwen2_5vl": qwen2_5vl, "llava": llava, "llava_vicuna": llava_vicuna, "blip2": blip2,
+    "qwen2vl": qwen2vl, "qwen2_5vl": qwen2_5vl, "qwen3vl": qwen3vl, "llava": llava, "llava_vicuna": llava_vicuna, "blip2": blip2,
     "smolvlm": smolvlm, "gemma3": gemma3, "internvl": internvl,
 }  # fmt: skip
 # The model group of each kind.

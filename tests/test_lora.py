@@ -29,11 +29,13 @@ def skeleton(small):
 
 # part -> linear layers. Language: 7 in each of 2 layers and lm_head, OPT 6 in each and lm_head. Vision, two blocks each:
 # Qwen2-VL qkv, proj, fc1, fc2; Qwen2.5-VL qkv, proj, gate, up, down; CLIP and SigLIP q, k, v, out, fc1, fc2; BLIP-2 qkv,
-# projection, fc1, fc2; InternVL q, k, v, projection, fc1, fc2. Connector: two layers, one in BLIP-2, SmolVLM, none in
+# projection, fc1, fc2; InternVL q, k, v, projection, fc1, fc2. Connector: two layers, two more for Qwen3-VL's
+# deepstack, one in BLIP-2, SmolVLM, none in
 # Gemma 3 (a parameter). Q-Former, two layers: self-attention 4 each, cross-attention 4 in the first, feed-forward 2 each.
 LINEAR = {
     "qwen2vl": {"vision": 8, "connector": 2, "language": 15},
     "qwen2_5vl": {"vision": 10, "connector": 2, "language": 15},
+    "qwen3vl": {"vision": 8, "connector": 4, "language": 15},
     "llava": {"vision": 12, "connector": 2, "language": 15},
     "blip2": {"vision": 8, "connector": 1, "qformer": 16, "language": 13},
     "smolvlm": {"vision": 12, "connector": 1, "language": 15},

@@ -12,12 +12,13 @@ from mmft.data.sample import assistant_turn, user_turn
 from mmft.errors import RowError, UserError
 
 CHAT = [k for k in KINDS if k != "blip2"]
-END = {"qwen2vl": "<|im_end|>", "qwen2_5vl": "<|im_end|>", "llava": "<|im_end|>", "llava_vicuna": "</s>", "smolvlm": "<end_of_utterance>",
+END = {"qwen2vl": "<|im_end|>", "qwen2_5vl": "<|im_end|>", "qwen3vl": "<|im_end|>", "llava": "<|im_end|>", "llava_vicuna": "</s>", "smolvlm": "<end_of_utterance>",
        "gemma3": "<end_of_turn>", "internvl": "<|im_end|>"}  # fmt: skip
-# Image tokens of pictures 0 (56x56), 1 (84x56), 2 (112x84), by hand: Qwen's are (w/28) x (h/28), of sizes rounded to 28;
+# Image tokens of pictures 0 (56x56), 1 (84x56), 2 (112x84), by hand: Qwen's are (w/28) x (h/28), of sizes rounded to 28
+# (Qwen3-VL: to 32, 56 -> 2 x 32, 84 -> 3 x 32, 112 -> 4 x 32);
 # LLaVA's (56/14)^2 whatever the picture; SmolVLM's 4 for each of 1 + 2x2 (2x1, 2x2) tiles; Gemma's always 4.
 # InternVL's at most two tiles of 4: one for the square; wide pictures get two and the whole beside them.
-FEATURES = {"qwen2vl": [4, 6, 12], "qwen2_5vl": [4, 6, 12], "llava": [16, 16, 16], "llava_vicuna": [16, 16, 16], "smolvlm": [20, 20, 20],
+FEATURES = {"qwen2vl": [4, 6, 12], "qwen2_5vl": [4, 6, 12], "qwen3vl": [4, 6, 12], "llava": [16, 16, 16], "llava_vicuna": [16, 16, 16], "smolvlm": [20, 20, 20],
             "gemma3": [4, 4, 4], "internvl": [4, 12, 4]}  # fmt: skip
 TYPED = "<image> <|im_end|> <|image_pad|> </s> <end_of_turn> <start_of_image> <IMG_CONTEXT> <end_of_utterance> <s> <bos>"
 
