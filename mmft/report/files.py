@@ -48,3 +48,17 @@ def series(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]
     points = {row["step"]: row[key] for row in rows if is_number(row.get("step")) and is_number(row.get(key))}
     steps = sorted(points)
     return steps, [points[s] for s in steps]
+
+
+def read_rows(path: Path, run_dir: Path) -> list[dict[str, Any]]:
+    """Evaluation rows, with pictures found again when run and prepared data were moved together (outputs/RUN, outputs/data)."""
+    rows = read_jsonl(path)
+    homes: dict[str, str] = {}
+    for row in rows:
+        root = str(row.get("root") or "")
+        if root not in homes:
+            name = root.replace("\\", "/").rstrip("/").split("/")[-1]
+            moved = [parent / "data" / name for parent in Path(run_dir).resolve().parents] if name and not Path(root).is_dir() else []
+            homes[root] = next((p.as_posix() for p in moved if p.is_dir()), root)
+        row["root"] = homes[root]
+    return rows

@@ -12,7 +12,7 @@ from typing import Any
 from ..metrics import METRICS
 from . import comparison, numbers, pictures
 from .curve import write_curve
-from .files import is_number, read_json, read_jsonl, read_text
+from .files import is_number, read_json, read_jsonl, read_rows, read_text
 
 SAMPLES = 24  # held-out samples shown, see comparison.select
 PICTURES_A_SAMPLE = 4
@@ -60,7 +60,7 @@ def render(template: str, **values: Any) -> str:
 def view(run_dir: Path) -> dict[str, Any]:
     """Everything the template shows, as plain values; texts unescaped (the template escapes all of them)."""
     summary, plan = read_json(run_dir / "summary.json"), read_json(run_dir / "lora_plan.json")
-    base, tuned = read_jsonl(run_dir / "eval" / "base.jsonl"), read_jsonl(run_dir / "eval" / "tuned.jsonl")
+    base, tuned = (read_rows(run_dir / "eval" / f"{name}.jsonl", run_dir) for name in ("base", "tuned"))
     shown = [sample(p) for p in comparison.select(comparison.pair(base, tuned), SAMPLES)]
     prompts = {s["prompt"] for s in shown}
     env = flatten(read_json(run_dir / "env.json"))

@@ -73,6 +73,21 @@ def summary_table(summary: dict[str, Any]):
     return pairs_table("Run", {k: v for k, v in lines.items() if v not in (None, numbers.MISSING)})
 
 
+def leaderboard_table(board: dict[str, Any]):
+    """leaderboard.read's runs, the best first: what differs, base, score, loss; what does not fit in 80 columns wraps."""
+    from rich.text import Text
+
+    table = _table(f"{board['name']}: {len(board['rows'])} runs, ranked by {board['label']}", ("run", "what differs", "base", board["by"], "loss"))
+    for column in table.columns[:2]:
+        column.no_wrap, column.overflow, column.justify = False, "fold", "left"
+    for r in board["rows"]:
+        finished = r["status"] == "finished"
+        differs = " ".join(f"{k.rpartition('.')[2]}={v}" for k, v in zip(board["keys"], r["values"], strict=True) if v != "") if finished else r["status"]
+        table.add_row(Text(r["run"]), Text(differs), numbers.metric(r["base"]), Text(numbers.metric(r["score"]), "bold"), numbers.metric(r["loss"]),
+                      style=None if finished else "dim")  # fmt: skip
+    return table
+
+
 def pairs_table(title: str, values: dict[str, Any]):
     """Names and values, one a line (the start and the end of a run). The values are shown as they are."""
     from rich.text import Text

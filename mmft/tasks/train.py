@@ -227,12 +227,14 @@ class Line:
         from ..card import write_card
         from ..report import terminal
         from ..report.curve import write_curve
+        from ..report.markdown import write_markdown
         from ..report.page import write_report
 
         self._write_summary("finished")
         write_card(self.run)
         write_curve(self.run.path)
         write_report(self.run.path)
+        write_markdown(self.run.path)
         self.logger.finish("finished")
         self.run.write_text("DONE", "")
         tables = [terminal.results_table(self.summary)] if self.tuned else []
