@@ -69,10 +69,18 @@ def through_hydra(command: cli.Command) -> int:
             # named by what differs between the runs, in characters that can be typed back as run=...
             names = [plain_name(word.replace("=", "-")) for word in words if word.split("=", 1)[0] in swept]
             cfg.run_dir = f"{HydraConfig.get().sweep.dir}/{'_'.join(names) or 'run'}"
-        return run(cfg, words)
+        try:
+            return run(cfg, words)
+        except UserError as error:  # the other points of a sweep go on
+            failures.append(f"{cfg.run_dir}: {error}")
+            cli.fail(error)
+            return None
 
+    failures: list[str] = []
     hydra.main(version_base="1.3", config_path=str(config.CONFIG_DIR), config_name=command.config_name)(job)()
-    return 0
+    for failure in failures:
+        print(f"mmft: failed: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

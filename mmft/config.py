@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import ast
-import difflib
-import importlib
-import inspect
-import os
 import re
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from . import fields
-from .errors import UserError
+from .checking import arguments, check, check_keys, one_line, to_plain
+from .errors import UserError, nearest
+from .fields import CONFIG_DIR, GROUPS
+from .targets import parameters, resolve
 
-CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
-if not CONFIG_DIR.is_dir():  # installed from a wheel: conf/ is the package mmft.conf
-    CONFIG_DIR = Path(__file__).resolve().parent / "conf"
-
-GROUPS = ("task", "model", "collator", "data", "lora", "trainer", "logger", "experiment")
-# Packages whose objects a `_target_` may name, beside mmft's own; set by the person at the keyboard, never by a file.
-PACKAGES_VARIABLE = "MMFT_PACKAGES"
-
-
-def nearest(word: str, known: Any) -> str:
-    """` Did you mean X?` for the nearest of `known`, or an empty string."""
-    match = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)
-    return f" Did you mean {match[0]}?" if match else ""
-
+__all__ = [
+    "CONFIG_DIR", "GROUPS", "arguments", "build", "check", "check_sweep", "compose", "group_options", "nearest", "normalise",
+    "own_keys", "resolve", "snapshot", "to_plain",
+]  # fmt: skip
 
 def own_keys(verb: str) -> list[str]:
     """The keys of conf/task/VERB.yaml."""
@@ -55,9 +42,6 @@ def as_text(word: str) -> str:
         pass
     # a question may hold ${...}: that is no interpolation
     return f"{key}=" + QuotedString(value.replace("${", "\\${"), Quote.double).with_quotes()
-
-
-# --- composing -------------------------------------------------------------------------------------------------
 
 
 def normalise(overrides: list[str]) -> list[str]:
@@ -89,7 +73,7 @@ def compose(overrides: list[str], config_dir: str | None = None, config_name: st
         Hydra.create_main_hydra2(task_name="mmft", config_search_path=search_path)
         cfg = hydra_compose(config_name=config_name, overrides=overrides)
     except Exception as error:  # Hydra raises a dozen kinds; each carries its reason in the first line
-        raise UserError(_one_line(error)) from None
+        raise UserError(one_line(error)) from None
     finally:
         GlobalHydra.instance().clear()
     check(cfg)
@@ -116,14 +100,6 @@ def check_sweep(overrides: list[str], config_dir: str | None, config_name: str) 
         for value in values[1:]:
             compose([*first[:i], f"{overrides[i].split('=', 1)[0]}={value}", *first[i + 1 :]], config_dir, config_name)
     return [w.split("=", 1)[0] for w, c in zip(overrides, choices, strict=True) if c]
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    cause = error.__cause__
-    if cause is not None and str(cause) not in text:
-        text += " (" + " ".join(str(cause).split()) + ")"
-    return text
 
 
 def group_options(config_dir: str | None = None) -> dict[str, list[str]]:
@@ -168,127 +144,6 @@ def _check_words(overrides: list[str], options: dict[str, list[str]]) -> None:
                     )
 
 
-# --- checking --------------------------------------------------------------------------------------------------
-
-
-def check(cfg: DictConfig) -> None:
-    """Every key and every simple value of a composed config, without importing torch. Errors raised: UserError."""
-    plain = to_plain(cfg)
-    # with run=..., words such as data.path=... are laid over the run's own config, and checked there
-    laid_over = (plain.get("task") or {}).get("run") is not None
-    _check_targets({"task": plain["task"]} if laid_over else plain)
-    defaults = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "config.yaml"))
-    _check_keys("", plain, {k: "" for k in (*defaults, *GROUPS)})
-    _check_keys("evaluation", plain["evaluation"], {k: "" for k in defaults["evaluation"]})
-    for key, kind in (("seed", "int"), ("output_dir", "str"), ("name", "str | None"), ("run_dir", "str | None")):
-        _check_value(key, plain.get(key), kind)
-    for section, known in (
-        ("trainer", fields.training_arguments()),
-        ("lora", fields.lora_config()),
-        ("generation", fields.generation_config()),
-        ("model.quantization", fields.quantization_config()),
-    ):
-        node: Any = plain
-        for part in section.split("."):
-            node = (node or {}).get(part)
-        if node and known:
-            _check_keys(section, node, known)
-
-
-def _check_keys(section: str, node: dict, known: dict[str, str]) -> None:
-    for key, value in node.items():
-        name = f"{section}.{key}" if section else str(key)
-        if key not in known:
-            if section == "trainer" and key in fields.MANAGED_TRAINING_ARGUMENTS:
-                raise UserError(f"{name}: mmft sets this itself (seed=..., output_dir=... and logger=... are at the top level)")
-            hint = nearest(str(key), known)
-            raise UserError(f"{name}: no such key.{hint.replace('mean ', f'mean {section}.') if section else hint}")
-        _check_value(name, value, known[key])
-
-
-_SIMPLE = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None)}
-
-
-def _check_value(name: str, value: Any, annotation: str) -> None:
-    """Refuse a value whose type the annotation (source text) excludes; annotations that are not simple are let through."""
-    kinds = [k.strip() for k in annotation.replace("Optional[", "None | ").replace("]", "").split("|")]
-    if not annotation or any(k not in _SIMPLE for k in kinds):
-        return
-    if isinstance(value, bool) and "bool" not in kinds or not any(isinstance(value, _SIMPLE[k]) for k in kinds):
-        if isinstance(value, str) and "float" in kinds and _is_number(value):
-            return  # yaml 1.1 reads 1e-4 as text; `arguments` turns it into the number
-        raise UserError(f"{name}={value}: must be {' or '.join(k.replace('None', 'null') for k in kinds)}")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return isinstance(ast.literal_eval(text), (int, float))
-    except (ValueError, SyntaxError):
-        return False
-
-
-def _check_targets(node: Any, where: str = "") -> None:
-    if isinstance(node, dict):
-        if "_target_" in node:
-            target = resolve(node["_target_"], where)
-            known = parameters(target)
-            _check_keys(where, {k: v for k, v in node.items() if k != "_target_"}, known)
-        for key, value in node.items():
-            _check_targets(value, f"{where}.{key}" if where else str(key))
-    elif isinstance(node, list):
-        for i, value in enumerate(node):
-            _check_targets(value, f"{where}[{i}]")
-
-
-def parameters(target: Any) -> dict[str, str]:
-    """name -> annotation (source text) of what a `_target_` takes from its config node."""
-    names = {}
-    for p in inspect.signature(target).parameters.values():
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
-            names[p.name] = p.annotation if isinstance(p.annotation, str) else ""
-    return names
-
-
-# --- building --------------------------------------------------------------------------------------------------
-
-
-def resolve(target: Any, where: str = "_target_") -> Any:
-    """The class or function that a `_target_` names, if it is mmft's own or of a package in $MMFT_PACKAGES.
-
-    The object's own `__module__` decides, not the text: `mmft.os.getcwd` reads like ours and is not.
-    Errors raised: UserError.
-    """
-    allowed = {"mmft", *filter(None, re.split(r"[\s,:;]+", os.environ.get(PACKAGES_VARIABLE, "")))}
-    refusal = UserError(
-        f"{where}: _target_ {target} is refused: only objects of mmft may be built from a config"
-        f" (add your own package's name to the environment variable {PACKAGES_VARIABLE})"
-    )
-    if not isinstance(target, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", target):
-        raise refusal
-    parts = target.split(".")
-    if parts[0] not in allowed or any(p.startswith("__") for p in parts):
-        raise refusal
-    found: Any = None
-    for i in range(len(parts) - 1, 0, -1):
-        try:
-            found = importlib.import_module(".".join(parts[:i]))
-        except ModuleNotFoundError as error:
-            if error.name and ".".join(parts[:i]).startswith(error.name):
-                continue
-            raise UserError(f"{where}: _target_ {target} needs the package {error.name}, which is not installed") from None
-        break
-    for name in parts[i:] if found is not None else ():
-        if not hasattr(found, name):
-            raise UserError(f"{where}: _target_ {target}: {found.__name__} has no {name}.{nearest(name, vars(found))}")
-        found = getattr(found, name)
-    if found is None:
-        raise UserError(f"{where}: _target_ {target}: no such module")
-    home = getattr(found, "__module__", None) or ""
-    if home.split(".")[0] not in allowed or not callable(found):
-        raise refusal
-    return found
-
-
 def build(node: Any, **extra: Any) -> Any:
     """The object a config node describes: its `_target_` called with its other keys (nested nodes built first).
 
@@ -309,37 +164,13 @@ def _build(node: Any, where: str, extra: dict[str, Any]) -> Any:
         return values
     target = resolve(node["_target_"], where)
     known = parameters(target)
-    _check_keys(where, values, known)
+    check_keys(where, values, known)
     values = arguments(values, known)
     return target(**values, **{k: v for k, v in extra.items() if k in known})
 
 
-def arguments(values: dict[str, Any], known: dict[str, str]) -> dict[str, Any]:
-    """Values with numbers that yaml read as text (`1e-4`) turned into numbers where the key wants one."""
-    return {
-        k: float(v) if isinstance(v, str) and "float" in known.get(k, "") and "str" not in known.get(k, "") and _is_number(v) else v
-        for k, v in values.items()
-    }
-
-
-def to_plain(node: Any) -> Any:
-    """A config node as plain dicts and lists, interpolations resolved. Errors raised: UserError naming the key."""
-    if not isinstance(node, (DictConfig, ListConfig)):
-        return node
-    try:
-        return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    except Exception as error:
-        key = getattr(error, "full_key", None)
-        if type(error).__name__ == "MissingMandatoryValue":
-            key = str(key).removeprefix("task.")  # a verb's own keys are typed bare
-            raise UserError(f"{key} must be given: add {key}=... to the command") from None
-        raise UserError(f"{key}: {_one_line(error)}" if key else _one_line(error)) from None
-
-
-# --- keeping ---------------------------------------------------------------------------------------------------
-
-
 def snapshot(cfg: DictConfig) -> str:
     """The resolved config as yaml that composes again: `mmft --config-dir RUN --config-name snapshot`."""
-    body = OmegaConf.to_yaml(OmegaConf.create(to_plain(cfg)), sort_keys=False)
+    # a directory of its own for every run: the one this run was given is taken
+    body = OmegaConf.to_yaml(OmegaConf.create({**to_plain(cfg), "run_dir": None}), sort_keys=False)
     return "# What this run resolved to; run it again with: mmft --config-dir THIS_FOLDER --config-name snapshot\n" + body

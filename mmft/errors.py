@@ -1,4 +1,9 @@
-"""Errors that are a user's to mend: one line, no traceback."""
+"""Errors that are a user's to mend: one line, no traceback, with the nearest right name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -25,3 +30,9 @@ class RowError(UserError):
     def __init__(self, row: str, reason: str = ""):
         super().__init__(f"{row}: {reason}" if reason else row)
         self.row, self.reason = row, reason
+
+
+def nearest(word: str, known: Iterable[object]) -> str:
+    """` Did you mean X?` for the nearest of `known`, or an empty string."""
+    match = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)
+    return f" Did you mean {match[0]}?" if match else ""

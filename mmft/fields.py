@@ -1,6 +1,6 @@
-"""The keys that transformers, peft and bitsandbytes settings have, read from their source text.
+"""The groups of the configuration, and the keys that transformers, peft and bitsandbytes settings have.
 
-Importing those libraries takes 10-30 s; a wrong key must be answered in under two. The names are
+Importing those libraries takes 10-30 s; a wrong key must be answered in under two. The keys are
 therefore read from the installed files with `ast`, so they are always those of the installed version.
 """
 
@@ -10,6 +10,12 @@ import ast
 import importlib.util
 from functools import cache
 from pathlib import Path
+
+CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
+if not CONFIG_DIR.is_dir():  # installed from a wheel: conf/ is the package mmft.conf
+    CONFIG_DIR = Path(__file__).resolve().parent / "conf"
+
+GROUPS = ("task", "model", "collator", "data", "lora", "trainer", "logger", "experiment")
 
 # Written by mmft itself into TrainingArguments; a user's value would be overwritten.
 MANAGED_TRAINING_ARGUMENTS = (
