@@ -167,7 +167,7 @@ def test_the_first_step_that_differs_is_named(again, original, copy, factor, exp
 def test_a_file_written_in_another_order_has_the_same_hash(original, copy):
     from safetensors.torch import load_file, save_file
 
-    from mmft.comparing import weights_hash
+    from mmft.weights import weights_hash
 
     file = copy / "adapter" / "adapter_model.safetensors"
     weights = load_file(file)
