@@ -79,10 +79,11 @@ class Audit:
             terminal.show(terminal.pairs_table("What training takes", cost))
 
         name = f"{plain_name(Path(located.path.split(':')[-1]).name)}, {prepared.manifest['name']}"
+        # every value of the page is at hand; it is written even when a check came out badly
         target = Path(self.out) if self.out else Path(settings["output_dir"]) / (
             f"audit_{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{plain_name(name.replace(', ', '_'))}.html")  # fmt: skip
         page.write_page(
-            target, name=name, well=all(c.good is not False for c in asked), overrides=" ".join(overrides), checks=asked, rows=shown,
+            target, name=name, well=all(c.good is not False for c in asked), overrides=" ".join(w.removeprefix("task.") for w in overrides if w != "task=audit"), checks=asked, rows=shown,
             counted=len(found.lengths), all_rows=found.rows, counts=found.table(), lost=page.lost_rows(prepared, found), plan=plan_report,
             answers=answers, cost=cost,
         )  # fmt: skip
