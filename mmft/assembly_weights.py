@@ -57,8 +57,11 @@ def write(assembly: Assembly, folder: Path, seed: int) -> tuple[Shards, Any]:
 
 
 def _load(kind: Any, folder: Path, what: str, allowed: tuple[str, ...], **options: Any) -> Any:
+    from .models.family import _silent
+
     try:
-        model, info = kind.from_pretrained(folder, output_loading_info=True, use_safetensors=True, **options)
+        with _silent():  # what is wrong with the weights is said below, in one line
+            model, info = kind.from_pretrained(folder, output_loading_info=True, use_safetensors=True, **options)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         raise UserError(f"{what}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     lost = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())]))

@@ -33,9 +33,15 @@ def blind(small, tmp_path):
     return folder
 
 
-def test_the_coloured_mask_is_the_golden_one(mmft, tmp_path):
-    """Marks instead of colours, since a test is no terminal. The file was checked by hand against the rows' texts."""
-    code, out, err, page = found(mmft, tmp_path, *SMALL, "rows=3", "generate=0", "estimate=false")
+def test_the_coloured_mask_is_the_golden_one(mmft, tmp_path, small):
+    """Marks instead of colours, since a test is no terminal. The file was checked by hand against these rows."""
+    table = tmp_path / "rows.jsonl"
+    rows = [("0.png", "What is in the picture?", "a red square"), ("1.png", "Which colours?", "二只狗 and <|im_end|> typed"), ("2.png", "Describe this image.", "first\nsecond")]
+    table.write_text("".join(json.dumps({"image": i, "question": q, "answer": a}) + "\n" for i, q, a in rows), encoding="utf-8")
+    code, out, err, page = found(
+        mmft, tmp_path, "model=llava", f"model.path={small('llava')}", "data=table", f"data.path={table}", f"data.root={small.root}",
+        "data.columns.text=answer", "data.columns.prompt=question", "data.splits.validation=0", "generate=0", "estimate=false",
+    )  # fmt: skip
     assert code == 0, err
     assert "\x1b[" not in out, "no colour codes outside a terminal"
     mask = out[out.index("What the model sees") : out.index("Tokens of")].strip() + "\n"
