@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-SMALL = ["data.pictures=48", "data.splits.validation=8", "trainer.max_steps=4", "trainer.logging_steps=1", "evaluation.samples=2",
+SMALL = ["data.pictures=48", "trainer.per_device_train_batch_size=8", "data.splits.validation=8", "trainer.max_steps=4", "trainer.logging_steps=1", "evaluation.samples=2",
          "generation.max_new_tokens=12"]  # fmt: skip
 
 

@@ -80,11 +80,12 @@ def blindness(model: Any, collator: Collator, rows: Sequence[Any]) -> Check:
     with_pictures = [row for row in rows if row.images]
     if not with_pictures:
         return Check("image-blindness", "no row among those looked at has a picture", None)
-    own = _loss(model, collator, with_pictures)
-    swapped = _loss(model, collator, [Swapped(row, _others(row, with_pictures)) for row in with_pictures])
-    if abs(own - swapped) <= SAME * max(own, 1.0):
-        return Check("image-blindness", f"other pictures give the same loss ({own:.6f}): the model does not see them", False)
-    return Check("image-blindness", f"loss {own:.4f} with the rows' own pictures, {swapped:.4f} with others", True)
+    for row in with_pictures:  # one by one: two rows with the same words would hide that their pictures were exchanged
+        own = _loss(model, collator, [row])
+        swapped = _loss(model, collator, [Swapped(row, _others(row, with_pictures))])
+        if abs(own - swapped) > SAME * max(own, 1.0):
+            return Check("image-blindness", f"loss {own:.4f} with the row's own pictures, {swapped:.4f} with others", True)
+    return Check("image-blindness", f"other pictures give the same loss ({own:.6f}): the model does not see them", False)
 
 
 def _others(row: Any, rows: Sequence[Any]) -> list[Any]:
