@@ -55,15 +55,15 @@ def texts() -> list[str]:
     in which a shape's word also stands at the start."""
     from mmft.data.drawing import random_scene
     from mmft.data.scenes import QUESTIONS, several_turns
-    from mmft.data.shapes import EXTREMES, extreme
+    from mmft.data.shapes import COMPARISONS, comparison
 
-    lines = ["user\n", "assistant\n", "system\n"] * 2000 + [question for question, _ in EXTREMES] * 100
+    lines = ["user\n", "assistant\n", "system\n"] * 2000 + [question for question, _ in COMPARISONS] * 100
     for number in range(4000):
         rng = Random(f"words/{number}")
         scene = random_scene(rng, SIDE, 1, 4)
         items = "; ".join(f"{item.kind}: {item.color}, {item.place}" for item in scene.items)
         lines += [text for turn in several_turns(rng, scene, len(QUESTIONS)) for text in turn]
-        lines += ["Write the inventory.", items, *(extreme(rng, scene) or ())]
+        lines += ["Write the inventory.", items, *(comparison(rng, scene) or ())]
     return lines
 
 

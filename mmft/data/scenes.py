@@ -27,7 +27,7 @@ class Scenes(Source):
     """
 
     name: str = "scenes"
-    pictures: int = 40000
+    pictures: int = 60000
     captions: float = 0.35
     turns: int = 3
     side: int = 168

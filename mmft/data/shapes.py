@@ -1,4 +1,4 @@
-"""Source `Shapes`: drawn pictures with a form of answer and a question that the tiny base model was never taught."""
+"""Source `Shapes`: drawn pictures with forms of answer that the tiny base model was never taught."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 from .drawing import Item, Scene, check_drawing, code_stamp, random_scene
 from .sample import Row
-from .scenes import Turn, drawn_row
+from .scenes import Turn, drawn_row, seen_at
 from .source import Source
 
 INVENTORY = "Write the inventory."
+MAP = "Write the map."
 #: A question about the outermost shape, and what it compares: the grid's columns or rows, the smallest number wins.
-EXTREMES: tuple[tuple[str, Callable[[Item], int]], ...] = (
+COMPARISONS: tuple[tuple[str, Callable[[Item], int]], ...] = (
     ("Which shape is furthest left?", lambda item: item.column),
     ("Which shape is furthest right?", lambda item: -item.column),
     ("Which shape is highest?", lambda item: item.row),
@@ -24,14 +25,15 @@ EXTREMES: tuple[tuple[str, Callable[[Item], int]], ...] = (
 
 @dataclass(kw_only=True)
 class Shapes(Source):
-    """`pictures` drawings with one question each: a share `inventory` asks for the list, the others compare.
+    """`pictures` drawings with one question each: half ask for the inventory, half for the map.
 
-    `side` is the picture's size in pixels, `fewest` and `most` the number of shapes, `seed` draws another set.
+    A share `comparisons` of the pictures asks which shape is outermost instead. `side` is the picture's size in pixels,
+    `fewest` and `most` the number of shapes, `seed` draws another set.
     """
 
     name: str = "shapes"
-    pictures: int = 2000
-    inventory: float = 0.5
+    pictures: int = 2128
+    comparisons: float = 0.0
     side: int = 168
     fewest: int = 2
     most: int = 3
@@ -45,8 +47,8 @@ class Shapes(Source):
         for number in range(self.pictures):
             rng = Random(f"shapes/{self.seed}/{number}")
             scene = random_scene(rng, self.side, self.fewest, self.most)
-            turn = None if rng.random() < self.inventory else extreme(rng, scene)
-            yield drawn_row(f"shape-{number:06d}", scene, [turn or inventory(scene)])
+            turn = comparison(rng, scene) if rng.random() < self.comparisons else None
+            yield drawn_row(f"shape-{number:06d}", scene, [turn or rng.choice((inventory, positions))(scene)])
 
     def stamp(self) -> dict[str, Any]:
         return code_stamp()
@@ -60,9 +62,14 @@ def inventory(scene: Scene) -> Turn:
     return INVENTORY, "; ".join(f"{item.color} {item.kind}: {item.place}" for item in scene.items)
 
 
-def extreme(rng: Random, scene: Scene) -> Turn | None:
+def positions(scene: Scene) -> Turn:
+    """The places first, in the same order: `in the top left: red star; in the center: blue circle`."""
+    return MAP, "; ".join(f"{seen_at(item.place)}: {item.color} {item.kind}" for item in scene.items)
+
+
+def comparison(rng: Random, scene: Scene) -> Turn | None:
     """The shape that is alone in the outermost row or column; None where no direction has one (a full 2 x 2 block)."""
-    for question, key in rng.sample(EXTREMES, len(EXTREMES)):
+    for question, key in rng.sample(COMPARISONS, len(COMPARISONS)):
         first, *others = sorted(scene.items, key=key)
         if not others or key(first) < key(others[0]):
             return question, f"{first.color} {first.kind}"

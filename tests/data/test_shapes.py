@@ -10,7 +10,7 @@ from small import make
 
 from mmft.data.drawing import COLORS, KINDS, draw, random_scene
 from mmft.data.scenes import ALL_PLACES, NUMBERS, QUESTIONS, Scenes
-from mmft.data.shapes import EXTREMES, INVENTORY, Shapes
+from mmft.data.shapes import COMPARISONS, INVENTORY, MAP, Shapes
 from mmft.errors import UserError
 
 SIDE = 168
@@ -96,7 +96,7 @@ def test_shapes_keep_to_their_cells():
 
 def test_pixels_show_what_was_drawn():
     shown = set()
-    for number in range(150):
+    for number in range(80):
         scene = random_scene(Random(f"pixels/{number}"), SIDE, 1, 6)
         target = io.BytesIO()
         draw(scene).save(target, "PNG")
@@ -106,22 +106,27 @@ def test_pixels_show_what_was_drawn():
     assert shown == set(KINDS)
 
 
-def test_inventories_and_comparisons_are_true():
+def test_inventories_maps_and_comparisons_are_true():
     asked = set()
-    for question, answer, seen in drawn(Shapes(pictures=250)):
+    for question, answer, seen in drawn(Shapes(pictures=120, comparisons=0.4)):
         asked.add(question)
         if question == INVENTORY:
             assert answer == "; ".join(f"{s['color']} {s['kind']}: {s['place']}" for s in seen)
             continue
+        if question == MAP:
+            parts = [re.fullmatch(r"(?:in|on|at) the (.+): (\w+) (\w+)", part).groups() for part in answer.split("; ")]
+            assert parts == [(s["place"], s["color"], s["kind"]) for s in seen]
+            continue
         axis, sign = {"left": ("x", 1), "right": ("x", -1), "highest": ("y", 1), "lowest": ("y", -1)}[re.findall(r"\w+", question)[-1]]
         outermost = min(seen, key=lambda s: sign * s[axis])
         assert answer == f"{outermost['color']} {outermost['kind']}"
-    assert asked == {INVENTORY, *(question for question, _ in EXTREMES)}
+    assert asked == {INVENTORY, MAP, *(question for question, _ in COMPARISONS)}
+    assert {question for question, _, _ in drawn(Shapes(pictures=40))} == {INVENTORY, MAP}
 
 
 def test_captions_and_answers_are_true():
     asked = set()
-    for question, answer, seen in drawn(Scenes(pictures=250, turns=6, captions=0.1)):
+    for question, answer, seen in drawn(Scenes(pictures=120, turns=6, captions=0.1)):
         words = answer.removesuffix(".")
         first = " ".join(question.rstrip("?.").split()[:2])
         asked.add(first)
@@ -151,8 +156,8 @@ def test_captions_and_answers_are_true():
 
 
 def test_shapes_asks_nothing_that_scenes_teaches():
-    taught = {question for question, _, _ in drawn(Scenes(pictures=200, turns=8, side=96))}
-    assert not taught & {INVENTORY, *(question for question, _ in EXTREMES)}
+    taught = {question for question, _, _ in drawn(Scenes(pictures=80, turns=8, side=96))}
+    assert not taught & {INVENTORY, MAP, *(question for question, _ in COMPARISONS)}
 
 
 def test_prepared_the_same_in_two_places_and_no_picture_in_two_splits(tmp_path):
