@@ -20,6 +20,10 @@ def main(argv: list[str] | None = None) -> int:
         if command.help:
             print(cli.help_text(command))
             return 0
+        if command.multirun and not command.hydra and cli.plain_sweep(command):
+            from .sweeping import sweep
+
+            return sweep(command)
         if command.hydra or command.multirun:
             return through_hydra(command)
         run(config.compose(command.overrides, command.config_dir, command.config_name), command.overrides)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from .fields import CONFIG_DIR, GROUPS
 from .targets import parameters, resolve
 
 __all__ = [
-    "CONFIG_DIR", "GROUPS", "arguments", "build", "check", "check_sweep", "compose", "group_options", "nearest", "normalise",
+    "CONFIG_DIR", "GROUPS", "arguments", "build", "check", "check_sweep", "compose", "expand", "group_options", "nearest", "normalise",
     "own_keys", "resolve", "snapshot", "to_plain",
 ]  # fmt: skip
 
@@ -100,6 +101,33 @@ def check_sweep(overrides: list[str], config_dir: str | None, config_name: str) 
         for value in values[1:]:
             compose([*first[:i], f"{overrides[i].split('=', 1)[0]}={value}", *first[i + 1 :]], config_dir, config_name)
     return [w.split("=", 1)[0] for w, c in zip(overrides, choices, strict=True) if c]
+
+
+def expand(overrides: list[str], config_dir: str | None = None) -> tuple[list[list[str]], list[str]]:
+    """(the words of every point of a sweep, the last key changing fastest; the swept keys). Errors raised: UserError."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Glob
+
+    choices, keys = [], []
+    for word in overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(word)
+        except Exception:  # an unreadable word is answered by compose
+            choices.append([word])
+            continue
+        if not parsed.is_sweep_override():
+            choices.append([word])
+            continue
+        key, value = word.split("=", 1)[0], parsed.value()
+        try:
+            values = value.filter(group_options(config_dir).get(key.lstrip("+"), [])) if isinstance(value, Glob) else list(parsed.sweep_string_iterator())
+        except Exception:
+            raise UserError(f"{word}: an interval is for a search to draw from: add hydra/sweeper=optuna, or name values as {key}=1,2,3") from None
+        if not values:
+            raise UserError(f"{word}: matches no option of {key}")
+        keys.append(key.lstrip("+"))
+        choices.append([f"{key}={v}" for v in values])
+    return [list(point) for point in itertools.product(*choices)], keys
 
 
 def group_options(config_dir: str | None = None) -> dict[str, list[str]]:

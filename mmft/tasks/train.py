@@ -22,8 +22,8 @@ log = logging.getLogger("mmft")
 class Train:
     """Train what the config says, into a new run directory. Errors raised: UserError."""
 
-    def __call__(self, cfg: Any, overrides: list[str], parent: dict[str, Any] | None = None) -> Run:
-        """`parent` describes the run that this one repeats (parent.json)."""
+    def __call__(self, cfg: Any, overrides: list[str], parent: dict[str, Any] | None = None, shared: Any = None) -> Run:
+        """`parent` describes the run that this one repeats (parent.json); `shared` is what the runs of a sweep share."""
         from .. import lora
         from ..data.store import describe
         from ..trainer import training_settings
@@ -32,9 +32,11 @@ class Train:
         settings = to_plain(cfg)
         family, logger = build(cfg.model), build(cfg.logger)
         training_settings(settings["trainer"], output_dir=os.devnull)
-        prepared = prepared_data(cfg)
+        if shared:
+            shared.begin_point()
+        prepared = shared.prepared(cfg) if shared else prepared_data(cfg)
         rows, held_out = split_rows(prepared, settings["evaluation"])
-        located = family.locate()
+        located = shared.locate(family) if shared else family.locate()
         plan = lora.plan(family.skeleton(located), settings["lora"])
 
         words = [settings["name"] or Path(located.path.split(":")[-1]).name, "" if settings["name"] else prepared.manifest["name"]]
@@ -46,7 +48,7 @@ class Train:
         run.write_text("overrides.txt", "".join(f"{word}\n" for word in overrides))
         if parent:
             run.write_json("parent.json", parent)
-        line = Line(cfg, settings, run, logger, family, located, plan, prepared, rows, held_out)
+        line = Line(cfg, settings, run, logger, family, located, plan, prepared, rows, held_out, shared)
         try:
             line.load()
             line.measure_base()
@@ -90,6 +92,7 @@ class Line:
     prepared: Any
     rows: Any
     held_out: Any
+    shared: Any = None
     summary: dict[str, Any] = field(default_factory=dict)
     base: list[dict[str, Any]] = field(default_factory=list)
     tuned: list[dict[str, Any]] = field(default_factory=list)
@@ -107,7 +110,8 @@ class Line:
             disable_progress_bar()
         set_seed(self.settings["seed"])
         started = time.time()
-        self.loaded = self.family.load(full_training=self.plan.method == "full", located=self.located)
+        full = self.plan.method == "full"
+        self.loaded = self.shared.load(self.family, full, self.located) if self.shared else self.family.load(full_training=full, located=self.located)
         for note in self.loaded.notes:
             log.info("%-14s %s", "model", note)
         model = self.loaded.model
@@ -132,10 +136,24 @@ class Line:
         if self.held_out is None or not self.settings["evaluation"]["base"]:
             return
         started = time.time()
-        self.summary["base_eval_loss"] = self.evaluator.loss(self.loaded.model)
-        self.summary["base_metrics"], self.base = self.evaluator.measure(self.loaded.model)
+
+        def measure() -> tuple[float, dict[str, float], list[dict[str, Any]]]:
+            return self.evaluator.loss(self.loaded.model), *self.evaluator.measure(self.loaded.model)
+
+        found = self.shared.measure(self._base_key(), measure) if self.shared else measure()
+        self.summary["base_eval_loss"], self.summary["base_metrics"], self.base = found
         self.run.write_lines("eval/base.jsonl", self.base)
         self.times["measure_base"] = time.time() - started
+
+    def _base_key(self) -> str:
+        """Equal for two runs whose untouched models give the same answers to the same rows."""
+        from ..shared import key_of
+
+        s = self.settings
+        drawn = s["seed"] if s["generation"].get("do_sample") else None
+        rows = (s["evaluation"]["split"], s["evaluation"]["max_samples"], s["evaluation"]["batch_size"], s["trainer"].get("per_device_eval_batch_size"))
+        full = self.plan.method == "full"  # it may be loaded in another precision
+        return key_of(s["model"], s["collator"], s["generation"], rows, drawn, full, self.located.revision, self.prepared.fingerprint)
 
     def fit(self) -> None:
         """Attach the adapter and train it."""
