@@ -63,7 +63,7 @@ def read_inputs(given: Any, words: Callable[[], str | None], together: bool, spl
     words: gives the prompt, asked for when an input brings none. together: all images of `input` in one prompt. split: which split of a
     prepared set. prepared: gives the run's own prepared set, asked for by `input=validation`, `train` or `test`.
     """
-    names = [str(g) for g in (given if isinstance(given, list) else [given])]
+    names = [] if given is None else [str(g) for g in (given if isinstance(given, list) else [given])]
     if not names or not all(names):
         raise UserError("input must be given: an image, several as [a.jpg,b.jpg], a folder, a CSV or JSONL, or a prepared split")
     if len(names) == 1 and not together:

@@ -56,8 +56,6 @@ def open_any(path: str | Path | None, cfg: DictConfig, overrides: list[str], che
     """`open_run`, or with path None the model of the command's own model=..., as it is. Errors raised: UserError."""
     if path is not None:
         return open_run(path, cfg, overrides, checkpoint)
-    if checkpoint is not None:
-        raise UserError(f"checkpoint={checkpoint}: checkpoints belong to a run; add run=DIR")
     family = build(cfg.model)
     _bars_on_terminals_only()
     loaded = family.load()
@@ -67,8 +65,10 @@ def open_any(path: str | Path | None, cfg: DictConfig, overrides: list[str], che
     return OpenedRun(None, cfg, to_plain(cfg), family, loaded, loaded.model, collator)
 
 
-def any_config(path: str | Path | None, cfg: DictConfig, overrides: list[str]) -> tuple[Run | None, DictConfig]:
+def any_config(path: str | Path | None, cfg: DictConfig, overrides: list[str], checkpoint: int | None = None) -> tuple[Run | None, DictConfig]:
     """`run_config`, or with path None the command's own config: what can be checked before weights load."""
+    if path is None and checkpoint is not None:
+        raise UserError(f"checkpoint={checkpoint}: checkpoints belong to a run; add run=DIR")
     return (None, cfg) if path is None else run_config(path, cfg, overrides)
 
 

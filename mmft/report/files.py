@@ -51,10 +51,13 @@ def series(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]
 
 
 def read_rows(path: Path, run_dir: Path) -> list[dict[str, Any]]:
-    """Evaluation rows, with pictures found again when run and prepared data were moved together (outputs/RUN, outputs/data)."""
+    """Evaluation rows, with pictures found again when run and prepared data were moved together (outputs/RUN, outputs/data).
+
+    Rows that hold samples (eval/samples.jsonl) get it for each of them.
+    """
     rows = read_jsonl(path)
     homes: dict[str, str] = {}
-    for row in rows:
+    for row in [s for r in rows for s in (r["samples"] if isinstance(r.get("samples"), list) else [r]) if isinstance(s, dict)]:
         root = str(row.get("root") or "")
         if root not in homes:
             name = root.replace("\\", "/").rstrip("/").split("/")[-1]

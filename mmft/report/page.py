@@ -12,7 +12,7 @@ from typing import Any
 from ..metrics import METRICS
 from . import comparison, numbers, pictures
 from .curve import write_curve
-from .files import is_number, read_json, read_jsonl, read_rows, read_text
+from .files import is_number, read_json, read_rows, read_text
 
 SAMPLES = 24  # held-out samples shown, see comparison.select
 PICTURES_A_SAMPLE = 4
@@ -83,7 +83,7 @@ def view(run_dir: Path) -> dict[str, Any]:
         "env": env,
         "samples": shown,
         "prompt": prompts.pop() if len(prompts) == 1 and len(shown) > 1 else "",  # shown once when all share it
-        "watched": watched(read_jsonl(run_dir / "eval" / "samples.jsonl")),
+        "watched": watched(read_rows(run_dir / "eval" / "samples.jsonl", run_dir)),
         "numbers": numbers,
     }
 

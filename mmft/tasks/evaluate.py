@@ -38,7 +38,7 @@ class Evaluate:
         if self.base and self.run is None:
             raise UserError("base=true: a model without an adapter is its own base; drop base=true, or name a run")
         started = time.time()
-        run, kept = any_config(self.run, cfg, overrides)
+        run, kept = any_config(self.run, cfg, overrides, self.checkpoint)
         settings = to_plain(kept)
         prepared = prepared_data(kept)
         rows = rows_of(prepared, settings["evaluation"])

@@ -32,7 +32,7 @@ class Predict:
     def __call__(self, cfg: Any, overrides: list[str]) -> list[dict[str, Any]]:
         from ..opened import any_config, open_any
 
-        run, kept = any_config(self.run, cfg, overrides)
+        run, kept = any_config(self.run, cfg, overrides, self.checkpoint)
         if self.chat:
             from ..chat import chat
 
