@@ -89,11 +89,9 @@ def parse(argv: list[str]) -> Command:
     return command
 
 
-def plain_sweep(command: Command) -> bool:
-    """Whether a sweep is one of trainings that run here, one after the other: no other verb, none of Hydra's launchers."""
-    heads = [w.lstrip("+").split("=", 1)[0] for w in command.overrides]
-    trains = all(w == "task=train" for w in command.overrides if w.startswith("task="))
-    return trains and not any(h.startswith(("hydra/", "hydra.")) for h in heads)
+def trains(command: Command) -> bool:
+    """Whether a command is the training of a model, and no other verb."""
+    return all(w == "task=train" for w in command.overrides if w.startswith("task="))
 
 
 HEAD = """\

@@ -15,7 +15,8 @@ from .fields import CONFIG_DIR, GROUPS
 from .targets import parameters, resolve
 
 __all__ = [
-    "CONFIG_DIR", "GROUPS", "arguments", "build", "check", "check_sweep", "compose", "expand", "group_options", "nearest", "normalise",
+    "CONFIG_DIR", "GROUPS", "arguments", "build", "check", "check_sweep", "compose", "compose_hydra", "expand",
+    "first_values", "group_options", "nearest", "normalise",
     "own_keys", "resolve", "snapshot", "to_plain",
 ]  # fmt: skip
 
@@ -56,6 +57,17 @@ def normalise(overrides: list[str]) -> list[str]:
 
 def compose(overrides: list[str], config_dir: str | None = None, config_name: str = "config") -> DictConfig:
     """The composed and checked config of a command. Errors raised: UserError, one line."""
+    cfg = _compose(overrides, config_dir, config_name)
+    check(cfg)
+    return cfg
+
+
+def compose_hydra(overrides: list[str], config_dir: str | None = None, config_name: str = "config") -> DictConfig:
+    """The same with Hydra's own settings in it, as the node `hydra`; not checked. Errors raised: UserError."""
+    return _compose(overrides, config_dir, config_name, return_hydra_config=True)
+
+
+def _compose(overrides: list[str], config_dir: str | None, config_name: str, **options: Any) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_config_search_path
@@ -72,13 +84,27 @@ def compose(overrides: list[str], config_dir: str | None = None, config_name: st
     try:
         # what hydra.initialize does, with two directories: its public form takes one
         Hydra.create_main_hydra2(task_name="mmft", config_search_path=search_path)
-        cfg = hydra_compose(config_name=config_name, overrides=overrides)
+        return hydra_compose(config_name=config_name, overrides=overrides, **options)
     except Exception as error:  # Hydra raises a dozen kinds; each carries its reason in the first line
         raise UserError(one_line(error)) from None
     finally:
         GlobalHydra.instance().clear()
-    check(cfg)
-    return cfg
+
+
+def first_values(overrides: list[str]) -> list[str]:
+    """Each swept word at its first value, the others as they are."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    words = []
+    for word in overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(word)
+            value = parsed.value().start if parsed.is_interval_sweep() else next(parsed.sweep_string_iterator())
+        except Exception:  # no sweep, or unreadable, which compose answers
+            words.append(word)
+        else:
+            words.append(f"{word.split('=', 1)[0]}={value}")
+    return words
 
 
 def check_sweep(overrides: list[str], config_dir: str | None, config_name: str) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from .config import to_plain
-from .errors import UserError
+from .errors import Pruned, UserError
 from .run import Run, plain_name
 
 log = logging.getLogger("mmft")
@@ -163,7 +163,7 @@ def run_point(cfg_yaml: str, overrides: list[str], sweep_dir: str, shared: Any =
         return {"run": (sweep.path / point.name).as_posix(), "status": "running", "objective": None, "reason": None, "reused": False}
     try:
         status = sweep.status(point)
-        if status == "finished":
+        if status in ("finished", "pruned"):
             return sweep.outcome(point, objective, reused=True)
         if status != "missing":
             log.info("%-14s %s was %s; what it left is now in %s", "again", point.name, status, sweep.set_aside(point))
@@ -185,6 +185,8 @@ def _train(sweep: Sweep, point: Point, shared: Any) -> None:
     more = {"shared": shared} if shared is not None else {}
     try:
         build(cfg.task)(cfg, [word.lstrip("+") for word in point.words], **more)
+    except Pruned as error:
+        log.info("%-14s %s", "pruned", error)
     except Exception as error:  # whatever it is, the other points go on; its reason and its traceback are kept
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".splitlines()[0]
         folder.mkdir(exist_ok=True)

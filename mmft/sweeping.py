@@ -76,15 +76,15 @@ def arguments(home: Sweep, point: Point) -> tuple[str, list[str], str]:
     return OmegaConf.to_yaml(OmegaConf.create(point.config)), point.words, home.path.as_posix()
 
 
-def here(points: list[tuple[str, list[str], str]]) -> list[dict[str, Any]]:
+def here(points: list[tuple[str, list[str], str]], shared: Any = None) -> list[dict[str, Any]]:
     """One point after the other in this process, which imports, loads and prepares once.
 
     A point that another process trains now (the same command, started twice) is left to it and asked for at the end.
     """
     from .shared import Shared
 
-    shared, results = Shared(), []
-    later = []
+    shared = shared or Shared()
+    results, later = [], []
     for n, point in enumerate(points):
         log.info("\n%-14s %d of %d  %s", "point", n + 1, len(points), " ".join(point[1]))
         results.append(run_point(*point, shared=shared, wait=False))

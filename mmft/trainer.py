@@ -7,6 +7,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from .config import arguments
+from .distributed import share
 from .errors import UserError
 from .evaluation import Evaluator
 from .fields import EARLY_STOPPING, training_arguments
@@ -46,10 +47,13 @@ class SupervisedTrainer(Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Token-weighted loss, and with `generate` the text metrics, on the held-out rows."""
+        # every process measures all rows: weights that are spread over processes are gathered in step, and it takes no longer
         metrics = {f"{metric_key_prefix}_loss": self.evaluator.loss(self.model)}
         if self.generate:
             values, _ = self.evaluator.measure(self.model)
             metrics |= {f"{metric_key_prefix}_{key}": value for key, value in values.items()}
+        measured = metrics
+        metrics = share(lambda: measured)  # a last digit that differs must not let one process stop early and another go on
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -78,6 +82,13 @@ class FiniteStep(TrainerCallback):
                 f"{', '.join(rows[:16])}; the weights of step {state.global_step} are untouched."
                 " Try a lower trainer.learning_rate, model.dtype=fp32, or look at these rows"
             )
+
+
+def whole_weights(trainer: Trainer) -> dict[str, Any] | None:
+    """The state dict of a model that FSDP or DeepSpeed spread over the processes; None where the model holds its own."""
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        return None
+    return trainer.accelerator.get_state_dict(trainer.model_wrapped)
 
 
 def training_settings(trainer: dict[str, Any], **managed: Any) -> tuple[TrainingArguments, list[TrainerCallback]]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import build, snapshot, to_plain
-from ..errors import UserError
+from ..distributed import is_main, share
+from ..errors import Pruned, UserError
 from ..run import Run
 from .prepare import prepared_data
 
@@ -26,11 +27,12 @@ class Train:
         """`parent` describes the run that this one repeats (parent.json); `shared` is what the runs of a sweep share."""
         from .. import lora
         from ..data.store import describe
+        from ..loggers.base import Logger
         from ..trainer import training_settings
 
         # Everything light is built and checked before a weight is read and before anything is written.
         settings = to_plain(cfg)
-        family, logger = build(cfg.model), build(cfg.logger)
+        family, logger = build(cfg.model), build(cfg.logger) if is_main() else Logger(hardware=False)
         training_settings(settings["trainer"], output_dir=os.devnull)
         if shared:
             shared.begin_point()
@@ -40,7 +42,7 @@ class Train:
         plan = lora.plan(family.skeleton(located), settings["lora"])
 
         words = [settings["name"] or Path(located.path.split(":")[-1]).name, "" if settings["name"] else prepared.manifest["name"]]
-        run = Run.create(settings["output_dir"], words, settings["run_dir"])
+        run = Run(share(lambda: Run.create(settings["output_dir"], words, settings["run_dir"]).path))
         log.info("run directory  %s", run.path)
         for text in describe(prepared):
             log.info("%-14s %s", "data", text)
@@ -126,7 +128,9 @@ class Line:
         evaluation = self.settings["evaluation"]
         if self.held_out is not None:
             loss_batch = self.settings["trainer"].get("per_device_eval_batch_size", 8)
-            self.evaluator = Evaluator(self.held_out, self.collator, self.settings["generation"], evaluation["batch_size"], loss_batch)
+            self.evaluator = Evaluator(
+                self.held_out, self.collator, self.settings["generation"], evaluation["batch_size"], loss_batch, progress=is_main()
+            )
         self.run.write_json("env.json", environment(self.loaded, self.prepared, self.settings["seed"]))
         self.logger.start(self.run.path, self.run.name, self.settings)
         self.times["load"] = time.time() - started
@@ -160,11 +164,13 @@ class Line:
         from transformers import PrinterCallback, ProgressCallback, set_seed
 
         from .. import lora
-        from ..callbacks import Progress, Recorder, Samples
+        from ..callbacks import Progress, Pruning, Recorder, Samples
+        from ..distributed import total
         from ..freeze import freeze
         from ..models.machine import mixed_precision
         from ..report import terminal
-        from ..trainer import SupervisedTrainer, training_settings
+        from ..search import is_point
+        from ..trainer import SupervisedTrainer, training_settings, whole_weights
 
         set_seed(self.settings["seed"])
         model = self.loaded.model
@@ -178,7 +184,8 @@ class Line:
         freeze(self.model)
         self.plan_report = lora.report(self.model, self.plan)
         self.run.write_json("lora_plan.json", self.plan_report)
-        terminal.show(terminal.plan_table(self.plan_report))
+        if is_main():
+            terminal.show(terminal.plan_table(self.plan_report))
 
         full = self.plan.method == "full"
         precision = mixed_precision(self.loaded.dtype, self.loaded.device, full)
@@ -195,6 +202,8 @@ class Line:
         )
         evaluation = self.settings["evaluation"]
         callbacks.append(Recorder(self.run, self.logger))
+        if is_point(self.run.path):
+            callbacks.append(Pruning(self.run, self.settings["objective"], self.summary))
         if self.held_out is not None:
             callbacks.append(Samples(self.run, self.logger, self.evaluator, evaluation["samples"], evaluation["sample_steps"]))
         self.trainer = SupervisedTrainer(
@@ -215,12 +224,13 @@ class Line:
         started = time.time()
         result = self.trainer.train()
         self.times["train"] = time.time() - started
+        self.weights = whole_weights(self.trainer)
         history = [h["loss"] for h in self.trainer.state.log_history if "loss" in h]
         self.summary |= {
             "steps": self.trainer.state.global_step,
             "samples_per_second": result.metrics["train_samples_per_second"],
             "train_loss": {"first": history[0] if history else None, "last": history[-1] if history else None},
-            "supervised_tokens": int(self.trainer.supervised_tokens),
+            "supervised_tokens": int(total(self.trainer.supervised_tokens)),
             "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         }
 
@@ -228,7 +238,7 @@ class Line:
         """Save what was trained, then measure it on the same held-out rows as the base."""
         from ..saving import save_trained
 
-        save_trained(self.run, self.model, self.plan, self.loaded, self.located, self.evaluator.generation_config() if self.held_out else None)
+        save_trained(self.run, self.model, self.plan, self.loaded, self.located, self.evaluator.generation_config() if self.held_out else None, self.weights)
         if self.held_out is None:
             return
         started = time.time()
@@ -249,6 +259,8 @@ class Line:
         from ..report.page import write_report
 
         self._write_summary("finished")
+        if not is_main():
+            return
         write_card(self.run)
         write_curve(self.run.path)
         write_report(self.run.path)
@@ -262,8 +274,9 @@ class Line:
     def fail(self, error: BaseException) -> None:
         """Leave a directory that says what happened."""
         self.summary["reason"] = str(error) or type(error).__name__
-        self._write_summary("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
-        self.logger.finish("failed")
+        status = "pruned" if isinstance(error, Pruned) else "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        self._write_summary(status)
+        self.logger.finish(status)
 
     def _write_summary(self, status: str) -> None:
         from ..environment import peak_memory_mb
