@@ -178,8 +178,8 @@ def distribution(override: Any) -> Any:
 
 
 def words(params: dict[str, Any]) -> list[str]:
-    """Overrides of a trial's values, numbers written so that they read back as the same number."""
-    return [f"{key}={value if isinstance(value, str) else repr(value)}" for key, value in params.items()]
+    """Overrides of a trial's values; six digits of a number are enough for a search, and can be read in a name."""
+    return [f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}" for key, value in params.items()]
 
 
 def is_point(run: Path) -> bool:
