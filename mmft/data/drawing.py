@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Any
 
 from PIL import Image, ImageDraw
 
 from ..errors import UserError
-
-#: Counted up when the same seed draws something else, so that a prepared set is not taken for a new one.
-VERSION = 1
 
 KINDS = ("circle", "square", "triangle", "star", "diamond", "cross", "heart", "ring")
 COLORS = {
@@ -97,6 +96,13 @@ def check_drawing(source: Any) -> None:
             raise UserError(f"data.{key}={value}: give a whole number from {low} to {high}")
     if source.fewest > source.most:
         raise UserError(f"data.fewest={source.fewest} is more than data.most={source.most}")
+
+
+def code_stamp() -> dict[str, Any]:
+    """A hash of the code that draws and asks: after a change of it, a set prepared earlier is not taken for the new one."""
+    here = Path(__file__).parent
+    code = [(here / name).read_text(encoding="utf-8") for name in ("drawing.py", "scenes.py", "shapes.py")]
+    return {"code": hashlib.sha256("".join(code).encode()).hexdigest()}
 
 
 def draw(scene: Scene) -> Image.Image:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from .drawing import COLORS, KINDS, PLACES, VERSION, Item, Scene, check_drawing, draw, png, random_scene
+from .drawing import COLORS, KINDS, PLACES, Item, Scene, check_drawing, code_stamp, draw, png, random_scene
 from .sample import Row, assistant_turn, user_turn
 from .source import Source
 
@@ -47,7 +47,7 @@ class Scenes(Source):
             yield drawn_row(f"scene-{number:06d}", scene, turns)
 
     def stamp(self) -> dict[str, Any]:
-        return {"drawing": VERSION}
+        return code_stamp()
 
     def total(self) -> int:
         return self.pictures

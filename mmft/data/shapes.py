@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from .drawing import VERSION, Item, Scene, check_drawing, random_scene
+from .drawing import Item, Scene, check_drawing, code_stamp, random_scene
 from .sample import Row
 from .scenes import Turn, drawn_row
 from .source import Source
@@ -49,7 +49,7 @@ class Shapes(Source):
             yield drawn_row(f"shape-{number:06d}", scene, [turn or inventory(scene)])
 
     def stamp(self) -> dict[str, Any]:
-        return {"drawing": VERSION}
+        return code_stamp()
 
     def total(self) -> int:
         return self.pictures
