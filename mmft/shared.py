@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import gc
@@ -83,10 +84,8 @@ class Shared:
     def begin_point(self) -> None:
         """Peak memory is to be this point's own."""
         if sys.platform == "linux":
-            try:
+            with contextlib.suppress(OSError):  # then the peak is that of the points so far
                 Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak of the resident memory
-            except OSError:
-                pass  # then the peak is that of the points so far
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()

@@ -100,7 +100,8 @@ def here(points: list[tuple[str, list[str], str]], shared: Any = None) -> list[d
 
 def leaderboard(path: Path, objective: str) -> None:
     """The table in the terminal, and its files beside the runs."""
-    from .report import leaderboard as board, terminal
+    from .report import leaderboard as board
+    from .report import terminal
 
     if not any(path.glob("*/snapshot.yaml")):
         return
