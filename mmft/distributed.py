@@ -32,15 +32,18 @@ def share(make: Callable[[], T]) -> T:
     """What the main process's `make()` returns, or raises, in every process; the others do not call it."""
     if world_size() == 1:
         return make()
-    from accelerate.utils import broadcast_object_list
+    import torch.distributed as dist
+    from accelerate import PartialState
 
+    if not dist.is_initialized():
+        PartialState()  # joins the others as the launcher's variables say, and takes this process's GPU
     answer: list[Any] = [None, None]
     if is_main():
         try:
             answer[0] = make()
         except Exception as error:  # raised in all of them: one that went on would wait for the others for ever
             answer[1] = error
-    broadcast_object_list(answer)
+    dist.broadcast_object_list(answer, src=0)
     if answer[1] is not None:
         raise answer[1]
     return answer[0]
@@ -51,7 +54,9 @@ def total(value: Any) -> Any:
     if world_size() == 1:
         return value
     import torch
+    import torch.distributed as dist
     from accelerate import PartialState
-    from accelerate.utils import reduce
 
-    return reduce(torch.as_tensor(value, device=PartialState().device), "sum")
+    whole = torch.as_tensor(value, device=PartialState().device).clone()
+    dist.all_reduce(whole)
+    return whole

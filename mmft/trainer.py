@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from .config import arguments
-from .distributed import share
+from .distributed import share, world_size
 from .errors import UserError
 from .evaluation import Evaluator
 from .fields import EARLY_STOPPING, training_arguments
 from .objective import supervised_loss
-
 
 # TrainingArguments' older names that mmft's own yaml uses, since every supported release has them, and what 5.2x calls them.
 RENAMED = {
@@ -99,6 +99,8 @@ def training_settings(trainer: dict[str, Any], **managed: Any) -> tuple[Training
         if old in values and new in known:  # the value of the new name wins when both are given
             values = {new: values.pop(old), **values}
     patience = trainer.get("early_stopping_patience")
+    if world_size() > 1 and not torch.cuda.is_available() and "use_cpu" not in values:
+        managed = {"use_cpu": True, **managed}  # several processes without a GPU find each other only when told
     try:
         args = TrainingArguments(**values, **managed)
     except (ValueError, TypeError, ImportError) as error:
