@@ -146,7 +146,7 @@ def made(kind: str, module: Any, name: str, options: dict[str, Any]) -> Any:
     """`name(**options)` of optuna.samplers or optuna.pruners. Errors raised: UserError."""
     known = [n for n in module.__all__ if n.lower().endswith(kind) and not n.startswith(("Base", "Partial"))]
     if name not in known:
-        raise UserError(f"hydra.sweeper.{kind}={name}: no such {kind}.{nearest(str(name), known)} There are: {', '.join(known)}.")
+        raise UserError(f"hydra.sweeper.{kind}={name}: no such {kind}.{nearest(name if name.lower().endswith(kind) else f'{name}{kind.title()}', known)} There are: {', '.join(known)}.")
     try:
         return getattr(module, name)(**options)
     except (TypeError, ValueError, ImportError) as error:
