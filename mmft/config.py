@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,6 @@ def compose_hydra(overrides: list[str], config_dir: str | None = None, config_na
 
 def _compose(overrides: list[str], config_dir: str | None, config_name: str, **options: Any) -> DictConfig:
     from hydra import compose as hydra_compose
-    from hydra import version
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_config_search_path
     from hydra.core.global_hydra import GlobalHydra
@@ -87,10 +87,12 @@ def _compose(overrides: list[str], config_dir: str | None, config_name: str, **o
     _check_words(overrides, group_options(config_dir))
     GlobalHydra.instance().clear()
     try:
-        version.setbase("1.3")
         # what hydra.initialize does, with two directories: its public form takes one
         Hydra.create_main_hydra2(task_name="mmft", config_search_path=search_path)
-        return hydra_compose(config_name=config_name, overrides=overrides, **options)
+        with warnings.catch_warnings():
+            # a launcher's preset is to bear its plugin's name, and is the better for the plugin's own check of its keys
+            warnings.filterwarnings("ignore", message="(?s).*validated against ConfigStore schema")
+            return hydra_compose(config_name=config_name, overrides=overrides, **options)
     except Exception as error:  # Hydra raises a dozen kinds; each carries its reason in the first line
         raise UserError(one_line(error)) from None
     finally:
