@@ -12,7 +12,7 @@ HELD_OUT = ("evaluation.split", "evaluation.max_samples")
 
 
 def check(board: dict[str, Any]) -> None:
-    """Fill each row's "flags" with what sets it apart from most rows, and the board's notes. `seed` as a swept key is no flag."""
+    """Fill each row's "flags" with what sets it apart from most rows, and the board's notes. Seeds repeated for each setting are no flag."""
     rows = [r for r in board["rows"] if r["status"] == "finished"]
     for row, usual in ((r, _usual(rows, "data_fingerprint")) for r in rows):
         if row["summary"].get("data_fingerprint") != usual:
@@ -20,7 +20,7 @@ def check(board: dict[str, Any]) -> None:
     for row, usual in ((r, _usual(rows, "held_out_samples")) for r in rows):
         if row["summary"].get("held_out_samples") != usual:
             row["flags"].append(f"measured on {row['summary'].get('held_out_samples')} rows, most on {usual}")
-    swept_seed = "seed" in board["keys"]
+    swept_seed = bool(board["groups"])
     for key in board["differing"]:
         kind = _kind(key)
         if kind is None or key == "seed" and swept_seed:

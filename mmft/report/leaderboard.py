@@ -55,8 +55,8 @@ def read(folder: Path, by: str | None = None) -> dict[str, Any]:
     missing = [p["name"] for p in plan.get("points") or () if not (folder / p["name"]).is_dir()]
     if missing:
         board["notes"].append(f"{len(missing)} planned points have no run yet: {', '.join(missing[:8])}{' ...' if len(missing) > 8 else ''}")
-    fairness.check(board)
     board["groups"] = seeds.groups(board)
+    fairness.check(board)
     seeds.mark(board)
     return board
 

@@ -11,13 +11,15 @@ BEST, CHEAPEST = "best", "cheapest within 1 s.e."
 
 
 def groups(board: dict[str, Any]) -> list[dict[str, Any]]:
-    """One entry for each setting, best mean first; [] unless `seed` differs between runs. sd is the sample's (n - 1)."""
+    """One entry for each setting, best mean first; [] unless a setting was run with several seeds. sd is the sample's (n - 1)."""
     if "seed" not in board["keys"]:
         return []
     place = board["keys"].index("seed")
     found: dict[tuple, list[dict[str, Any]]] = {}
     for row in board["rows"]:
         found.setdefault(tuple(v for i, v in enumerate(row["values"]) if i != place), []).append(row)
+    if max(map(len, found.values())) < 2:
+        return []
     made = []
     for values, rows in found.items():
         scores = [r["score"] for r in rows if r["status"] == "finished" and is_number(r["score"])]

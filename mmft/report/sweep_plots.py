@@ -20,7 +20,7 @@ def draw(board: dict[str, Any]) -> list[dict[str, str]]:
     if len(rows) < 2:
         return []
     points = board["groups"] or rows
-    points = [{"values": p["values"], "score": p.get("mean", p.get("score")), "error": p.get("sd"), "all": p.get("scores") or [p["score"]],
+    points = [{"values": p["values"], "score": p.get("mean", p.get("score")), "error": p.get("sd"), "all": p["scores"] if "scores" in p else [p["score"]],
                "trainable": p["trainable"], "seconds": p["seconds"], "run": p.get("rows", [p])[0].get("run", "")} for p in points]  # fmt: skip
     points = [p for p in points if is_number(p["score"])]
     keys = [k for k in board["keys"] if k != "seed" or not board["groups"]]

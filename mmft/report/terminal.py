@@ -80,7 +80,8 @@ def leaderboard_table(board: dict[str, Any]):
     grouped = bool(board["groups"]) and board["sweep"]
     keys = [k for k in board["keys"] if not grouped or k != "seed"]
     score = f"{board['by']} (n)" if grouped else board["by"]
-    columns = ("what differs", "base", score, "loss", "params", "scale", "time")
+    both = board["by"] != "eval_loss"
+    columns = ("what differs", "base", score, *(["loss"] if both else []), "params", "scale", "time")
     table = _table(f"{board['name']}: {len(board['rows'])} runs, ranked by {board['label']}", columns)
     table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
     for r in board["groups"] if grouped else board["rows"]:
@@ -92,8 +93,8 @@ def leaderboard_table(board: dict[str, Any]):
         signs = "".join(sign for mark, sign in (("best", "*"), ("cheapest within 1 s.e.", "+")) if mark in r["marks"])
         value = numbers.metric(r["score"]) if not grouped else f"{numbers.metric(r['mean'])} \u00b1 {numbers.metric(r['sd'])} ({r['n']})"
         first = Text(f"{signs or ' '} {differs}" + ("  (!)" if r.get("flags") else ""))
-        table.add_row(first, numbers.metric(r["base"]), Text(value, "bold"), numbers.metric(r["loss"]), numbers.count(r["trainable"]),
-                      numbers.plain(r["scale"]), numbers.duration(r["seconds"]), style=None if finished else "dim")  # fmt: skip
+        table.add_row(first, numbers.metric(r["base"]), Text(value, "bold"), *([numbers.metric(r["loss"])] if both else []),
+                      numbers.count(r["trainable"]), numbers.plain(r["scale"]), numbers.duration(r["seconds"]), style=None if finished else "dim")  # fmt: skip
     legend = [t for t, there in (("* best", True), ("+ cheapest within one standard error of it", True), ("(!) not on equal terms", any(r["flags"] for r in board["rows"]))) if there]
     table.caption = Text("\n".join([", ".join(legend), *board["notes"]]))
     return table
