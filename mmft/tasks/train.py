@@ -23,6 +23,8 @@ log = logging.getLogger("mmft")
 class Train:
     """Train what the config says, into a new run directory. Errors raised: UserError."""
 
+    audit: bool = True
+
     def __call__(self, cfg: Any, overrides: list[str], parent: dict[str, Any] | None = None, shared: Any = None) -> Run:
         """`parent` describes the run that this one repeats (parent.json); `shared` is what the runs of a sweep share."""
         from .. import lora
@@ -50,7 +52,7 @@ class Train:
         run.write_text("overrides.txt", "".join(f"{word}\n" for word in overrides))
         if parent:
             run.write_json("parent.json", parent)
-        line = Line(cfg, settings, run, logger, family, located, plan, prepared, rows, held_out, shared)
+        line = Line(cfg, settings, run, logger, family, located, plan, prepared, rows, held_out, self.audit, shared)
         try:
             line.load()
             line.measure_base()
@@ -94,6 +96,7 @@ class Line:
     prepared: Any
     rows: Any
     held_out: Any
+    audit: bool = True
     shared: Any = None
     summary: dict[str, Any] = field(default_factory=dict)
     base: list[dict[str, Any]] = field(default_factory=list)
@@ -105,6 +108,7 @@ class Line:
         from transformers import set_seed
         from transformers.utils.logging import disable_progress_bar
 
+        from ..audit.checks import quick, refuse
         from ..environment import environment
         from ..evaluation import Evaluator
 
@@ -125,6 +129,8 @@ class Line:
             end_token_ids=self.family.end_token_ids(self.loaded),
         )
         self.collator([self.rows[0]])  # a collator that does not fit the model says so now
+        if self.audit:
+            refuse(quick(model, self.collator, self.rows), "; audit=false trains it all the same")
         evaluation = self.settings["evaluation"]
         if self.held_out is not None:
             loss_batch = self.settings["trainer"].get("per_device_eval_batch_size", 8)
