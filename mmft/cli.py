@@ -38,7 +38,7 @@ def bare_keys(verb: str | None, words: list[str]) -> list[str]:
 
     Their values are paths and questions as people write them: `prompt=What is this, exactly?` needs no second quotes.
     """
-    verb = verb or next((w.split("=", 1)[1] for w in words if w.startswith("task=")), None)
+    verb = verb or next((w.split("=", 1)[1] for w in words if w.startswith("task=")), "train")
     if verb not in verbs():
         return words
     own = own_keys(verb)

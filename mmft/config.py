@@ -66,6 +66,7 @@ def compose(overrides: list[str], config_dir: str | None = None, config_name: st
     if config_dir is not None:
         if not Path(config_dir).is_dir():
             raise UserError(f"--config-dir {config_dir}: no such directory; name the folder that holds your groups (model/, data/, ...)")
+        _check_hydra_section(Path(config_dir) / f"{config_name}.yaml")
         search_path.prepend(provider="command-line", path=f"file://{Path(config_dir).resolve().as_posix()}")
     _check_words(overrides, group_options(config_dir))
     GlobalHydra.instance().clear()
@@ -79,6 +80,14 @@ def compose(overrides: list[str], config_dir: str | None = None, config_name: st
         GlobalHydra.instance().clear()
     check(cfg)
     return cfg
+
+
+def _check_hydra_section(file: Path) -> None:
+    """A config (a run's snapshot, say) from someone else may name folders to Hydra, not things that Hydra would build and call."""
+    section = OmegaConf.to_container(OmegaConf.load(file)).get("hydra") if file.is_file() else None
+    for key in section if isinstance(section, dict) else ():
+        if key not in ("run", "sweep", "output_subdir", "verbose"):
+            raise UserError(f"{file}: its hydra section sets {key}, which could start other programs; remove it (or give hydra/{key}=... on the command line)")
 
 
 def check_sweep(overrides: list[str], config_dir: str | None, config_name: str) -> list[str]:

@@ -5,95 +5,24 @@ For this machine only: bound to 127.0.0.1, no share link, no analytics, pictures
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
+import signal
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from queue import Queue
-from threading import Event, Lock, Thread
 from typing import Any
 
-from .data.images import open_image
+from .bench import Bench, Model, generation_keys
+from .data.images import ImageError, open_image
 from .errors import UserError
 from .inputs import ask
 from .report import live
-from .streaming import stream
 
 HOST = "127.0.0.1"
-
-
-@dataclass
-class Model:
-    """One column of answers. kind: base or tuned (its colour). base: the run's model with its adapter off."""
-
-    label: str
-    kind: str
-    about: str
-    opened: Any
-    base: bool = False
-
-    def use(self) -> Any:
-        return self.opened.base() if self.base else contextlib.nullcontext(self.opened.model)
-
-
-class Bench:
-    """The models, asked one after another: one request at a time, since an adapter is switched on and off for all."""
-
-    def __init__(self, models: list[Model]):
-        self.models = models
-        self._lock = Lock()
-
-    def answers(self, sample: Any, generation: dict[str, Any], seed: int) -> Iterator[list[tuple[str | None, bool]]]:
-        """The state of all columns again and again: (text so far or None, whether it is finished) for each model.
-
-        A thread of its own does the work: it ends soon, and leaves the adapter on, when nobody listens any more.
-        Errors raised: UserError and what generation raises.
-        """
-        news: Queue[Any] = Queue()
-        stop = Event()
-        Thread(target=self._work, args=(sample, generation, seed, news, stop), daemon=True).start()
-        state: list[tuple[str | None, bool]] = [(None, False)] * len(self.models)
-        try:
-            yield list(state)
-            while (item := news.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                state[item[0]] = item[1:]
-                yield list(state)
-        finally:
-            stop.set()
-
-    def _work(self, sample: Any, generation: dict[str, Any], seed: int, news: Queue[Any], stop: Event) -> None:
-        from transformers import set_seed
-
-        try:
-            with self._lock:
-                for i, one in enumerate(self.models):
-                    evaluator = one.opened.evaluator([])
-                    evaluator.generation = {**evaluator.generation, **generation}
-                    set_seed(seed)  # the same for every model
-                    text = ""
-                    with one.use() as model, contextlib.closing(stream(evaluator, model, [sample])) as texts:
-                        for text in texts:
-                            news.put((i, text, False))
-                            if stop.is_set():
-                                return
-                    news.put((i, text, True))
-        except BaseException as error:
-            news.put(error)
-        finally:
-            news.put(None)
-
-
-def generation_keys(max_new_tokens: float, temperature: float, top_p: float, num_beams: float) -> dict[str, Any]:
-    """The page's controls under transformers' names; temperature 0 is greedy (or plain beam) search."""
-    keys: dict[str, Any] = {"max_new_tokens": max(1, int(max_new_tokens or 1)), "num_beams": int(num_beams), "do_sample": temperature > 0}
-    return {**keys, "temperature": float(temperature), "top_p": float(top_p)} if temperature > 0 else {**keys, "temperature": None, "top_p": None}
 
 
 def free_port(port: int) -> int:
@@ -146,11 +75,19 @@ def serve(paths: list[str], checkpoint: int | None, cfg: Any, overrides: list[st
             raise UserError(f"port={port}: cannot be used ({error}); name another, or port=0 for any free one") from None
         print(f"\n{page.local_url}  (only on this machine; Ctrl-C ends it)", flush=True)
         try:
-            Event().wait()
+            # uploaded pictures are removed when the page ends, also when it is told to from elsewhere
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            while True:
+                time.sleep(3600)
         except KeyboardInterrupt:
             print()
         finally:
             page.close(verbose=False)
+
+
+def reason(error: UserError) -> str:
+    """The error with an uploaded picture's own name instead of where Gradio keeps it."""
+    return f"{Path(error.name).name}: {error.reason}" if isinstance(error, ImageError) else str(error)
 
 
 def build(models: list[Model], prepared: Any, split: str | None) -> tuple[Any, dict[str, Any]]:
@@ -174,7 +111,7 @@ def build(models: list[Model], prepared: Any, split: str | None) -> tuple[Any, d
             for state in bench.answers(sample, generation_keys(*numbers), int(seed or 0)):
                 yield live.answers_html(models, state, list(sample.references), beams=int(numbers[3]))
         except UserError as error:
-            yield live.error_html(str(error))
+            yield live.error_html(reason(error))
 
     def from_data(name: str, index: float | None, *controls: float) -> Iterator[str]:
         yield from answer(rows[name][place(name, index)], controls)
@@ -191,7 +128,7 @@ def build(models: list[Model], prepared: Any, split: str | None) -> tuple[Any, d
         try:
             return live.pictures_html([open_image(str(getattr(f, "name", f))) for f in files or ()])
         except UserError as error:
-            return live.error_html(f"{Path(error.name).name}: {error.reason}" if hasattr(error, "reason") else str(error))
+            return live.error_html(reason(error))
 
     with gr.Blocks(title="mmft compare", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
         gr.HTML(live.head_html(models))
@@ -232,11 +169,11 @@ def build(models: list[Model], prepared: Any, split: str | None) -> tuple[Any, d
         moves = (lambda n, i: place(n, (i or 0) - 1), lambda n, i: place(n, (i or 0) + 1), lambda n, i: random.Random().randrange(len(rows[n])))
         for button, move in zip(steps, moves, strict=True):
             button.click(move, [name, index], index, **hidden)
-        index.change(show, [name, index], shown, **hidden)
-        name.change(show, [name, index], shown, **hidden)
         files.change(preview, files, view, **hidden)
         single = {"concurrency_limit": 1, "concurrency_id": "models", **hidden}
-        go.click(from_data, [name, index, *controls], out, **single)
+        running = go.click(from_data, [name, index, *controls], out, **single)
+        for chosen in (index, name):  # answers to another sample do not stay beside this one
+            chosen.change(lambda n, i: (show(n, i), live.answers_html(models, None, [])), [name, index], [shown, out], cancels=[running], **hidden)
         for event in (own_go.click, question.submit):
             event(from_own, [files, question, reference, *controls], own_out, **single)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # nothing is fetched from elsewhere

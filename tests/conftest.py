@@ -11,9 +11,7 @@ os.environ.pop("MMFT_PACKAGES", None)
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared"
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # tests/hub.py and tests/small_models.py
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # tests/hub.py, tests/places.py and tests/small_models.py
 
 
 @pytest.fixture
@@ -31,14 +29,6 @@ def mmft(capfd, tmp_path):
         return code, out, err
 
     return command
-
-
-def shared(name: str) -> Path:
-    """A folder of ../shared, or a skip that says what is not there."""
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip(f"../shared/{name} is not there: this check needs its files")
-    return path
 
 
 @pytest.fixture(scope="session")

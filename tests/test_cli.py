@@ -7,7 +7,7 @@ import time
 
 import pytest
 import yaml
-from conftest import ROOT
+from places import ROOT
 
 from mmft import cli, config
 from mmft.errors import UserError

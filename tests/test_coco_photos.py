@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import small_models
-from conftest import ROOT, shared
+from places import ROOT, shared
 
 FAMILIES = {"tiny": None, "qwen2vl": "qwen2vl", "llava": "llava", "blip2": "blip2"}
 

@@ -4,7 +4,7 @@ import re
 import shlex
 
 import pytest
-from conftest import ROOT
+from places import ROOT
 
 from mmft import cli, config
 

@@ -34,7 +34,7 @@ CSS = """
 .mmft mark.missing { background: none; color: var(--missing); border-bottom: 1px dashed var(--missing); font-style: italic; }
 .mmft .verdict { font-size: 12px; padding: 2px 9px; border-radius: 99px; } .mmft .good { background: var(--good-bg); } .mmft .near { background: var(--near-bg); } .mmft .bad { background: var(--bad-bg); }
 .mmft .key { font-size: 13px; opacity: 0.75; margin: 6px 0 0; } .mmft .error { border-left: 4px solid #b0440a; padding: 8px 12px; background: var(--bad-bg); }
-.mmft table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; } .mmft th, .mmft td { text-align: right; padding: 5px 12px; border-bottom: 1px solid var(--border-color-primary); }
+.mmft table, .mmft th, .mmft td { border: 0 !important; } .mmft table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; } .mmft th, .mmft td { text-align: right; padding: 5px 12px; border-bottom: 1px solid var(--border-color-primary) !important; }
 .mmft th:first-child, .mmft td:first-child { text-align: left; } .mmft caption { text-align: left; font-weight: 650; padding: 8px 12px; }
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -54,12 +55,13 @@ class Merge:
         opened = open_run(self.run, cfg, overrides, self.checkpoint)
         inputs = merging.batches(opened.collator, rows)
         as_trained = merging.answer_logits(opened.model, inputs)
-        with opened.base() as base:
-            untuned = merging.answer_logits(base, inputs)
+        with opened.base():
+            untuned = merging.answer_logits(opened.model, inputs)
         effect = merging.largest_difference(as_trained, untuned)
         model, reference, quantised = opened.model, as_trained, opened.loaded.quantized
+        opened.model = opened.loaded.model = None  # one copy of the weights at a time
         if quantised:
-            opened.model = opened.loaded.model = model = None  # one copy of the weights at a time
+            del model
             model = self.unquantised(opened, weights)
             reference = merging.answer_logits(model, inputs)
         dtype = self.save_dtype(opened.loaded.dtype)
@@ -145,7 +147,10 @@ class Merge:
         odd = merging.same_inputs(inputs, merging.batches(collator, rows))
         if odd:
             raise UserError(f"run={self.run}: the saved processor makes other inputs than the run's ({odd} differs); nothing was kept")
-        return merging.largest_difference(reference, merging.answer_logits(model, inputs))
+        difference = merging.largest_difference(reference, merging.answer_logits(model, inputs))
+        del model
+        gc.collect()  # its files are mapped, and Windows renames no folder with a mapped file in it
+        return difference
 
 
 def held_out(cfg: Any, samples: int) -> Any:
@@ -203,6 +208,8 @@ def table(out: Path, facts: dict[str, Any]) -> dict[str, str]:
         "largest difference": f"{facts['largest_difference']:.3g} of a logit (allowed {facts['tolerance']:.3g}, largest logit {facts['largest_logit']:.3g})",
         "the adapter itself": f"moves logits by up to {facts['adapter_moves_logits_by']:.3g}",
     }
+    if facts["largest_difference"] > facts["adapter_moves_logits_by"] / 2:
+        rows["beware"] = f"{facts['dtype']} rounds away much of what this adapter does; dtype=fp32 keeps it, or use the adapter unmerged"
     if facts["quantised_base"]:
         rows["the quantised run"] = f"differs by up to {facts['difference_to_the_quantised_run']:.3g} (base: {facts['quantised_base']})"
     return rows

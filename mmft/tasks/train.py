@@ -22,6 +22,8 @@ log = logging.getLogger("mmft")
 class Train:
     """Train what the config says, into a new run directory. Errors raised: UserError."""
 
+    audit: bool = True
+
     def __call__(self, cfg: Any, overrides: list[str], parent: dict[str, Any] | None = None, shared: Any = None) -> Run:
         """`parent` describes the run that this one repeats (parent.json); `shared` is what the runs of a sweep share."""
         from .. import lora
@@ -48,7 +50,7 @@ class Train:
         run.write_text("overrides.txt", "".join(f"{word}\n" for word in overrides))
         if parent:
             run.write_json("parent.json", parent)
-        line = Line(cfg, settings, run, logger, family, located, plan, prepared, rows, held_out, shared)
+        line = Line(cfg, settings, run, logger, family, located, plan, prepared, rows, held_out, shared, self.audit)
         try:
             line.load()
             line.measure_base()
@@ -93,6 +95,7 @@ class Line:
     rows: Any
     held_out: Any
     shared: Any = None
+    audit: bool = True
     summary: dict[str, Any] = field(default_factory=dict)
     base: list[dict[str, Any]] = field(default_factory=list)
     tuned: list[dict[str, Any]] = field(default_factory=list)
@@ -103,6 +106,7 @@ class Line:
         from transformers import set_seed
         from transformers.utils.logging import disable_progress_bar
 
+        from ..audit.checks import quick, refuse
         from ..environment import environment
         from ..evaluation import Evaluator
 
@@ -123,6 +127,8 @@ class Line:
             end_token_ids=self.family.end_token_ids(self.loaded),
         )
         self.collator([self.rows[0]])  # a collator that does not fit the model says so now
+        if self.audit:
+            refuse(quick(model, self.collator, self.rows), "; audit=false trains it all the same")
         evaluation = self.settings["evaluation"]
         if self.held_out is not None:
             loss_batch = self.settings["trainer"].get("per_device_eval_batch_size", 8)

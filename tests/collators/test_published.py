@@ -9,7 +9,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from conftest import shared
+from places import shared
 from small_models import CHATML, QWEN
 
 from mmft.collators.base import IGNORE

@@ -4,7 +4,7 @@ import importlib.util
 from random import Random
 
 import pytest
-from conftest import ROOT
+from places import ROOT
 
 from mmft.data.drawing import COLORS, KINDS, draw, random_scene
 from mmft.data.scenes import ALL_PLACES, _caption

@@ -172,6 +172,14 @@ def test_another_dtype_shards_and_more(merge, tiny, tmp_path):
     assert 1e-3 < got["largest_difference"] < got["tolerance"]
 
 
+def test_a_dtype_that_rounds_the_adapter_away_is_said():
+    from mmft.tasks.merge import table
+
+    facts = {"architecture": "A", "dtype": "bfloat16", "answer_tokens": 3, "rows": ["a"], "largest_logit": 9.0, "tolerance": 0.5, "quantised_base": None}
+    assert "dtype=fp32" in table(Path("x"), {**facts, "largest_difference": 0.3, "adapter_moves_logits_by": 0.4})["beware"]
+    assert "beware" not in table(Path("x"), {**facts, "largest_difference": 0.1, "adapter_moves_logits_by": 0.4})
+
+
 # --- what goes wrong ----------------------------------------------------------------------------------------------
 
 

@@ -204,6 +204,15 @@ def test_a_strangers_snapshot_runs_no_code(again, copy, tmp_path):
     assert not mark.exists() and sorted(p.name for p in copy.parent.iterdir()) == before
 
 
+@pytest.mark.parametrize("words", [[], ["-m"], ["--cfg", "job"]])
+@pytest.mark.parametrize("key", ["callbacks", "launcher", "job_logging"])
+def test_a_strangers_snapshot_given_as_a_config_starts_nothing_either(mmft, copy, key, words):
+    with (copy / "snapshot.yaml").open("a", encoding="utf-8") as file:
+        file.write(f"hydra: {{{key}: {{x: {{_target_: os.mkdir, path: pwned}}}}}}\n")
+    code, _, err = mmft(*words, "--config-dir", copy.as_posix(), "--config-name", "snapshot")
+    assert code == 2 and f"hydra section sets {key}" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("words, expected", [
     (["run=nowhere"], "run=nowhere: no such directory"),
     ([], "run must be given"),

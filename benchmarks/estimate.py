@@ -1,0 +1,107 @@
+"""How far `mmft audit`'s estimate of memory and time is from a training that is watched.
+
+    python benchmarks/estimate.py [key=value ...]        a model and data as for mmft; without words: a few that run anywhere
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+
+def compare(words: list[str], steps: int = 6) -> dict[str, Any]:
+    """Estimate, then train `steps` steps through the Trainer: bytes and seconds of a step, both ways.
+
+    Measured memory is the highest sum of weights, gradients, optimizer state and activations over the last steps, read from
+    the GPU's allocator or by watching every storage; watching is slow, so time is taken from steps of their own.
+    """
+    import torch
+
+    from mmft import lora
+    from mmft.audit import counts, estimate
+    from mmft.audit.held import held
+    from mmft.config import build, compose, to_plain
+    from mmft.freeze import freeze
+    from mmft.models.machine import mixed_precision
+    from mmft.tasks.prepare import prepared_data
+    from mmft.trainer import SupervisedTrainer, training_settings
+
+    cfg = compose([*words, "logger=none"])
+    settings = to_plain(cfg)
+    family = build(cfg.model)
+    rows = prepared_data(cfg).split("train")
+    located = family.locate()
+    plan = lora.plan(family.skeleton(located), settings["lora"])
+    loaded = family.load(full_training=plan.method == "full", located=located)
+    model = loaded.model
+    collator = build(cfg.collator, processor=loaded.processor, family=family, model_config=model.config, end_token_ids=family.end_token_ids(loaded))
+    model = lora.attach(model, plan)
+    freeze(model)
+    trainer = settings["trainer"]
+    if trainer.get("activation_checkpointing"):
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=trainer.get("activation_checkpointing_kwargs"))
+    guess = estimate.estimate(model, collator, rows, counts.count(collator, rows, 200), trainer)
+
+    def train(n: int) -> list[float]:
+        own = {**mixed_precision(loaded.dtype, loaded.device, plan.method == "full"), **trainer, "max_steps": n, "learning_rate": 0.0, "save_strategy": "no", "logging_strategy": "no"}
+        with tempfile.TemporaryDirectory() as folder:
+            args, _ = training_settings(
+                own, output_dir=folder, seed=1, data_seed=1, report_to=[], remove_unused_columns=False, label_names=["labels"],
+                use_cpu=loaded.device == "cpu", disable_tqdm=True,
+            )  # fmt: skip
+            times = Times()
+            SupervisedTrainer(
+                model=model, args=args, train_dataset=rows, data_collator=collator, processing_class=loaded.processor, callbacks=[times],
+                evaluator=None, generate=False,
+            ).train()  # fmt: skip
+        model.zero_grad(set_to_none=True)
+        return [b - a for a, b in itertools.pairwise(times.ends)]
+
+    from transformers import TrainerCallback
+
+    class Times(TrainerCallback):
+        def __init__(self) -> None:
+            self.ends: list[float] = []
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if loaded.device.startswith("cuda"):
+                torch.cuda.synchronize()
+            self.ends.append(time.perf_counter())
+
+    weights = guess.weights
+    train(2)
+    seconds = sorted(train(steps))[(steps - 1) // 2]  # from the end of one step to the end of the next, loading included
+    if loaded.device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        train(steps)
+        memory = float(torch.cuda.max_memory_allocated())
+    else:
+        with held() as watched:
+            train(steps)
+        memory = weights + watched.highest
+    return {
+        "words": " ".join(words), "device": loaded.device, "memory_estimated": guess.memory, "memory_measured": memory,
+        "seconds_estimated": guess.seconds, "seconds_measured": seconds,
+    }  # fmt: skip
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    folder = tempfile.mkdtemp()
+    cases = [words] if words else [["data.pictures=400"], ["data.pictures=400", "lora=none"], ["data.pictures=400", "trainer.per_device_train_batch_size=32"]]
+    print("| command | memory, estimated | measured | ratio | step, estimated | measured | ratio |\n|---|---|---|---|---|---|---|")
+    for case in cases:
+        f = compare([*case, f"output_dir={Path(folder).as_posix()}"], steps=8)
+        print(
+            f"| {' '.join(case)} ({f['device']}) | {f['memory_estimated'] / 1e6:.1f} MB | {f['memory_measured'] / 1e6:.1f} MB | {f['memory_estimated'] / f['memory_measured']:.2f}"
+            f" | {f['seconds_estimated']:.3f} s | {f['seconds_measured']:.3f} s | {f['seconds_estimated'] / f['seconds_measured']:.2f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
