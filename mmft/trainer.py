@@ -12,7 +12,6 @@ from .evaluation import Evaluator
 from .fields import EARLY_STOPPING, training_arguments
 from .objective import supervised_loss
 
-
 # TrainingArguments' older names that mmft's own yaml uses, since every supported release has them, and what 5.2x calls them.
 RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from omegaconf import OmegaConf
+from places import ROOT
 
 from mmft import config
 from mmft.sweep import Sweep, identity, point_name, run_point
