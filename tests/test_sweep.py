@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from omegaconf import OmegaConf
+from places import ROOT
 
 from mmft import config
 from mmft.sweep import Sweep, identity, point_name, run_point
@@ -213,6 +213,16 @@ def test_killed_in_the_middle_and_started_again_it_ends_as_if_undisturbed(mmft, 
     assert (sweep / "earlier" / "lora.r-4-1").is_dir() == (states[1] == "unfinished")
 
 
+def test_a_point_that_another_process_trains_is_left_to_it(tmp_path):
+    sweep = Sweep(tmp_path / "sweep")
+    cfg = config.compose(["lora.r=2", *SMALL])
+    (point,) = sweep.enter([(cfg, ["lora.r=2"], "lora.r-2")])
+    with sweep.lock("lora.r-2"):
+        result = run_point(OmegaConf.to_yaml(OmegaConf.create(point.config)), point.words, str(sweep.path), wait=False)
+    assert result["status"] == "running" and not (sweep.path / "lora.r-2").exists()
+
+
+@pytest.mark.long
 def test_two_sweeps_of_one_command_at_once_share_the_work(mmft, tmp_path, undisturbed):
     processes = [start(tmp_path), start(tmp_path)]
     assert [p.wait(timeout=280) for p in processes] == [0, 0]

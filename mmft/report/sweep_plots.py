@@ -7,6 +7,7 @@ import io
 import math
 from typing import Any
 
+from . import numbers
 from .curve import EVAL, GRID, INK, TRAIN, smooth
 from .files import is_number, read_jsonl, series
 
@@ -159,7 +160,9 @@ def _cost(board: dict[str, Any], points: list[dict[str, Any]], keys: list[str]) 
             name = ", ".join(v for k, v in zip(keys, p["values"], strict=True) if v) or p["run"]
             panel.annotate(name[:24], (p[key], p["score"]), xytext=(5, 5), textcoords="offset points", fontsize=8.5, color=INK)
         values = [p[key] for p in own]
-        panel.set_xscale("log" if max(values) / min(values) > 6 else "linear")
+        if key == "trainable" and len(set(values)) <= 8:
+            _steps(panel, "x", values)
+            panel.set_xticks(sorted(set(values)), [numbers.count(v) for v in sorted(set(values))])
         panel.set_xlabel(label, color=INK)
         panel.set_ylabel(board["label"], color=INK)
         panel.margins(0.12)

@@ -52,7 +52,7 @@ class Train:
         run.write_text("overrides.txt", "".join(f"{word}\n" for word in overrides))
         if parent:
             run.write_json("parent.json", parent)
-        line = Line(cfg, settings, run, logger, family, located, plan, prepared, rows, held_out, self.audit, shared)
+        line = Line(cfg, settings, run, logger, family, located, plan, prepared, rows, held_out, shared, self.audit)
         try:
             line.load()
             line.measure_base()
@@ -96,8 +96,8 @@ class Line:
     prepared: Any
     rows: Any
     held_out: Any
-    audit: bool = True
     shared: Any = None
+    audit: bool = True
     summary: dict[str, Any] = field(default_factory=dict)
     base: list[dict[str, Any]] = field(default_factory=list)
     tuned: list[dict[str, Any]] = field(default_factory=list)
