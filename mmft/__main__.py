@@ -8,6 +8,7 @@ import sys
 import warnings
 
 from . import cli, config
+from .distributed import is_main
 from .errors import UserError
 from .run import plain_name
 
@@ -20,6 +21,10 @@ def main(argv: list[str] | None = None) -> int:
         if command.help:
             print(cli.help_text(command))
             return 0
+        if command.multirun and not command.hydra and cli.trains(command):
+            from .launching import sweep
+
+            return sweep(command)
         if command.hydra or command.multirun:
             return through_hydra(command)
         run(config.compose(command.overrides, command.config_dir, command.config_name), command.overrides)
@@ -43,7 +48,7 @@ def quiet_libraries() -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     log = logging.getLogger("mmft")
     log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if is_main() else logging.WARNING)
     for library in ("transformers", "peft"):  # what they will rename one day is ours to follow, not the user's
         warnings.filterwarnings("ignore", category=FutureWarning, module=library)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks of missing optional kernels at every import

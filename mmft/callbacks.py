@@ -10,8 +10,10 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback
 
+from .distributed import is_main, share
 from .evaluation import Evaluator
 from .run import Run
+from .search import Reporter
 
 log = logging.getLogger("mmft")
 
@@ -42,6 +44,21 @@ class Samples(TrainerCallback):
             records = [self.evaluator.record(i, row, text) for i, (row, text) in enumerate(zip(self.rows, texts, strict=True))]
             self.run.append_line("eval/samples.jsonl", {"step": state.global_step, "samples": records})
             self.logger.samples(state.global_step, records, tag="training")
+
+
+class Pruning(TrainerCallback):
+    """Reports each evaluation to the search that this run is a point of; ends the run when the search gives it up.
+
+    Errors raised: Pruned, in every process.
+    """
+
+    def __init__(self, run: Run, objective: str, summary: dict[str, Any]):
+        self.summary = summary
+        self.reporter = Reporter(run.path, objective) if is_main() else None
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        self.summary |= {"steps": state.global_step, **({"eval_loss": metrics["eval_loss"]} if "eval_loss" in metrics else {})}
+        share(lambda: self.reporter.report(state.global_step, metrics))
 
 
 class Progress(ProgressCallback):

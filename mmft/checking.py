@@ -10,7 +10,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from . import fields
 from .errors import UserError, nearest
 from .fields import CONFIG_DIR, GROUPS
+from .metrics import METRICS
 from .targets import parameters, resolve
+
+OBJECTIVES = ("eval_loss", *METRICS)  # what may decide between runs
 
 
 def check(cfg: DictConfig) -> None:
@@ -22,8 +25,12 @@ def check(cfg: DictConfig) -> None:
     defaults = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "config.yaml"))
     check_keys("", plain, {k: "" for k in (*defaults, *GROUPS)})
     check_keys("evaluation", plain["evaluation"], {k: "" for k in defaults["evaluation"]})
-    for key, kind in (("seed", "int"), ("output_dir", "str"), ("name", "str | None"), ("run_dir", "str | None")):
+    for key, kind in (("seed", "int"), ("output_dir", "str"), ("name", "str | None"), ("run_dir", "str | None"),
+                      ("objective", "str")):  # fmt: skip
         _check_value(key, plain.get(key), kind)
+    if plain.get("objective") not in OBJECTIVES:
+        hint = nearest(str(plain.get("objective")), OBJECTIVES)
+        raise UserError(f"objective={plain.get('objective')}: no such figure.{hint} There are: {', '.join(OBJECTIVES)}.")
     for section, known in (
         ("trainer", fields.training_arguments()),
         ("lora", fields.lora_config()),

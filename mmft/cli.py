@@ -89,6 +89,11 @@ def parse(argv: list[str]) -> Command:
     return command
 
 
+def trains(command: Command) -> bool:
+    """Whether a command is the training of a model, and no other verb."""
+    return all(w == "task=train" for w in command.overrides if w.startswith("task="))
+
+
 HEAD = """\
 mmft {version}: fine-tune vision-language models with LoRA, from composable configs.
 
@@ -103,7 +108,7 @@ groups and their options
 examples
   mmft                                          train the built-in tiny model on drawn shapes
   mmft model=qwen2vl data=coco500 lora.r=64     one run
-  mmft -m lora.r=4,16,64                        one run for each value
+  mmft -m lora.r=4,16,64 seed=1,2,3             one run for each point, then a leaderboard
   mmft experiment=blip2_football                a preset: model, data, lora and trainer at once
   mmft prepare data=coco data.path=DIR          look at a data set before training on it
   mmft --cfg job lora.r=64                      print the config a command resolves to
@@ -111,7 +116,7 @@ examples
 keys
   trainer.*      transformers.TrainingArguments      lora.*   peft.LoraConfig
   generation.*   transformers.GenerationConfig       model.quantization.*   BitsAndBytesConfig
-  seed=42 name=WORD output_dir=outputs run_dir=DIR evaluation.max_samples=256 ...
+  seed=42 name=WORD output_dir=outputs run_dir=DIR evaluation.max_samples=256 objective=eval_loss ...
 
 flags
   --config-dir DIR   your own groups beside the shipped ones     --config-name NAME

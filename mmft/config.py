@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from .fields import CONFIG_DIR, GROUPS
 from .targets import parameters, resolve
 
 __all__ = [
-    "CONFIG_DIR", "GROUPS", "arguments", "build", "check", "check_sweep", "compose", "group_options", "nearest", "normalise",
+    "CONFIG_DIR", "GROUPS", "arguments", "build", "check", "check_sweep", "compose", "compose_hydra", "expand",
+    "first_values", "group_options", "nearest", "normalise",
     "own_keys", "resolve", "snapshot", "to_plain",
 ]  # fmt: skip
 
@@ -50,11 +53,26 @@ def normalise(overrides: list[str]) -> list[str]:
     `trainer.adam_beta2=0.95` becomes `++trainer.adam_beta2=0.95`; what is not a known key is found by `check`.
     """
     sections = {g for g in GROUPS if g != "experiment"} | {"generation", "evaluation"}
-    return [f"++{o}" if re.match(r"[A-Za-z_]+\.[^=]*=", o) and o.split(".", 1)[0] in sections else o for o in overrides]
+    open_ended = ("hydra.sweeper.", "hydra.launcher.ray.", "hydra.launcher.additional_parameters.")
+    return [
+        f"++{o}" if re.match(r"[A-Za-z_]+\.[^=]*=", o) and (o.split(".", 1)[0] in sections or o.startswith(open_ended)) else o
+        for o in overrides
+    ]
 
 
 def compose(overrides: list[str], config_dir: str | None = None, config_name: str = "config") -> DictConfig:
     """The composed and checked config of a command. Errors raised: UserError, one line."""
+    cfg = _compose(overrides, config_dir, config_name)
+    check(cfg)
+    return cfg
+
+
+def compose_hydra(overrides: list[str], config_dir: str | None = None, config_name: str = "config") -> DictConfig:
+    """The same with Hydra's own settings in it, as the node `hydra`; not checked. Errors raised: UserError."""
+    return _compose(overrides, config_dir, config_name, return_hydra_config=True)
+
+
+def _compose(overrides: list[str], config_dir: str | None, config_name: str, **options: Any) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_config_search_path
@@ -72,13 +90,30 @@ def compose(overrides: list[str], config_dir: str | None = None, config_name: st
     try:
         # what hydra.initialize does, with two directories: its public form takes one
         Hydra.create_main_hydra2(task_name="mmft", config_search_path=search_path)
-        cfg = hydra_compose(config_name=config_name, overrides=overrides)
+        with warnings.catch_warnings():
+            # a launcher's preset is to bear its plugin's name, and is the better for the plugin's own check of its keys
+            warnings.filterwarnings("ignore", message="(?s).*validated against ConfigStore schema")
+            return hydra_compose(config_name=config_name, overrides=overrides, **options)
     except Exception as error:  # Hydra raises a dozen kinds; each carries its reason in the first line
         raise UserError(one_line(error)) from None
     finally:
         GlobalHydra.instance().clear()
-    check(cfg)
-    return cfg
+
+
+def first_values(overrides: list[str]) -> list[str]:
+    """Each swept word at its first value, the others as they are."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    words = []
+    for word in overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(word)
+            value = parsed.value().start if parsed.is_interval_sweep() else next(parsed.sweep_string_iterator())
+        except Exception:  # no sweep, or unreadable, which compose answers
+            words.append(word)
+        else:
+            words.append(f"{word.split('=', 1)[0]}={value}")
+    return words
 
 
 def _check_hydra_section(file: Path) -> None:
@@ -109,6 +144,33 @@ def check_sweep(overrides: list[str], config_dir: str | None, config_name: str) 
         for value in values[1:]:
             compose([*first[:i], f"{overrides[i].split('=', 1)[0]}={value}", *first[i + 1 :]], config_dir, config_name)
     return [w.split("=", 1)[0] for w, c in zip(overrides, choices, strict=True) if c]
+
+
+def expand(overrides: list[str], config_dir: str | None = None) -> tuple[list[list[str]], list[str]]:
+    """(the words of every point of a sweep, the last key changing fastest; the swept keys). Errors raised: UserError."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Glob
+
+    choices, keys = [], []
+    for word in overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(word)
+        except Exception:  # an unreadable word is answered by compose
+            choices.append([word])
+            continue
+        if not parsed.is_sweep_override():
+            choices.append([word])
+            continue
+        key, value = word.split("=", 1)[0], parsed.value()
+        try:
+            values = value.filter(group_options(config_dir).get(key.lstrip("+"), [])) if isinstance(value, Glob) else list(parsed.sweep_string_iterator())
+        except Exception:
+            raise UserError(f"{word}: an interval is for a search to draw from: add hydra/sweeper=optuna, or name values as {key}=1,2,3") from None
+        if not values:
+            raise UserError(f"{word}: matches no option of {key}")
+        keys.append(key.lstrip("+"))
+        choices.append([f"{key}={v}" for v in values])
+    return [list(point) for point in itertools.product(*choices)], keys
 
 
 def group_options(config_dir: str | None = None) -> dict[str, list[str]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .distributed import world_size
 
 PACKAGES = (
     "torch", "torchvision", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "safetensors", "datasets",
@@ -35,6 +36,8 @@ def environment(loaded: Any, prepared: Any, seed: int) -> dict[str, Any]:
             "cpu": processor_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
             "memory_mb": total_memory_mb(), "gpus": gpus, "cuda": torch.version.cuda if gpus else None,
         },
+        # which of the machine's GPUs this run was given (null: all of them), and how many processes train it together
+        "placement": {"cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"), "processes": world_size(), "host": platform.node()},
         "device": loaded.device,
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "attention": getattr(loaded.model.config, "_attn_implementation", None),

@@ -24,6 +24,12 @@ class Incomplete(UserError):
     exit_code = 1
 
 
+class Pruned(UserError):
+    """A point of a search was ended early because others do better; no mistake of anyone."""
+
+    exit_code = 0
+
+
 class RowError(UserError):
     """A data row that cannot be used. `row` names it (`file.csv:17` or an id), `reason` says why."""
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .distributed import is_main
 from .errors import UserError
 
 MINIMUM_FREE = 200 * 1024 * 1024  # bytes; an adapter, a report and some checkpoints of a small model
@@ -22,6 +23,7 @@ class Run:
     def __init__(self, path: Path):
         self.path = path
         self.started = time.time()
+        self.writes = is_main()  # of several processes that train one model, one writes its directory
 
     @classmethod
     def create(cls, output_dir: str, words: list[str], run_dir: str | None = None) -> Run:
@@ -60,6 +62,8 @@ class Run:
     def write_text(self, name: str, text: str) -> Path:
         """Write a file so that it is there whole or not at all."""
         path = self.path / name
+        if not self.writes:
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         with beside.open("w", encoding="utf-8", newline="\n") as file:
@@ -78,6 +82,8 @@ class Run:
     def append_line(self, name: str, row: dict[str, Any]) -> None:
         """Append one JSON line; a line is short enough to reach the file whole."""
         path = self.path / name
+        if not self.writes:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -9,11 +9,14 @@ from typing import Any
 from .run import Run
 
 
-def save_trained(run: Run, model: Any, plan: Any, loaded: Any, located: Any, generation_config: Any | None) -> None:
+def save_trained(run: Run, model: Any, plan: Any, loaded: Any, located: Any, generation_config: Any | None, weights: dict | None = None) -> None:
     """Fill adapter/ (or model/ after full training) with weights, processor, chat template and generation settings.
 
-    The folder is written beside and renamed: it is there whole or not at all.
+    The folder is written beside and renamed: it is there whole or not at all. `weights`: the state dict
+    of a model whose own weights are spread over processes.
     """
+    if not run.writes:
+        return
     name = "model" if plan.method == "full" else "adapter"
     final, beside = run / name, run / f".{name}.{os.getpid()}"
     shutil.rmtree(beside, ignore_errors=True)
@@ -23,9 +26,9 @@ def save_trained(run: Run, model: Any, plan: Any, loaded: Any, located: Any, gen
         config.base_model_name_or_path = located.path if on_hub else str(located.folder)
         config.revision = located.revision if located.hub == "huggingface" else None
         # the token embeddings are frozen; peft's guess whether to save them asks a hub
-        model.save_pretrained(beside, save_embedding_layers=False)
+        model.save_pretrained(beside, save_embedding_layers=False, state_dict=weights)
     else:
-        model.save_pretrained(beside)
+        model.save_pretrained(beside, state_dict=weights)
     loaded.processor.save_pretrained(beside)
     if generation_config is not None:
         generation_config.save_pretrained(beside)

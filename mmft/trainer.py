@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from .config import arguments
+from .distributed import share, world_size
 from .errors import UserError
 from .evaluation import Evaluator
 from .fields import EARLY_STOPPING, training_arguments
@@ -45,10 +47,13 @@ class SupervisedTrainer(Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Token-weighted loss, and with `generate` the text metrics, on the held-out rows."""
+        # every process measures all rows: weights that are spread over processes are gathered in step, and it takes no longer
         metrics = {f"{metric_key_prefix}_loss": self.evaluator.loss(self.model)}
         if self.generate:
             values, _ = self.evaluator.measure(self.model)
             metrics |= {f"{metric_key_prefix}_{key}": value for key, value in values.items()}
+        measured = metrics
+        metrics = share(lambda: measured)  # a last digit that differs must not let one process stop early and another go on
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -79,6 +84,13 @@ class FiniteStep(TrainerCallback):
             )
 
 
+def whole_weights(trainer: Trainer) -> dict[str, Any] | None:
+    """The state dict of a model that FSDP or DeepSpeed spread over the processes; None where the model holds its own."""
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        return None
+    return trainer.accelerator.get_state_dict(trainer.model_wrapped)
+
+
 def training_settings(trainer: dict[str, Any], **managed: Any) -> tuple[TrainingArguments, list[TrainerCallback]]:
     """TrainingArguments from the trainer group, and the callbacks its early-stopping keys ask for. Errors raised: UserError."""
     known = training_arguments()
@@ -87,6 +99,8 @@ def training_settings(trainer: dict[str, Any], **managed: Any) -> tuple[Training
         if old in values and new in known:  # the value of the new name wins when both are given
             values = {new: values.pop(old), **values}
     patience = trainer.get("early_stopping_patience")
+    if world_size() > 1 and not torch.cuda.is_available() and "use_cpu" not in values:
+        managed = {"use_cpu": True, **managed}  # several processes without a GPU find each other only when told
     try:
         args = TrainingArguments(**values, **managed)
     except (ValueError, TypeError, ImportError) as error:

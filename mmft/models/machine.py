@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 from ..config import nearest
+from ..distributed import local_rank, world_size
 from ..errors import UserError
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "bfloat16": "bfloat16", "float16": "float16", "float32": "float32"}
@@ -18,12 +19,14 @@ def choose_device(wanted: str) -> str:
 
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
-        return next(name for name, there in has.items() if there)
+        wanted = next(name for name, there in has.items() if there)
     kind = wanted.split(":")[0]
     if kind not in has:
         raise UserError(f"model.device={wanted}: no such device.{nearest(kind, has)} There are: auto, {', '.join(has)}.")
     if not has[kind]:
         raise UserError(f"model.device={wanted}: torch sees no {kind} device here; use model.device=auto")
+    if wanted == "cuda" and world_size() > 1:
+        return f"cuda:{local_rank()}"  # of several processes that train one model, each its own
     return wanted
 
 

@@ -14,6 +14,11 @@ def metric(value: Any) -> str:
     return f"{value:.3f}" if is_number(value) else MISSING
 
 
+def plain(value: Any) -> str:
+    """A number with three useful digits: a scale, a speed."""
+    return f"{value:.3g}" if is_number(value) else MISSING
+
+
 def change(base: Any, tuned: Any) -> str:
     """tuned - base with its sign."""
     return f"{tuned - base:+.3f}" if is_number(base) and is_number(tuned) else MISSING

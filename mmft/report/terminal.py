@@ -74,17 +74,29 @@ def summary_table(summary: dict[str, Any]):
 
 
 def leaderboard_table(board: dict[str, Any]):
-    """leaderboard.read's runs, the best first: what differs, base, score, loss; what does not fit in 80 columns wraps."""
+    """leaderboard.read's runs, or settings over seeds, the best first; what does not fit in 80 columns wraps."""
     from rich.text import Text
 
-    table = _table(f"{board['name']}: {len(board['rows'])} runs, ranked by {board['label']}", ("run", "what differs", "base", board["by"], "loss"))
-    for column in table.columns[:2]:
-        column.no_wrap, column.overflow, column.justify = False, "fold", "left"
-    for r in board["rows"]:
-        finished = r["status"] == "finished"
-        differs = " ".join(f"{k.rpartition('.')[2]}={v}" for k, v in zip(board["keys"], r["values"], strict=True) if v != "") if finished else r["status"]
-        table.add_row(Text(r["run"]), Text(differs), numbers.metric(r["base"]), Text(numbers.metric(r["score"]), "bold"), numbers.metric(r["loss"]),
-                      style=None if finished else "dim")  # fmt: skip
+    grouped = bool(board["groups"]) and board["sweep"]
+    keys = [k for k in board["keys"] if not grouped or k != "seed"]
+    score = f"{board['by']} (n)" if grouped else board["by"]
+    both = board["by"] != "eval_loss"
+    columns = ("what differs", "base", score, *(["loss"] if both else []), "params", "scale", "time")
+    table = _table(f"{board['name']}: {len(board['rows'])} runs, ranked by {board['label']}", columns)
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
+    for r in board["groups"] if grouped else board["rows"]:
+        finished = grouped or r["status"] == "finished"
+        differs = " ".join(f"{k.rpartition('.')[2]}={v}" for k, v in zip(keys, r["values"], strict=True) if v != "") or r.get("run", "")
+        if not grouped and not board["sweep"]:  # a point of a sweep is named by what differs already
+            differs = f"{r['run']}  {differs}" if differs != r["run"] else differs
+        differs += "" if finished else f" {r['status']}"
+        signs = "".join(sign for mark, sign in (("best", "*"), ("cheapest within 1 s.e.", "+")) if mark in r["marks"])
+        value = numbers.metric(r["score"]) if not grouped else f"{numbers.metric(r['mean'])} \u00b1 {numbers.metric(r['sd'])} ({r['n']})"
+        first = Text(f"{signs or ' '} {differs}" + ("  (!)" if r.get("flags") else ""))
+        table.add_row(first, numbers.metric(r["base"]), Text(value, "bold"), *([numbers.metric(r["loss"])] if both else []),
+                      numbers.count(r["trainable"]), numbers.plain(r["scale"]), numbers.duration(r["seconds"]), style=None if finished else "dim")  # fmt: skip
+    legend = [t for t, there in (("* best", True), ("+ cheapest within one standard error of it", True), ("(!) not on equal terms", any(r["flags"] for r in board["rows"]))) if there]
+    table.caption = Text("\n".join([", ".join(legend), *board["notes"]]))
     return table
 
 

@@ -1,4 +1,4 @@
-"""`mmft report run=DIR|SWEEP`: report.html and report.md again, from the files alone; no model, no data set."""
+"""`mmft report run=DIR|SWEEP`: the reports again, from the files alone; no model, no data set."""
 
 from __future__ import annotations
 

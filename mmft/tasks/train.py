@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import build, snapshot, to_plain
-from ..errors import UserError
+from ..distributed import is_main, share
+from ..errors import Pruned, UserError
 from ..run import Run
 from .prepare import prepared_data
 
@@ -24,23 +25,26 @@ class Train:
 
     audit: bool = True
 
-    def __call__(self, cfg: Any, overrides: list[str], parent: dict[str, Any] | None = None) -> Run:
-        """`parent` describes the run that this one repeats (parent.json)."""
+    def __call__(self, cfg: Any, overrides: list[str], parent: dict[str, Any] | None = None, shared: Any = None) -> Run:
+        """`parent` describes the run that this one repeats (parent.json); `shared` is what the runs of a sweep share."""
         from .. import lora
         from ..data.store import describe
+        from ..loggers.base import Logger
         from ..trainer import training_settings
 
         # Everything light is built and checked before a weight is read and before anything is written.
         settings = to_plain(cfg)
-        family, logger = build(cfg.model), build(cfg.logger)
+        family, logger = build(cfg.model), build(cfg.logger) if is_main() else Logger(hardware=False)
         training_settings(settings["trainer"], output_dir=os.devnull)
-        prepared = prepared_data(cfg)
+        if shared:
+            shared.begin_point()
+        prepared = shared.prepared(cfg) if shared else prepared_data(cfg)
         rows, held_out = split_rows(prepared, settings["evaluation"])
-        located = family.locate()
+        located = shared.locate(family) if shared else family.locate()
         plan = lora.plan(family.skeleton(located), settings["lora"])
 
         words = [settings["name"] or Path(located.path.split(":")[-1]).name, "" if settings["name"] else prepared.manifest["name"]]
-        run = Run.create(settings["output_dir"], words, settings["run_dir"])
+        run = Run(share(lambda: Run.create(settings["output_dir"], words, settings["run_dir"]).path))
         log.info("run directory  %s", run.path)
         for text in describe(prepared):
             log.info("%-14s %s", "data", text)
@@ -48,7 +52,7 @@ class Train:
         run.write_text("overrides.txt", "".join(f"{word}\n" for word in overrides))
         if parent:
             run.write_json("parent.json", parent)
-        line = Line(cfg, settings, run, logger, family, located, plan, prepared, rows, held_out, self.audit)
+        line = Line(cfg, settings, run, logger, family, located, plan, prepared, rows, held_out, shared, self.audit)
         try:
             line.load()
             line.measure_base()
@@ -92,6 +96,7 @@ class Line:
     prepared: Any
     rows: Any
     held_out: Any
+    shared: Any = None
     audit: bool = True
     summary: dict[str, Any] = field(default_factory=dict)
     base: list[dict[str, Any]] = field(default_factory=list)
@@ -111,7 +116,8 @@ class Line:
             disable_progress_bar()
         set_seed(self.settings["seed"])
         started = time.time()
-        self.loaded = self.family.load(full_training=self.plan.method == "full", located=self.located)
+        full = self.plan.method == "full"
+        self.loaded = self.shared.load(self.family, full, self.located) if self.shared else self.family.load(full_training=full, located=self.located)
         for note in self.loaded.notes:
             log.info("%-14s %s", "model", note)
         model = self.loaded.model
@@ -128,7 +134,9 @@ class Line:
         evaluation = self.settings["evaluation"]
         if self.held_out is not None:
             loss_batch = self.settings["trainer"].get("per_device_eval_batch_size", 8)
-            self.evaluator = Evaluator(self.held_out, self.collator, self.settings["generation"], evaluation["batch_size"], loss_batch)
+            self.evaluator = Evaluator(
+                self.held_out, self.collator, self.settings["generation"], evaluation["batch_size"], loss_batch, progress=is_main()
+            )
         self.run.write_json("env.json", environment(self.loaded, self.prepared, self.settings["seed"]))
         self.logger.start(self.run.path, self.run.name, self.settings)
         self.times["load"] = time.time() - started
@@ -138,21 +146,37 @@ class Line:
         if self.held_out is None or not self.settings["evaluation"]["base"]:
             return
         started = time.time()
-        self.summary["base_eval_loss"] = self.evaluator.loss(self.loaded.model)
-        self.summary["base_metrics"], self.base = self.evaluator.measure(self.loaded.model)
+
+        def measure() -> tuple[float, dict[str, float], list[dict[str, Any]]]:
+            return self.evaluator.loss(self.loaded.model), *self.evaluator.measure(self.loaded.model)
+
+        found = self.shared.measure(self._base_key(), measure) if self.shared else measure()
+        self.summary["base_eval_loss"], self.summary["base_metrics"], self.base = found
         self.run.write_lines("eval/base.jsonl", self.base)
         self.times["measure_base"] = time.time() - started
+
+    def _base_key(self) -> str:
+        """Equal for two runs whose untouched models give the same answers to the same rows."""
+        from ..shared import key_of
+
+        s = self.settings
+        drawn = s["seed"] if s["generation"].get("do_sample") else None
+        rows = (s["evaluation"]["split"], s["evaluation"]["max_samples"], s["evaluation"]["batch_size"], s["trainer"].get("per_device_eval_batch_size"))
+        full = self.plan.method == "full"  # it may be loaded in another precision
+        return key_of(s["model"], s["collator"], s["generation"], rows, drawn, full, self.located.revision, self.prepared.fingerprint)
 
     def fit(self) -> None:
         """Attach the adapter and train it."""
         from transformers import PrinterCallback, ProgressCallback, set_seed
 
         from .. import lora
-        from ..callbacks import Progress, Recorder, Samples
+        from ..callbacks import Progress, Pruning, Recorder, Samples
+        from ..distributed import total
         from ..freeze import freeze
         from ..models.machine import mixed_precision
         from ..report import terminal
-        from ..trainer import SupervisedTrainer, training_settings
+        from ..search import is_point
+        from ..trainer import SupervisedTrainer, training_settings, whole_weights
 
         set_seed(self.settings["seed"])
         model = self.loaded.model
@@ -166,7 +190,8 @@ class Line:
         freeze(self.model)
         self.plan_report = lora.report(self.model, self.plan)
         self.run.write_json("lora_plan.json", self.plan_report)
-        terminal.show(terminal.plan_table(self.plan_report))
+        if is_main():
+            terminal.show(terminal.plan_table(self.plan_report))
 
         full = self.plan.method == "full"
         precision = mixed_precision(self.loaded.dtype, self.loaded.device, full)
@@ -183,6 +208,8 @@ class Line:
         )
         evaluation = self.settings["evaluation"]
         callbacks.append(Recorder(self.run, self.logger))
+        if is_point(self.run.path):
+            callbacks.append(Pruning(self.run, self.settings["objective"], self.summary))
         if self.held_out is not None:
             callbacks.append(Samples(self.run, self.logger, self.evaluator, evaluation["samples"], evaluation["sample_steps"]))
         self.trainer = SupervisedTrainer(
@@ -203,12 +230,13 @@ class Line:
         started = time.time()
         result = self.trainer.train()
         self.times["train"] = time.time() - started
+        self.weights = whole_weights(self.trainer)
         history = [h["loss"] for h in self.trainer.state.log_history if "loss" in h]
         self.summary |= {
             "steps": self.trainer.state.global_step,
             "samples_per_second": result.metrics["train_samples_per_second"],
             "train_loss": {"first": history[0] if history else None, "last": history[-1] if history else None},
-            "supervised_tokens": int(self.trainer.supervised_tokens),
+            "supervised_tokens": int(total(self.trainer.supervised_tokens)),
             "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         }
 
@@ -216,7 +244,7 @@ class Line:
         """Save what was trained, then measure it on the same held-out rows as the base."""
         from ..saving import save_trained
 
-        save_trained(self.run, self.model, self.plan, self.loaded, self.located, self.evaluator.generation_config() if self.held_out else None)
+        save_trained(self.run, self.model, self.plan, self.loaded, self.located, self.evaluator.generation_config() if self.held_out else None, self.weights)
         if self.held_out is None:
             return
         started = time.time()
@@ -237,6 +265,8 @@ class Line:
         from ..report.page import write_report
 
         self._write_summary("finished")
+        if not is_main():
+            return
         write_card(self.run)
         write_curve(self.run.path)
         write_report(self.run.path)
@@ -250,8 +280,9 @@ class Line:
     def fail(self, error: BaseException) -> None:
         """Leave a directory that says what happened."""
         self.summary["reason"] = str(error) or type(error).__name__
-        self._write_summary("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
-        self.logger.finish("failed")
+        status = "pruned" if isinstance(error, Pruned) else "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        self._write_summary(status)
+        self.logger.finish(status)
 
     def _write_summary(self, status: str) -> None:
         from ..environment import peak_memory_mb

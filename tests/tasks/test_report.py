@@ -104,13 +104,13 @@ def test_a_folder_of_runs_becomes_a_leaderboard(mmft, sweep):
     assert code == 0, err
     text = (sweep / "report.md").read_text(encoding="utf-8").splitlines()
     assert text[2].split("|")[1:4] == [" run ", " lora.r ", " seed "], "the settings that differ and no others"
-    assert [line.split("|")[1].strip() for line in text[4:]] == ["r-4", "r-2", "r-16", "r-8"]
+    assert [line.split("|")[1].strip() for line in text[4:8]] == ["r-4", "r-2", "r-16", "r-8"]
     assert [c.strip() for c in text[4].split("|")][2:8] == ["4", "1", "finished", "0.125", "0.750", "0.250"]
-    assert "failed" in text[-1] and "unfinished" in text[-2]
+    assert "failed" in text[7] and "unfinished" in text[6] and text[4].endswith("best |")
     assert out.index("r-4") < out.index("r-2") < out.index("r-16") and "r=4 seed=1" in out
     page = (sweep / "report.html").read_text(encoding="utf-8")
     assert page.index(">r-4<") < page.index(">r-2<") < page.index(">r-8<")
-    assert json.loads((sweep / "verbs.jsonl").read_text(encoding="utf-8"))["wrote"] == ["report.html", "report.md"]
+    assert json.loads((sweep / "verbs.jsonl").read_text(encoding="utf-8"))["wrote"] == ["report.html", "report.md", "leaderboard.csv"]
 
 
 @pytest.mark.parametrize("by, first", [("cider", "r-2"), ("eval_loss", "r-4")])

@@ -1,0 +1,123 @@
+"""What the runs of one sweep share inside one process: prepared data, the loaded base, and the base's measurements."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import gc
+import hashlib
+import json
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .config import to_plain
+
+log = logging.getLogger("mmft")
+
+
+def key_of(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@dataclass
+class Shared:
+    """Made by whoever runs several points in one process and handed from point to point.
+
+    The base is shared as tensors, not as modules: each point gets new modules over the same weights, so neither adapters,
+    nor hooks, nor frozen parts of one point are left for the next. That the weights stayed what they were is checked
+    after each point (`end_point`); a base that changed is loaded again.
+    """
+
+    data: dict[str, Any] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
+    base_key: str | None = None
+    base: Any = None
+    digest: str | None = None
+    loads: int = 0  # how often weights were read
+
+    def prepared(self, cfg: Any) -> Any:
+        """The prepared set, looked for once for each data config."""
+        from .tasks.prepare import prepared_data
+
+        key = key_of(to_plain(cfg.data), cfg.output_dir)
+        if key not in self.data:
+            self.data[key] = prepared_data(cfg)
+        return self.data[key]
+
+    def locate(self, family: Any) -> Any:
+        """The model's files, hashed or asked for at the hub once for each model config."""
+        key = key_of(type(family).__name__, dataclasses.asdict(family))
+        if key not in self.found:
+            self.found[key] = family.locate()
+        return self.found[key]
+
+    def load(self, family: Any, full_training: bool, located: Any) -> Any:
+        """The base for one point; only the last one used is kept, so that memory holds one.
+
+        Quantised models are read for each point, since preparing them for training casts their weights in place; so are
+        those that are trained whole.
+        """
+        if full_training or family.quantization:
+            self.loads += 1
+            return family.load(full_training=full_training, located=located)
+        key = key_of(type(family).__name__, dataclasses.asdict(family), located.revision)
+        if key != self.base_key:
+            self.forget()
+            self.base, self.base_key = family.load(located=located), key
+            self.digest = weights_digest(self.base.model)
+            self.loads += 1
+        tensors = [*self.base.model.parameters(), *self.base.model.buffers()]
+        model = copy.deepcopy(self.base.model, {id(t): t for t in tensors})
+        return dataclasses.replace(self.base, model=model, processor=copy.deepcopy(self.base.processor), notes=list(self.base.notes))
+
+    def measure(self, key: str, measure: Any) -> Any:
+        """`measure()`, once for each key."""
+        if key not in self.measured:
+            self.measured[key] = measure()
+        return copy.deepcopy(self.measured[key])
+
+    def begin_point(self) -> None:
+        """Peak memory is to be this point's own."""
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):  # then the peak is that of the points so far
+                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak of the resident memory
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def end_point(self) -> None:
+        """Free what the point held, and prove that it left the base as it was."""
+        gc.collect()
+        if self.base is None:
+            return
+        for parameter in self.base.model.parameters():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        if self.base.device.startswith("cuda"):
+            import torch
+
+            torch.cuda.empty_cache()
+        if weights_digest(self.base.model) != self.digest:
+            log.warning("%-14s the last point changed weights of the shared base; it is loaded again for the next", "base")
+            self.forget()
+
+    def forget(self) -> None:
+        self.base, self.base_key, self.digest = None, None, None
+        gc.collect()
+
+
+def weights_digest(model: Any) -> str:
+    """sha256 over names, shapes and bytes of all parameters and buffers."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy() if plain.numel() else b"")
+    return digest.hexdigest()
