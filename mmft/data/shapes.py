@@ -32,7 +32,7 @@ class Shapes(Source):
     """
 
     name: str = "shapes"
-    pictures: int = 2128
+    pictures: int = 1728
     comparisons: float = 0.0
     side: int = 168
     fewest: int = 2
