@@ -101,13 +101,16 @@ def _compose(overrides: list[str], config_dir: str | None, config_name: str, **o
 
 
 def first_values(overrides: list[str]) -> list[str]:
-    """Each swept word at its first value, the others as they are."""
+    """Each swept word at its first value, the others as they are; a glob is left out, `expand` says what it matches."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Glob
 
     words = []
     for word in overrides:
         try:
             parsed = OverridesParser.create().parse_override(word)
+            if isinstance(parsed.value(), Glob):
+                continue
             value = parsed.value().start if parsed.is_interval_sweep() else next(parsed.sweep_string_iterator())
         except Exception:  # no sweep, or unreadable, which compose answers
             words.append(word)

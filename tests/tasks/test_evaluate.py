@@ -40,7 +40,7 @@ def test_each_evaluation_has_files_of_its_own_and_the_same_one_replaces_them(eva
     assert verb("evaluate", f"run={run_copy.as_posix()}", "evaluation.split=test", run=False)[0] == 0
     assert {p.name for p in (run_copy / "eval").iterdir()} == files
     assert {name: (run_copy / "eval" / name).read_bytes() for name in held} == held, "training's own files stay as they are"
-    written = [line["wrote"] for line in lines(run_copy / "verbs.jsonl")]
+    written = [line["wrote"] for line in lines(run_copy / "verbs.jsonl")][-6:]  # other verbs were here before
     assert len(written) == 6 and written[1] == written[5] == [f"eval/{names[1]}{end}" for end in (".jsonl", ".json", ".html")]
 
 
