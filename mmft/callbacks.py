@@ -17,6 +17,7 @@ from .search import Reporter
 
 log = logging.getLogger("mmft")
 
+
 class Recorder(TrainerCallback):
     """Writes every logged value to metrics.jsonl and hands it to the logger."""
 

@@ -10,7 +10,7 @@ import yaml
 
 from .metrics import METRICS
 from .report import numbers
-from .report.files import is_number, read_json, read_text
+from .report.files import is_number, read_json, read_text, read_yaml
 
 KINDS = {"adapter": "LoRA adapter", "model": "fine-tuned model", "merged": "fine-tuned model (a LoRA adapter merged into its base)"}
 
@@ -24,7 +24,7 @@ def write_card(run: Any) -> Path | None:
 def card(run: Path, kind: str, notes: list[str] = ()) -> str:
     """The card's text. kind: adapter | model | merged; notes: further lines about how the weights were made."""
     summary, env, plan = (read_json(run / f"{name}.json") for name in ("summary", "env", "lora_plan"))
-    settings = _settings(run)
+    settings = read_yaml(run / "snapshot.yaml")
     base = env.get("model") or {}
     parts = [
         _front_matter(kind, base),
@@ -39,14 +39,6 @@ def card(run: Path, kind: str, notes: list[str] = ()) -> str:
         "## Licence", _licence(base),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
-
-
-def _settings(run: Path) -> dict[str, Any]:
-    try:
-        value = yaml.safe_load(read_text(run / "snapshot.yaml") or "")
-    except yaml.YAMLError:
-        value = None
-    return value if isinstance(value, dict) else {}
 
 
 def _front_matter(kind: str, base: dict[str, Any]) -> str:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from .report.files import is_number, read_json, read_jsonl, read_text
+from .report.files import is_number, read_json, read_jsonl, read_yaml
 from .report.page import flatten
 from .weights import compare_weights
 
@@ -34,7 +32,7 @@ def compare_runs(first: Path, second: Path) -> dict[str, Any]:
     result: dict[str, Any] = {
         "runs": [first.name, second.name],
         "tolerance": tolerance,
-        "settings": differences(*(_settings(run) for run in (first, second)), skip=PLACES),
+        "settings": differences(*(read_yaml(run / "snapshot.yaml") for run in (first, second)), skip=PLACES),
         "environment": differences(*envs, skip=NO_CAUSE),
         "inputs": _inputs(*envs),
         "losses": compare_losses(*(read_jsonl(run / "metrics.jsonl") for run in (first, second))),
@@ -108,14 +106,6 @@ def differences(first: dict[str, Any], second: dict[str, Any], skip: tuple[str, 
     rows = [dict(flatten(value)) for value in (first, second)]
     keys = [k for k in {**rows[0], **rows[1]} if not any(k == s or k.startswith(f"{s}.") for s in skip)]
     return [[k, rows[0].get(k) or "-", rows[1].get(k) or "-"] for k in keys if (rows[0].get(k) or "-") != (rows[1].get(k) or "-")]
-
-
-def _settings(run: Path) -> dict[str, Any]:
-    try:
-        value = yaml.safe_load(read_text(run / "snapshot.yaml") or "")
-    except yaml.YAMLError:
-        value = None
-    return value if isinstance(value, dict) else {}
 
 
 def _inputs(first: dict[str, Any], second: dict[str, Any]) -> list[list[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,11 +56,8 @@ def open_any(path: str | Path | None, cfg: DictConfig, overrides: list[str], che
     if path is not None:
         return open_run(path, cfg, overrides, checkpoint)
     family = build(cfg.model)
-    _bars_on_terminals_only()
     loaded = family.load()
-    collator = build(
-        cfg.collator, processor=loaded.processor, family=family, model_config=loaded.model.config, end_token_ids=family.end_token_ids(loaded)
-    )
+    collator = family.collator(cfg.collator, loaded)
     return OpenedRun(None, cfg, to_plain(cfg), family, loaded, loaded.model, collator)
 
 
@@ -139,21 +135,11 @@ def open_run(path: str | Path, cfg: DictConfig, overrides: list[str], checkpoint
             f"run={path}: its base model {family.path} is not what it was trained on (then {env['model']['revision'][:19]}, now"
             f" {located.revision[:19]}); give it back its files"
         )
-    _bars_on_terminals_only()
     loaded = family.load(located=located)
     loaded.processor = family.load_processor(located, run / "adapter" if (run / "adapter").is_dir() else weights)
     model = loaded.model if full else with_adapter(loaded.model, weights)
-    collator = build(
-        kept.collator, processor=loaded.processor, family=family, model_config=loaded.model.config, end_token_ids=family.end_token_ids(loaded)
-    )
+    collator = family.collator(kept.collator, loaded)
     return OpenedRun(run, kept, to_plain(kept), family, loaded, model, collator)
-
-
-def _bars_on_terminals_only() -> None:
-    if not sys.stderr.isatty():
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
 
 
 def trained_weights(run: Run, checkpoint: int | None) -> tuple[Path, bool]:

@@ -66,8 +66,6 @@ class FiniteStep(TrainerCallback):
         self.trainer = trainer
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        import torch
-
         trainer = self.trainer
         losses = torch.stack([loss.float() for loss in trainer.losses]) if trainer.losses else None
         rows, trainer.losses, trainer.row_ids = trainer.row_ids, [], []

@@ -9,25 +9,10 @@ from __future__ import annotations
 
 import random
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 SHUFFLES, CAPTIONS, ANSWERS, BATCH = 2, 2, 8, 8  # of each held-out photo, two of its five captions: five take too long here
-
-
-@dataclass
-class Seen:
-    """A sample with another picture in the place of its own."""
-
-    sample: Any
-    pictures: list[Any]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.sample, name)
-
-    def load_images(self) -> list[Any]:
-        return self.pictures
 
 
 def others(photos: list[str], seed: int) -> dict[str, str]:
@@ -67,6 +52,7 @@ def interval(values: list[float], seed: int = 0) -> tuple[float, float]:
 def main() -> None:
     from PIL import Image
 
+    from mmft.audit.checks import Swapped
     from mmft.config import compose
     from mmft.opened import open_any
     from mmft.tasks.prepare import prepared_data
@@ -88,9 +74,9 @@ def main() -> None:
         wrong = [0.0] * len(rows)
         for seed in range(SHUFFLES):
             at = others(photos, seed)
-            for i, loss in enumerate(row_losses(opened, [Seen(r, [picture[at[r.images[0]]]]) for r in rows])):
+            for i, loss in enumerate(row_losses(opened, [Swapped(r, [picture[at[r.images[0]]]]) for r in rows])):
                 wrong[i] += loss / SHUFFLES
-        blank = row_losses(opened, [Seen(r, [grey]) for r in rows])
+        blank = row_losses(opened, [Swapped(r, [grey]) for r in rows])
         gain = {p: [w - a for a, w, r in zip(right, wrong, rows, strict=True) if r.images[0] == p] for p in photos}
         each = [sum(v) / len(v) for v in gain.values()]
         low, high = interval(each)

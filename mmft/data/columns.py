@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..errors import UserError
-from .readers import nearest
+from ..errors import UserError, nearest
 from .sample import IMAGE, Bad, Row, assistant_turn, text_part, user_turn
 from .turns import TurnError, conversation_row, image_cells, read_turns
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 from . import readers
 from .sample import Bad, Row
 from .source import Source, file_stamp
@@ -57,7 +57,7 @@ class Conversations(Source):
                 continue
             where, values = record
             if first and self.turns_key not in values:
-                raise UserError(f"{where}: has no {self.turns_key!r}.{readers.nearest(self.turns_key, values)} It has: {', '.join(values)}.")
+                raise UserError(f"{where}: has no {self.turns_key!r}.{nearest(self.turns_key, values)} It has: {', '.join(values)}.")
             first = False
             images = values.get("images") if values.get("image") is None else values["image"]
             name = values.get("id")

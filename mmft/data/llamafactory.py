@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 from . import readers
 from .sample import Bad, Row
 from .source import Source, file_stamp
@@ -42,7 +42,7 @@ class LlamaFactory(Source):
         except ValueError as error:
             raise UserError(f"{info}: broken JSON: {error}") from None
         if self.dataset not in entries:
-            raise UserError(f"data.dataset={self.dataset}: {info} has no such entry.{readers.nearest(self.dataset, entries)}")
+            raise UserError(f"data.dataset={self.dataset}: {info} has no such entry.{nearest(self.dataset, entries)}")
         entry = entries[self.dataset]
         remote = next((k for k in REMOTE if k in entry), None)
         if "file_name" not in entry:
@@ -81,7 +81,7 @@ class LlamaFactory(Source):
                     wanted = [needed, *(columns[k] for k in ("images", "system", "response") if columns.get(k))]
                     for column in wanted:
                         if column not in values:
-                            raise UserError(f"{where}: has no column {column!r}.{readers.nearest(column, values)} It has: {', '.join(values)}.")
+                            raise UserError(f"{where}: has no column {column!r}.{nearest(column, values)} It has: {', '.join(values)}.")
                 first = False
                 yield self._alpaca(values, columns, where) if alpaca else self._sharegpt(values, columns, entry, where)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 from . import readers
 from .sample import Bad, Row
 from .source import Source, file_stamp
@@ -40,7 +40,7 @@ class OpenAIMessages(Source):
                 continue
             where, values = record
             if first and "messages" not in values:
-                raise UserError(f"{where}: has no 'messages'.{readers.nearest('messages', values)} It has: {', '.join(values)}.")
+                raise UserError(f"{where}: has no 'messages'.{nearest('messages', values)} It has: {', '.join(values)}.")
             first = False
             name = values.get("id")
             yield conversation_row(values, values.get("messages"), values.get("images"), where,

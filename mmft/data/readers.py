@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 from .sample import Bad
 
 CHUNK = 1 << 20  # characters of JSON read at once; also the most of a file that is held
@@ -17,12 +16,6 @@ LONGEST = 1 << 28  # characters of one element; a fault early in a file must not
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow")
 
 Record = tuple[str, dict[str, Any]]
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """` Did you mean X?` for the nearest of `known`, or an empty string."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {match[0]}?" if match else ""
 
 
 def existing(path: str | Path, key: str = "data.path", folder: bool | None = None) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 from . import readers
 from .columns import Columns
 from .sample import Bad, Row
@@ -69,7 +69,7 @@ def named_splits(loaded: Any, wanted: str | None, where: str) -> list[tuple[str 
     names = list(loaded)
     if wanted is not None:
         if wanted not in names:
-            raise UserError(f"data.split={wanted}: {where} has no such split.{readers.nearest(wanted, names)} It has: {', '.join(names)}.")
+            raise UserError(f"data.split={wanted}: {where} has no such split.{nearest(wanted, names)} It has: {', '.join(names)}.")
         return [(None, loaded[wanted])]
     if len(names) == 1:
         return [(None, loaded[names[0]])]

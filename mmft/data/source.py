@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 from .sample import Bad, Row
 
 
@@ -94,8 +94,6 @@ class Source:
 
 def from_keys(cls: type, values: Mapping[str, Any] | None, where: str) -> Any:
     """A dataclass from a mapping of a config. Errors raised: UserError naming a key it does not have."""
-    from .readers import nearest
-
     known = [f.name for f in dataclasses.fields(cls)]
     for key in values or {}:
         if key not in known:

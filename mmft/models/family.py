@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import nearest
+from ..config import build, nearest
 from ..errors import UserError
 from . import machine
 from .locate import Located, locate
@@ -124,6 +125,7 @@ class Family:
         from safetensors import SafetensorError
         from transformers import AutoModelForImageTextToText
 
+        bars_on_terminals_only()
         located = located or self.locate()
         device = machine.choose_device(self.device)
         dtype, why = machine.choose_dtype(self.dtype, device, full_training)
@@ -170,6 +172,12 @@ class Family:
         model.eval()
         return Loaded(model, self.load_processor(located), located, device, dtype, quantization is not None, notes)
 
+    def collator(self, node: Any, loaded: Loaded) -> Any:
+        """The collator that a config's `collator` node describes, for this model: training and every verb build it here."""
+        return build(
+            node, processor=loaded.processor, family=self, model_config=loaded.model.config, end_token_ids=self.end_token_ids(loaded)
+        )
+
     def end_token_ids(self, loaded: Loaded) -> list[int]:
         """The ids that end a text, from the loaded model's generation settings (never from habit)."""
         ids = self.language_model(loaded.model).generation_config.eos_token_id
@@ -189,3 +197,11 @@ def _silent() -> Iterator[None]:
         yield
     finally:
         library.set_verbosity(level)
+
+
+def bars_on_terminals_only() -> None:
+    """transformers' bars of loading and saving weights fill a log file with carriage returns; switch them off there."""
+    if not sys.stderr.isatty():
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()

@@ -25,6 +25,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The file's mapping (a run's snapshot.yaml); {} where it is missing or torn."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(read_text(path) or "")
+    except yaml.YAMLError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The file's rows; a torn line (the last one of a killed run) is left out."""
     rows = []

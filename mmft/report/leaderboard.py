@@ -8,13 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..config import nearest
 from ..errors import UserError
 from ..metrics import METRICS
 from . import fairness, numbers, seeds, strip, sweep_plots
-from .files import is_number, read_json, read_jsonl, read_text
+from .files import is_number, read_json, read_jsonl, read_text, read_yaml
 from .markdown import cell
 from .page import LABELS, flatten, main_metrics, render
 
@@ -32,7 +30,7 @@ def read(folder: Path, by: str | None = None) -> dict[str, Any]:
     plan = read_json(folder / "plan.json")
     summaries = [read_json(run / "summary.json") for run in found]
     by = _ranked_by(by, found, summaries, plan)
-    settings = [dict(flatten(_yaml(run / "snapshot.yaml"))) for run in found]
+    settings = [dict(flatten(read_yaml(run / "snapshot.yaml"))) for run in found]
     differing = [k for k in {k: 0 for s in settings for k in s} if k not in NOT_COMPARED and len({s.get(k) for s in settings}) > 1]
     typed = [_typed(run) for run in found]
     keys = _keys(differing, typed, bool(plan))
@@ -89,13 +87,6 @@ def _typed(run: Path) -> dict[str, str]:
 
 def _value(summary: dict[str, Any], key: str, prefix: str) -> Any:
     return summary.get(prefix + key) if key == "eval_loss" else (summary.get(f"{prefix}metrics") or {}).get(key)
-
-
-def _yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(read_text(path) or "") or {}
-    except yaml.YAMLError:
-        return {}
 
 
 def write(folder: Path, board: dict[str, Any]) -> list[Path]:

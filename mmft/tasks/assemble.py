@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,10 @@ class Assemble:
 
     def __call__(self, cfg: Any, overrides: list[str]) -> Path:
         """Errors raised: UserError; then nothing is left behind."""
-        from transformers.utils.logging import disable_progress_bar
-
         from .. import assembly
+        from ..models.family import bars_on_terminals_only
 
-        if not sys.stderr.isatty():
-            disable_progress_bar()
+        bars_on_terminals_only()
         out = Path(self.out)
         if out.exists():
             raise UserError(f"out={self.out}: exists already; an assembly never writes over anything (choose another folder, or remove this one)")

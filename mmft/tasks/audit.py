@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,16 +92,10 @@ class Audit:
 
     def _load(self, cfg: Any, family: Any, located: Any, plan: Any) -> tuple[Any, Any]:
         from transformers import set_seed
-        from transformers.utils.logging import disable_progress_bar
 
-        if not sys.stderr.isatty():
-            disable_progress_bar()
         set_seed(cfg.seed)
         loaded = family.load(full_training=plan.method == "full", located=located)
-        collator = build(
-            cfg.collator, processor=loaded.processor, family=family, model_config=loaded.model.config, end_token_ids=family.end_token_ids(loaded)
-        )
-        return loaded, collator
+        return loaded, family.collator(cfg.collator, loaded)
 
     def _print_rows(self, samples: list[Any], collator: Any, batch: dict[str, Any]) -> None:
         from rich.console import Console

@@ -131,7 +131,7 @@ def test_every_family_and_kind_of_adapter(merge, trained, small, kind, words):
     a, b, base = (logits(plain(*where), processor, picture) for where in ((out,), (small(kind), run / "adapter"), (small(kind),)))
     moved = float((b - base).abs().max())
     assert moved > 0.3, "an adapter that does nothing would prove nothing"
-    assert float((a - b).abs().max()) < (0.2 * moved if "model.dtype=bf16" in words else 1e-4 * float(b.abs().max()))
+    assert float((a - b).abs().max()) < (0.2 * moved if "model.dtype=bf16" in words else 5e-4 * float(b.abs().max()))
     if any("lm_head" in w for w in words):
         model = plain(out)
         assert not torch.equal(model.get_output_embeddings().weight, model.get_input_embeddings().weight)

@@ -1,0 +1,231 @@
+"""One training, station by station: load, measure the base, fit, measure again, finish."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from .distributed import is_main
+from .errors import Pruned
+from .run import Run
+
+log = logging.getLogger("mmft")
+
+
+@dataclass
+class Line:
+    """One training from loaded model to finished directory; each method is one station, in this order."""
+
+    cfg: Any
+    settings: dict[str, Any]
+    run: Run
+    logger: Any
+    family: Any
+    located: Any
+    plan: Any
+    prepared: Any
+    rows: Any
+    held_out: Any
+    shared: Any = None
+    audit: bool = True
+    summary: dict[str, Any] = field(default_factory=dict)
+    base: list[dict[str, Any]] = field(default_factory=list)
+    tuned: list[dict[str, Any]] = field(default_factory=list)
+    times: dict[str, float] = field(default_factory=dict)
+
+    def load(self) -> None:
+        """Read weights and processor, build collator and evaluator, look at the first row."""
+        from transformers import set_seed
+
+        from .audit.checks import quick, refuse
+        from .environment import environment
+        from .evaluation import Evaluator
+
+        set_seed(self.settings["seed"])
+        started = time.time()
+        full = self.plan.method == "full"
+        self.loaded = self.shared.load(self.family, full, self.located) if self.shared else self.family.load(full_training=full, located=self.located)
+        for note in self.loaded.notes:
+            log.info("%-14s %s", "model", note)
+        model = self.loaded.model
+        self.collator = self.family.collator(self.cfg.collator, self.loaded)
+        self.collator([self.rows[0]])  # a collator that does not fit the model says so now
+        if self.audit:
+            refuse(quick(model, self.collator, self.rows), "; audit=false trains it all the same")
+        evaluation = self.settings["evaluation"]
+        if self.held_out is not None:
+            loss_batch = self.settings["trainer"].get("per_device_eval_batch_size", 8)
+            self.evaluator = Evaluator(
+                self.held_out, self.collator, self.settings["generation"], evaluation["batch_size"], loss_batch, progress=is_main()
+            )
+        self.run.write_json("env.json", environment(self.loaded, self.prepared, self.settings["seed"]))
+        self.logger.start(self.run.path, self.run.name, self.settings)
+        self.times["load"] = time.time() - started
+
+    def measure_base(self) -> None:
+        """The untouched model on the held-out rows, before an adapter or a training step can change it."""
+        if self.held_out is None or not self.settings["evaluation"]["base"]:
+            return
+        started = time.time()
+
+        def measure() -> tuple[float, dict[str, float], list[dict[str, Any]]]:
+            return self.evaluator.loss(self.loaded.model), *self.evaluator.measure(self.loaded.model)
+
+        found = self.shared.measure(self._base_key(), measure) if self.shared else measure()
+        self.summary["base_eval_loss"], self.summary["base_metrics"], self.base = found
+        self.run.write_lines("eval/base.jsonl", self.base)
+        self.times["measure_base"] = time.time() - started
+
+    def _base_key(self) -> str:
+        """Equal for two runs whose untouched models give the same answers to the same rows."""
+        from .shared import key_of
+
+        s = self.settings
+        drawn = s["seed"] if s["generation"].get("do_sample") else None
+        rows = (s["evaluation"]["split"], s["evaluation"]["max_samples"], s["evaluation"]["batch_size"], s["trainer"].get("per_device_eval_batch_size"))
+        full = self.plan.method == "full"  # it may be loaded in another precision
+        return key_of(s["model"], s["collator"], s["generation"], rows, drawn, full, self.located.revision, self.prepared.fingerprint)
+
+    def fit(self) -> None:
+        """Attach the adapter and train it."""
+        from transformers import PrinterCallback, ProgressCallback, set_seed
+
+        from . import lora
+        from .callbacks import Progress, Pruning, Recorder, Samples
+        from .distributed import total
+        from .freeze import freeze
+        from .models.machine import mixed_precision
+        from .report import terminal
+        from .search import is_point
+        from .trainer import SupervisedTrainer, training_settings, whole_weights
+
+        set_seed(self.settings["seed"])
+        model = self.loaded.model
+        if self.loaded.quantized:
+            from peft import prepare_model_for_kbit_training
+
+            given = self.settings["trainer"]
+            checkpointing = bool(given.get("activation_checkpointing") or given.get("gradient_checkpointing"))
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+        self.model = lora.attach(model, self.plan)
+        freeze(self.model)
+        self.plan_report = lora.report(self.model, self.plan)
+        self.run.write_json("lora_plan.json", self.plan_report)
+        if is_main():
+            terminal.show(terminal.plan_table(self.plan_report))
+
+        full = self.plan.method == "full"
+        precision = mixed_precision(self.loaded.dtype, self.loaded.device, full)
+        trainer_settings = {**precision, **self.settings["trainer"]}
+        args, callbacks = training_settings(
+            trainer_settings,
+            output_dir=str(self.run / "checkpoints"),
+            seed=self.settings["seed"],
+            data_seed=self.settings["seed"],
+            report_to=[],
+            remove_unused_columns=False,
+            label_names=["labels"],
+            use_cpu=trainer_settings.pop("use_cpu", self.loaded.device == "cpu"),
+        )
+        evaluation = self.settings["evaluation"]
+        callbacks.append(Recorder(self.run, self.logger))
+        if is_point(self.run.path):
+            callbacks.append(Pruning(self.run, self.settings["objective"], self.summary))
+        if self.held_out is not None:
+            callbacks.append(Samples(self.run, self.logger, self.evaluator, evaluation["samples"], evaluation["sample_steps"]))
+        self.trainer = SupervisedTrainer(
+            model=self.model,
+            args=args,
+            train_dataset=self.rows,
+            eval_dataset=self.held_out,
+            data_collator=self.collator,
+            processing_class=self.loaded.processor,
+            callbacks=callbacks,
+            evaluator=getattr(self, "evaluator", None),
+            generate=evaluation["generate"],
+        )
+        self.trainer.remove_callback(PrinterCallback)
+        self.trainer.remove_callback(ProgressCallback)
+        if not args.disable_tqdm:
+            self.trainer.add_callback(Progress)
+        started = time.time()
+        result = self.trainer.train()
+        self.times["train"] = time.time() - started
+        self.weights = whole_weights(self.trainer)
+        history = [h["loss"] for h in self.trainer.state.log_history if "loss" in h]
+        self.summary |= {
+            "steps": self.trainer.state.global_step,
+            "samples_per_second": result.metrics["train_samples_per_second"],
+            "train_loss": {"first": history[0] if history else None, "last": history[-1] if history else None},
+            "supervised_tokens": int(total(self.trainer.supervised_tokens)),
+            "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        }
+
+    def measure_tuned(self) -> None:
+        """Save what was trained, then measure it on the same held-out rows as the base."""
+        from .saving import save_trained
+
+        save_trained(self.run, self.model, self.plan, self.loaded, self.located, self.evaluator.generation_config() if self.held_out else None, self.weights)
+        if self.held_out is None:
+            return
+        started = time.time()
+        self.summary["eval_loss"] = self.evaluator.loss(self.model)
+        self.summary["metrics"], self.tuned = self.evaluator.measure(self.model)
+        self.run.write_lines("eval/tuned.jsonl", self.tuned)
+        self.logger.samples(self.summary["steps"], self.tuned[: self.settings["evaluation"]["samples"]], tag="held out")
+        values = {"eval_loss": self.summary["eval_loss"], **{f"eval_{k}": v for k, v in self.summary["metrics"].items()}}
+        self.logger.scalars(self.summary["steps"], values)
+        self.times["measure_tuned"] = time.time() - started
+
+    def finish(self) -> None:
+        """Write the summary, the picture and the report, and say how it went."""
+        from .card import write_card
+        from .report import terminal
+        from .report.curve import write_curve
+        from .report.markdown import write_markdown
+        from .report.page import write_report
+
+        self._write_summary("finished")
+        if not is_main():
+            return
+        write_card(self.run)
+        write_curve(self.run.path)
+        write_report(self.run.path)
+        write_markdown(self.run.path)
+        self.logger.finish("finished")
+        self.run.write_text("DONE", "")
+        tables = [terminal.results_table(self.summary)] if self.tuned else []
+        terminal.show(*tables, terminal.summary_table(self.summary))
+        log.info("report         %s", self.run / "report.html")
+
+    def fail(self, error: BaseException) -> None:
+        """Leave a directory that says what happened."""
+        self.summary["reason"] = str(error) or type(error).__name__
+        status = "pruned" if isinstance(error, Pruned) else "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        self._write_summary(status)
+        self.logger.finish(status)
+
+    def _write_summary(self, status: str) -> None:
+        from .environment import peak_memory_mb
+
+        plan = getattr(self, "plan_report", {})
+        device = getattr(getattr(self, "loaded", None), "device", "cpu")
+        empty = {"steps": 0, "samples_per_second": None, "train_loss": {"first": None, "last": None}, "eval_loss": None}
+        empty |= {"base_eval_loss": None, "metrics": {}, "base_metrics": {}, "supervised_tokens": 0, "effective_batch_size": None}
+        self.summary = {
+            "status": status,
+            "name": self.run.name,
+            "seconds": round(self.run.seconds, 3),
+            **empty,
+            **self.summary,
+            "trainable_parameters": plan.get("trainable_parameters"),
+            "total_parameters": plan.get("total_parameters"),
+            "peak_memory_mb": round(peak_memory_mb(device), 1),
+            "seed": self.settings["seed"],
+            "data_fingerprint": self.prepared.fingerprint,
+            "held_out_samples": len(self.held_out) if self.held_out is not None else 0,
+            "times": {k: round(v, 3) for k, v in self.times.items()},
+        }
+        self.run.write_json("summary.json", self.summary)
