@@ -121,7 +121,7 @@ class Line:
         from .trainer import SupervisedTrainer, training_settings, whole_weights
 
         set_seed(self.settings["seed"])
-        model = self.loaded.model
+        model, seat = self.loaded.model, self.shared.seat if self.shared else None
         if self.loaded.quantized:
             from peft import prepare_model_for_kbit_training
 
@@ -136,7 +136,7 @@ class Line:
             self._cache_training_rows()
         self.plan_report = lora.report(self.model, self.plan)
         self.run.write_json("lora_plan.json", self.plan_report)
-        if is_main():
+        if is_main() and seat is None:
             terminal.show(terminal.plan_table(self.plan_report))
 
         full = self.plan.method == "full"
@@ -170,11 +170,12 @@ class Line:
             callbacks=callbacks,
             evaluator=getattr(self, "evaluator", None),
             generate=evaluation["generate"],
+            seat=seat,
         )
         self.trainer.remove_callback(PrinterCallback)
         self.trainer.remove_callback(ProgressCallback)
         if not args.disable_tqdm:
-            self.trainer.add_callback(Progress)
+            self.trainer.add_callback(Progress(seat))
         started = time.time()
         result = self.trainer.train()
         self.times["train"] = time.time() - started
@@ -184,6 +185,7 @@ class Line:
             "steps": self.trainer.state.global_step,
             "samples_per_second": result.metrics["train_samples_per_second"],
             "train_loss": {"first": history[0] if history else None, "last": history[-1] if history else None},
+            "trained_together": seat.size if seat else 1,  # the time and the memory are those of so many points at once
             "supervised_tokens": int(total(self.trainer.supervised_tokens)),
             "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         }
@@ -237,6 +239,9 @@ class Line:
         write_markdown(self.run.path)
         self.logger.finish("finished")
         self.run.write_text("DONE", "")
+        if self.shared and self.shared.seat:
+            log.info("%-14s eval loss %s, report %s", "finished", self.summary["eval_loss"], self.run / "report.html")
+            return
         tables = [terminal.results_table(self.summary)] if self.tuned else []
         terminal.show(*tables, terminal.summary_table(self.summary))
         log.info("report         %s", self.run / "report.html")
