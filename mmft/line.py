@@ -69,7 +69,7 @@ class Line:
 
     def cache_features(self) -> None:
         """Where the vision part is frozen: its features of the held-out images, and from here on batches made of features."""
-        from .features.cache import CachedCollator
+        from .features.cache import CachedCollator, Remembered
         from .features.plan import needed, opened
 
         started = time.time()
@@ -77,6 +77,7 @@ class Line:
         self.cache = opened(self.settings, self.loaded, self.plan, self.collator, self.prepared, self.rows, self.cached_rows, self.shared)
         if self.cache is not None:
             self.collator = CachedCollator(self.collator, self.cache)
+            self.rows = self.shared.rows(self.prepared, lambda: Remembered(self.rows)) if self.shared else Remembered(self.rows)
             if self.held_out is not None:
                 self.evaluator.collator = self.collator
                 for generation in (False, True)[: 1 + self.collator.generates]:

@@ -51,6 +51,13 @@ class Shared:
             self.data[key] = prepared_data(cfg)
         return self.data[key]
 
+    def rows(self, prepared: Any, make: Any) -> Any:
+        """The training rows of a set, each read once for all points."""
+        key = key_of("rows", str(prepared.path), prepared.fingerprint)
+        if key not in self.data:
+            self.data[key] = make()
+        return self.data[key]
+
     def locate(self, family: Any) -> Any:
         """The model's files, hashed or asked for at the hub once for each model config."""
         key = key_of(type(family).__name__, dataclasses.asdict(family))

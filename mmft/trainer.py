@@ -31,6 +31,7 @@ class SupervisedTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # have the Trainer count supervised tokens over the accumulated batch
         self.loss_is_scaled_for_ga = True  # the loss below is already divided by that count
         self.supervised_tokens = 0
+        self.weights: int | None = None
         self.losses: list[Any] = []  # of the micro-batches since the last optimizer step
         self.row_ids: list[str] = []
         self.add_callback(FiniteStep(self))
@@ -49,6 +50,12 @@ class SupervisedTrainer(Trainer):
         self.supervised_tokens += count
         self.losses.append(loss)
         return loss
+
+    def floating_point_ops(self, inputs):
+        """transformers' own estimate, 6 x weights x tokens; the weights are counted once, not at every step."""
+        if self.weights is None:
+            self.weights = self.model.num_parameters(exclude_embeddings=True)
+        return 6 * self.weights * inputs["input_ids"].numel()
 
     def scaled(self, loss: Any) -> Any:
         """The loss as its gradient is taken: fp16 gradients need a scale."""
