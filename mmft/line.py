@@ -81,7 +81,7 @@ class Line:
             if self.held_out is not None:
                 self.evaluator.collator = self.collator
                 for generation in (False, True)[: 1 + self.collator.generates]:
-                    self.cache.fill(self.held_out, generation)
+                    self.collator.fill(self.held_out, generation)
         self.times["cache"] = time.time() - started
 
     def measure_base(self) -> None:
@@ -204,7 +204,7 @@ class Line:
         started = time.time()
         if self.cached_rows == len(self.rows):
             bar = None if is_main() and len(self.rows) > 64 else True
-            self.cache.fill(tqdm((self.rows[i] for i in range(len(self.rows))), total=len(self.rows), desc="features", leave=False, disable=bar), False)
+            self.collator.fill(tqdm((self.rows[i] for i in range(len(self.rows))), total=len(self.rows), desc="features", leave=False, disable=bar), False)
         self.times["cache"] += time.time() - started
 
     def measure_tuned(self) -> None:
