@@ -24,8 +24,8 @@ from typing import Any
 
 from greenlet import getcurrent, greenlet
 
+from ..folding import fitting
 from .carrier import Rows, carrier, losses
-from .memory import fitting
 
 log = logging.getLogger("mmft")
 
