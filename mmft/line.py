@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .distributed import is_main
-from .errors import Pruned
+from .errors import Pruned, UserError
 from .run import Run
 
 log = logging.getLogger("mmft")
@@ -34,6 +34,7 @@ class Line:
     base: list[dict[str, Any]] = field(default_factory=list)
     tuned: list[dict[str, Any]] = field(default_factory=list)
     times: dict[str, float] = field(default_factory=dict)
+    cache: Any = None  # features/cache.py, where what is frozen is computed once
 
     def load(self) -> None:
         """Read weights and processor, build collator and evaluator, look at the first row."""
@@ -63,6 +64,24 @@ class Line:
         self.run.write_json("env.json", environment(self.loaded, self.prepared, self.settings["seed"]))
         self.logger.start(self.run.path, self.run.name, self.settings)
         self.times["load"] = time.time() - started
+        if not self.loaded.quantized:  # preparing a quantised model for training casts some of its weights: cached behind that
+            self.cache_features()
+
+    def cache_features(self) -> None:
+        """Where the vision part is frozen: its features of the held-out images, and from here on batches made of features."""
+        from .features.cache import CachedCollator
+        from .features.plan import needed, opened
+
+        started = time.time()
+        self.cached_rows = needed(self.settings, len(self.rows))
+        self.cache = opened(self.settings, self.loaded, self.plan, self.collator, self.prepared, self.rows, self.cached_rows, self.shared)
+        if self.cache is not None:
+            self.collator = CachedCollator(self.collator, self.cache)
+            if self.held_out is not None:
+                self.evaluator.collator = self.collator
+                for generation in (False, True)[: 1 + self.collator.generates]:
+                    self.cache.fill(self.held_out, generation)
+        self.times["cache"] = time.time() - started
 
     def measure_base(self) -> None:
         """The untouched model on the held-out rows, before an adapter or a training step can change it."""
@@ -109,8 +128,12 @@ class Line:
             given = self.settings["trainer"]
             checkpointing = bool(given.get("activation_checkpointing") or given.get("gradient_checkpointing"))
             model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
-        self.model = lora.attach(model, self.plan)
+        self.model = lora.attach(model, self.plan, self.settings["seed"])
         freeze(self.model)
+        if self.loaded.quantized:
+            self.cache_features()
+        if self.cache is not None:
+            self._cache_training_rows()
         self.plan_report = lora.report(self.model, self.plan)
         self.run.write_json("lora_plan.json", self.plan_report)
         if is_main():
@@ -119,6 +142,8 @@ class Line:
         full = self.plan.method == "full"
         precision = mixed_precision(self.loaded.dtype, self.loaded.device, full)
         trainer_settings = {**precision, **self.settings["trainer"]}
+        if self.cache is not None:
+            trainer_settings |= {"dataloader_num_workers": 0}  # nothing is left for workers to do
         args, callbacks = training_settings(
             trainer_settings,
             output_dir=str(self.run / "checkpoints"),
@@ -162,6 +187,22 @@ class Line:
             "supervised_tokens": int(total(self.trainer.supervised_tokens)),
             "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         }
+
+    def _cache_training_rows(self) -> None:
+        """All of them, where all will be seen; else each when its turn comes."""
+        from tqdm import tqdm
+
+        from .features.plan import live
+
+        self.model.train()
+        if (reason := live(self.model)) is not None:
+            raise UserError(f"vision_cache: {reason}, so features cannot be kept; use vision_cache=off")
+        self.model.eval()
+        started = time.time()
+        if self.cached_rows == len(self.rows):
+            bar = None if is_main() and len(self.rows) > 64 else True
+            self.cache.fill(tqdm((self.rows[i] for i in range(len(self.rows))), total=len(self.rows), desc="features", leave=False, disable=bar), False)
+        self.times["cache"] += time.time() - started
 
     def measure_tuned(self) -> None:
         """Save what was trained, then measure it on the same held-out rows as the base."""

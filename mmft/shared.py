@@ -35,6 +35,7 @@ class Shared:
     data: dict[str, Any] = field(default_factory=dict)
     found: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
+    stores: dict[str, Any] = field(default_factory=dict)
     base_key: str | None = None
     base: Any = None
     digest: str | None = None
@@ -75,6 +76,15 @@ class Shared:
         model = copy.deepcopy(self.base.model, {id(t): t for t in tensors})
         return dataclasses.replace(self.base, model=model, processor=copy.deepcopy(self.base.processor), notes=list(self.base.notes))
 
+    def features(self, mode: str, settings: dict[str, Any], loaded: Any, collator: Any, make: Any) -> Any:
+        """The stores of image features and rows (features/plan.py), one pair for each base, processor and collator."""
+        from .features.plan import identities
+
+        key = key_of(mode, settings["output_dir"], *identities(settings, loaded, collator))
+        if key not in self.stores:
+            self.stores[key] = make(mode, settings, loaded, collator)
+        return self.stores[key]
+
     def measure(self, key: str, measure: Any) -> Any:
         """`measure()`, once for each key."""
         if key not in self.measured:
@@ -108,6 +118,7 @@ class Shared:
 
     def forget(self) -> None:
         self.base, self.base_key, self.digest = None, None, None
+        self.stores.clear()
         gc.collect()
 
 

@@ -25,7 +25,8 @@ from .run import Run, plain_name
 
 log = logging.getLogger("mmft")
 
-NOT_IDENTITY = ("run_dir", "output_dir", "name", "logger", "objective")  # where a run lies and who watches it change no result
+# where a run lies, who watches it and what it need not compute twice change no result
+NOT_IDENTITY = ("run_dir", "output_dir", "name", "logger", "objective", "vision_cache", "vision_cache_gb")
 EARLIER = "earlier"
 LONGEST = 100  # characters of a run's directory name
 

@@ -34,6 +34,11 @@ class SupervisedTrainer(Trainer):
         self.row_ids: list[str] = []
         self.add_callback(FiniteStep(self))
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if (stream := getattr(self.model, "dropout_stream", None)) is not None:
+            stream.at = (self.state.global_step, len(self.losses))
+        return super().training_step(model, inputs, num_items_in_batch)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self.row_ids += inputs.pop("row_ids", [])
         loss, count = supervised_loss(model, inputs, self.args.label_smoothing_factor)
