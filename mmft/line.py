@@ -69,7 +69,7 @@ class Line:
 
     def cache_features(self) -> None:
         """Where the vision part is frozen: its features of the held-out images, and from here on batches made of features."""
-        from .features.cache import CachedCollator
+        from .features.cache import CachedCollator, Remembered
         from .features.plan import needed, opened
 
         started = time.time()
@@ -77,6 +77,7 @@ class Line:
         self.cache = opened(self.settings, self.loaded, self.plan, self.collator, self.prepared, self.rows, self.cached_rows, self.shared)
         if self.cache is not None:
             self.collator = CachedCollator(self.collator, self.cache)
+            self.rows = self.shared.rows(self.prepared, lambda: Remembered(self.rows)) if self.shared else Remembered(self.rows)
             if self.held_out is not None:
                 self.evaluator.collator = self.collator
                 for generation in (False, True)[: 1 + self.collator.generates]:
@@ -121,7 +122,7 @@ class Line:
         from .trainer import SupervisedTrainer, training_settings, whole_weights
 
         set_seed(self.settings["seed"])
-        model = self.loaded.model
+        model, seat = self.loaded.model, self.shared.seat if self.shared else None
         if self.loaded.quantized:
             from peft import prepare_model_for_kbit_training
 
@@ -136,7 +137,7 @@ class Line:
             self._cache_training_rows()
         self.plan_report = lora.report(self.model, self.plan)
         self.run.write_json("lora_plan.json", self.plan_report)
-        if is_main():
+        if is_main() and seat is None:
             terminal.show(terminal.plan_table(self.plan_report))
 
         full = self.plan.method == "full"
@@ -170,11 +171,12 @@ class Line:
             callbacks=callbacks,
             evaluator=getattr(self, "evaluator", None),
             generate=evaluation["generate"],
+            seat=seat,
         )
         self.trainer.remove_callback(PrinterCallback)
         self.trainer.remove_callback(ProgressCallback)
         if not args.disable_tqdm:
-            self.trainer.add_callback(Progress)
+            self.trainer.add_callback(Progress(seat))
         started = time.time()
         result = self.trainer.train()
         self.times["train"] = time.time() - started
@@ -184,6 +186,7 @@ class Line:
             "steps": self.trainer.state.global_step,
             "samples_per_second": result.metrics["train_samples_per_second"],
             "train_loss": {"first": history[0] if history else None, "last": history[-1] if history else None},
+            "trained_together": seat.size if seat else 1,  # the time and the memory are those of so many points at once
             "supervised_tokens": int(total(self.trainer.supervised_tokens)),
             "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         }
@@ -237,6 +240,9 @@ class Line:
         write_markdown(self.run.path)
         self.logger.finish("finished")
         self.run.write_text("DONE", "")
+        if self.shared and self.shared.seat:
+            log.info("%-14s eval loss %s, report %s", "finished", self.summary["eval_loss"], self.run / "report.html")
+            return
         tables = [terminal.results_table(self.summary)] if self.tuned else []
         terminal.show(*tables, terminal.summary_table(self.summary))
         log.info("report         %s", self.run / "report.html")

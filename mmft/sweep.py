@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from greenlet import getcurrent
 from omegaconf import DictConfig, OmegaConf
 
 from .config import to_plain
@@ -212,8 +213,11 @@ class PointLog(logging.Handler):
     def __init__(self, folder: Path):
         super().__init__()
         self.folder, self.waiting = folder, []
+        self.owner = getcurrent()  # points that are trained in step have one each
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getcurrent() is not self.owner:
+            return
         now = datetime.datetime.now().strftime("%H:%M:%S")
         self.waiting.append(f"{now}  {record.getMessage()}\n")
         if self.folder.is_dir():

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
 from ..collators.base import Collator, Encoded
 from .images import Taken, generates_from_features
 from .store import Store
 
+REMEMBERED = 16384  # rows; their texts take some megabytes
 CHUNK = {"cpu": 8, "cuda": 32}  # rows read and images computed at once; more pays on neither
 
 
@@ -86,6 +86,14 @@ class CachedCollator:
         return self._batch(samples, generation=True) if self.generates else self.collator.prompt(samples)
 
     def _batch(self, samples: Sequence[Any], generation: bool) -> dict[str, Any]:
+        wanted = [row_key(s, generation) for s in samples]
+        last, batch = self.cache.rows.last
+        if wanted != last:  # points that are trained in step, in one order, ask for the same batch one after the other
+            batch = self._make(samples, generation)
+            self.cache.rows.last = wanted, batch
+        return {**batch, "row_ids": [s.id for s in samples]} if "row_ids" in batch else dict(batch)
+
+    def _make(self, samples: Sequence[Any], generation: bool) -> dict[str, Any]:
         self.cache.ensure(samples, generation)
         rows = [unpacked(self.cache.rows[row_key(s, generation)]) for s in samples]
         images = [self.cache.images[sha] for s in samples for sha in s.sha256]
@@ -93,8 +101,21 @@ class CachedCollator:
 
 
 def row_key(sample: Any, generation: bool) -> str:
-    """sha256 of everything in a row that shapes its tokens."""
-    return hashlib.sha256(json.dumps([sample.messages, sample.sha256, generation], ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{sample.content}{'?' if generation else ''}"
+
+
+class Remembered(Sequence):
+    """Rows that are read from their file once; the last of them are kept, and the runs of one process share them."""
+
+    def __init__(self, rows: Sequence[Any]):
+        self.rows = rows
+        self._row = lru_cache(maxsize=REMEMBERED)(rows.__getitem__)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._row(index)
 
 
 def packed(row: Encoded) -> dict[str, Any]:

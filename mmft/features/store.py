@@ -32,6 +32,7 @@ class Store:
         self._packs: dict[str, dict[str, Any]] = {}
         self._where: dict[str, tuple[str, int]] = {}
         self.bytes = 0
+        self.last: tuple[list[str], Any] = ([], None)  # what was made of these entries last (features/cache.py)
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
