@@ -2,8 +2,8 @@
 
     python watch.py OUT.json -m mmft words ...          or          python watch.py OUT.json script.py task.json
 
-It looks at one door, the `forward` of the transformers class that every contender calls, and at `backward`; a contender
-cannot tell the difference, and is never timed here. FLOPs are counted from the first training batch on.
+It looks at one door, the call of the transformers model that every contender makes (some replace its `forward`), and at
+`backward`; a contender cannot tell the difference, and is never timed here. FLOPs are counted from the first training batch on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import hashlib
 import json
 import runpy
 import sys
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +64,18 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     losses: list[float] = []
 
-    def watched(forward: Any) -> Any:
-        @wraps(forward)
-        def inner(self: Any, *args: Any, **inputs: Any) -> Any:
-            if torch.is_grad_enabled() and "input_ids" in inputs:
-                if seen["adapter"] is None:
-                    seen["adapter"] = adapter_hash(self)
-                    counter.__enter__()
-                rows.extend(described(inputs))
-                seen["shapes"].append(list(inputs["input_ids"].shape))
-                seen["features" if inputs.get("mm_encoder_outputs") else "pixels"] += 1
-            return forward(self, *args, **inputs)
+    plain_call = torch.nn.Module.__call__
+    models = tuple(getattr(transformers, name) for name in CLASSES)
 
-        return inner
+    def call(self: Any, *args: Any, **inputs: Any) -> Any:
+        if isinstance(self, models) and torch.is_grad_enabled() and "input_ids" in inputs:
+            if seen["adapter"] is None:
+                seen["adapter"] = adapter_hash(self)
+                counter.__enter__()
+            rows.extend(described(inputs))
+            seen["shapes"].append(list(inputs["input_ids"].shape))
+            seen["features" if inputs.get("mm_encoder_outputs") else "pixels"] += 1
+        return plain_call(self, *args, **inputs)
 
     def stepped(*_: Any) -> None:
         seen["steps"].append({"loss": sum(losses), "rows": list(rows)})
@@ -90,9 +88,7 @@ def main() -> None:
         losses.append(self.item())
         return plain_backward(self, *args, **keys)
 
-    for name in CLASSES:
-        kind = getattr(transformers, name)
-        kind.forward = watched(kind.forward)
+    torch.nn.Module.__call__ = call
     torch.Tensor.backward = backward
     register_optimizer_step_pre_hook(stepped)
     try:
