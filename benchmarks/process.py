@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -73,7 +74,10 @@ def _mmft(command: Command, timed: Timed) -> Timed:
 
 
 class Memory(threading.Thread):
-    """Highest sum of the resident memory of a process and its children, looked at ten times a second."""
+    """Highest resident memory of a process and what its children hold for themselves, looked at ten times a second.
+
+    A child counts from its second look on: one that is just being started (git, say) still shows its parent's pages as its own.
+    """
 
     def __init__(self, pid: int):
         super().__init__(daemon=True)
@@ -83,25 +87,23 @@ class Memory(threading.Thread):
     def run(self) -> None:
         import psutil
 
+        known: set[int] = set()
         while not self._over.wait(0.1):
             try:
                 parent = psutil.Process(self.pid)
-                self.peak = max(self.peak, sum(_resident(p) for p in [parent, *parent.children(recursive=True)]))
+                own, children = parent.memory_info().rss, parent.children(recursive=True)
             except psutil.NoSuchProcess:
                 return
+            for child in children:
+                if child.pid in known:
+                    with contextlib.suppress(psutil.Error):
+                        own += child.memory_full_info().uss
+            known = {child.pid for child in children}
+            self.peak = max(self.peak, own)
 
     def stop(self) -> None:
         self._over.set()
         self.join()
-
-
-def _resident(process) -> int:
-    import psutil
-
-    try:
-        return process.memory_info().rss
-    except psutil.NoSuchProcess:
-        return 0
 
 
 MATMUL = """
