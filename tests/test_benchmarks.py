@@ -75,7 +75,7 @@ def test_the_whole_benchmark_runs_on_small_models(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
     assert not found["problems"]
-    assert len(found["ratios"]) == 9 and all(ratio["measured"] > 0 for ratio in found["ratios"].values())
+    assert len(found["ratios"]) == 10 and all(ratio["measured"] > 0 for ratio in found["ratios"].values())
     assert (tmp_path / "speed.md").read_text(encoding="utf-8").count("| qwen2vl |") == 5
     assert not (tmp_path / "work").exists()
 
