@@ -66,6 +66,8 @@ def recording() -> Iterator[dict[str, Any]]:
     counter = FlopCounterMode(display=False)
     models = tuple(getattr(transformers, name) for name in CLASSES)
     seen: dict[str, Any] = {"adapter": None, "steps": [], "shapes": [], "features": 0, "pixels": 0}
+    batch: list[dict[str, Any]] = []  # of the latest forward pass; it counts once a backward pass follows
+    given: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     losses: list[float] = []
     plain_call, plain_backward = torch.nn.Module.__call__, torch.Tensor.backward
@@ -75,13 +77,19 @@ def recording() -> Iterator[dict[str, Any]]:
             if seen["adapter"] is None:
                 seen["adapter"] = adapter_hash(self)
                 counter.__enter__()
-            rows.extend(described(inputs))
-            seen["shapes"].append(list(inputs["input_ids"].shape))
-            seen["features" if inputs.get("mm_encoder_outputs") else "pixels"] += 1
+            if not seen["shapes"]:
+                counter.flop_counts.clear()  # passes that only try how much memory one takes lie before the first backward
+            batch[:] = described(inputs)
+            given.update(shape=list(inputs["input_ids"].shape), kind="features" if inputs.get("mm_encoder_outputs") else "pixels")
         return plain_call(self, *args, **inputs)
 
     def backward(self: Any, *args: Any, **keys: Any) -> Any:
         losses.append(self.item())
+        if batch:
+            rows.extend(batch)
+            batch.clear()
+            seen["shapes"].append(given["shape"])
+            seen[given["kind"]] += 1
         return plain_backward(self, *args, **keys)
 
     def stepped(*_: Any) -> None:
