@@ -256,7 +256,7 @@ def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(mmft, tmp
     process.send_signal(signal.SIGTERM)
     said, err = process.communicate(timeout=120)
     assert f"from step {summary['steps']}" in said and process.returncode == 75, err[-2000:]
-    assert [r["step"] for r in rows(run)] == list(range(1, json.loads((run / "summary.json").read_text())["steps"] + 1)), "no row twice, none lost"
+    assert [r["step"] for r in rows(run) if "loss" in r] == list(range(1, json.loads((run / "summary.json").read_text())["steps"] + 1)), "no row twice, none lost"
 
 
 @pytest.mark.long
