@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .images import ImageError, decode
+from .images import ImageError, decode, read_image
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
 RECENT = 4096  # images whose record is kept in memory: rows about one image stand together
@@ -67,12 +67,8 @@ def examine(image: str | bytes, root: Path | None, store: Path | None) -> Record
             data, relative = image, ""
         else:
             path, relative = locate(image, root)
-            try:
-                mtime, data = path.stat().st_mtime_ns, path.read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
-                raise ImageError("", f"missing image: {image}") from None
-            except (OSError, ValueError) as error:
-                raise ImageError("", f"unreadable image: {image}: {getattr(error, 'strerror', None) or error}") from None
+            data = read_image(path, "")
+            mtime = path.stat().st_mtime_ns
         picture, kind = decode(data)
     except ImageError as error:
         named = error.reason if isinstance(image, bytes) or image in error.reason else error.reason.replace(": ", f": {image}: ", 1)
@@ -94,7 +90,7 @@ class Index:
     def __init__(self, path: Path):
         self._db = sqlite3.connect(path, isolation_level=None)
         # Nothing here outlives the preparation, so nothing needs to survive a crash.
-        for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-16000", "locking_mode=EXCLUSIVE"):
+        for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-6000", "locking_mode=EXCLUSIVE"):
             self._db.execute(f"PRAGMA {pragma}")
         self._db.execute("CREATE TABLE images (number INTEGER PRIMARY KEY, key TEXT UNIQUE, path, sha256, size, width, height, mtime_ns, stored, error, content)")
         self._db.execute("CREATE TABLE contents (number INTEGER PRIMARY KEY, sha256 TEXT UNIQUE)")

@@ -130,6 +130,7 @@ class _Preparation:
         self._first_pass()
         self._judge()
         assignment = splits.assign(self.rows.own, self.rows.offsets, self.rows.contents, self.index.digests(), self.source.splits)
+        self.rows.release()
         parts, fingerprint, images = divide(self.folder, self.rows.path, assignment, self.index, self.report)
         for note in assignment.notes:
             self.report.add("data.splits", None, "note", note)
