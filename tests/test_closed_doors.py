@@ -235,9 +235,9 @@ def strange(small, tmp_path):
     mark = (tmp_path / "mark").as_posix()
     (folder / "evil.py").write_text(
         f"import os\nos.makedirs({mark!r}, exist_ok=True)\n"
-        "from transformers import Qwen2VLConfig as Config, Qwen2VLForConditionalGeneration as Model, Qwen2VLProcessor as Processor\n", encoding="utf-8")
+        "from transformers import Qwen2VLConfig as Config, Qwen2VLProcessor as Processor\n", encoding="utf-8")
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    settings["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForImageTextToText": "evil.Model", "AutoProcessor": "evil.Processor"}
+    settings["auto_map"] = {"AutoConfig": "evil.Config", "AutoProcessor": "evil.Processor"}
     (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
 
     class Evil:
@@ -257,6 +257,15 @@ def test_a_models_own_code_runs_only_when_the_command_says_so(mmft, strange, tmp
     monkeypatch.setenv("MMFT_TRUST_REMOTE_CODE", "")
     code, _, err = mmft(*TINY_RUN, f"model.path={strange}")
     assert code == 0 and not (tmp_path / "mark").exists(), err  # transformers' own class does
+
+
+def test_the_flag_lets_it_run_and_is_recorded(strange, tmp_path):
+    env = {**os.environ, "HF_HOME": str(tmp_path / "hf")}
+    words = [*TINY_RUN, f"model.path={strange}", f"run_dir={tmp_path / 'run'}", f"output_dir={tmp_path / 'out'}", "--trust-remote-code"]
+    done = subprocess.run([sys.executable, "-m", "mmft", *words], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "mark").exists() and "--trust-remote-code" in json.loads((tmp_path / "run" / "env.json").read_text(encoding="utf-8"))["notes"][0]
+    assert "trust_remote_code" not in (tmp_path / "run" / "snapshot.yaml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("file", ["experiment", "model.processor", "command"])
