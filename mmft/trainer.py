@@ -11,7 +11,8 @@ from .config import arguments
 from .distributed import share, world_size
 from .errors import UserError
 from .evaluation import Evaluator
-from .fields import EARLY_STOPPING, training_arguments
+from .fields import OWN_TRAINER, training_arguments
+from .folding import micro_batches
 from .objective import supervised_loss
 
 # TrainingArguments' older names that mmft's own yaml uses, since every supported release has them, and what 5.2x calls them.
@@ -24,15 +25,44 @@ RENAMED = {
 class SupervisedTrainer(Trainer):
     """Trainer whose loss is the mean over supervised tokens of the whole (accumulated, distributed) batch."""
 
-    def __init__(self, *args: Any, evaluator: Evaluator | None, generate: bool, **kwargs: Any):
+    def __init__(self, *args: Any, evaluator: Evaluator | None, generate: bool, seat: Any = None, folded: int | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.folded = folded  # rows of one of the micro-batches that are computed as one (mmft/folding.py)
+        self.seat = seat  # in a group that is trained together (joint/group.py)
         self.evaluator, self.generate = evaluator, generate
         self.model_accepts_loss_kwargs = True  # have the Trainer count supervised tokens over the accumulated batch
         self.loss_is_scaled_for_ga = True  # the loss below is already divided by that count
         self.supervised_tokens = 0
+        self.weights: int | None = None
         self.losses: list[Any] = []  # of the micro-batches since the last optimizer step
         self.row_ids: list[str] = []
         self.add_callback(FiniteStep(self))
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if (stream := getattr(self.model, "dropout_stream", None)) is not None:
+            stream.at = (self.state.global_step, len(self.losses))
+            stream.parts = micro_batches(inputs["attention_mask"], self.folded) if self.folded else []
+        if self.seat is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers
+            self.optimizer.train()
+        inputs = self._prepare_inputs(inputs)
+        self.row_ids += inputs.pop("row_ids", [])
+        loss, count = self.seat.step(self, inputs, num_items_in_batch)
+        self.supervised_tokens += count
+        self.losses.append(loss)
+        return loss
+
+    def floating_point_ops(self, inputs):
+        """transformers' own estimate, 6 x weights x tokens; the weights are counted once, not at every step."""
+        if self.weights is None:
+            self.weights = self.model.num_parameters(exclude_embeddings=True)
+        return 6 * self.weights * inputs["input_ids"].numel()
+
+    def scaled(self, loss: Any) -> Any:
+        """The loss as its gradient is taken: fp16 gradients need a scale."""
+        return loss if self.accelerator.scaler is None else self.accelerator.scaler.scale(loss)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self.row_ids += inputs.pop("row_ids", [])
@@ -92,7 +122,7 @@ def whole_weights(trainer: Trainer) -> dict[str, Any] | None:
 def training_settings(trainer: dict[str, Any], **managed: Any) -> tuple[TrainingArguments, list[TrainerCallback]]:
     """TrainingArguments from the trainer group, and the callbacks its early-stopping keys ask for. Errors raised: UserError."""
     known = training_arguments()
-    values = arguments({k: v for k, v in trainer.items() if k not in EARLY_STOPPING}, known)
+    values = arguments({k: v for k, v in trainer.items() if k not in OWN_TRAINER}, known)
     for old, new in RENAMED.items():
         if old in values and new in known:  # the value of the new name wins when both are given
             values = {new: values.pop(old), **values}

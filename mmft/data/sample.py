@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +61,12 @@ class Sample:
         """The images, RGB. Errors raised: ImageError naming the file, also one that is not what it was when it was prepared."""
         hashes = self.sha256 or (None,) * len(self.images)
         return [open_image(path, sha256=sha256) for path, sha256 in zip(self.image_paths, hashes, strict=True)]
+
+    @cached_property
+    def content(self) -> str:
+        """sha256 of what shapes this row's tokens: its messages and images."""
+        told = json.dumps([self.messages, self.sha256], ensure_ascii=False)
+        return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def answer_text(self) -> str:
