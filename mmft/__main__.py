@@ -46,6 +46,7 @@ def quiet_libraries() -> None:
     """mmft's own lines on stdout, plain; libraries speak up only with warnings."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.addFilter(lambda record: not getattr(record, "kept", False))  # of interest in the run's own log alone
     log = logging.getLogger("mmft")
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO if is_main() else logging.WARNING)

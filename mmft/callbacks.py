@@ -67,9 +67,10 @@ class Progress(ProgressCallback):
 
     SHOWN = {"loss": "loss", "eval_loss": "eval loss", "eval_exact_match": "exact match", "learning_rate": "lr", "grad_norm": "|grad|"}
 
-    def __init__(self):
+    def __init__(self, seat: Any = None):
         super().__init__()
-        self.terminal = sys.stderr.isatty()
+        self.seat = seat  # of a point trained in step with others: their lines are one
+        self.terminal = sys.stderr.isatty() and seat is None
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.began = time.time()
@@ -94,7 +95,10 @@ class Progress(ProgressCallback):
             return
         left = (time.time() - self.began) / max(state.global_step, 1) * (state.max_steps - state.global_step)
         words = "  ".join(f"{name} {value}" for name, value in values.items())
-        log.info("step %*d/%d  %s  %s left", len(str(state.max_steps)), state.global_step, state.max_steps, words, clock(left))
+        line = f"step {state.global_step:{len(str(state.max_steps))}d}/{state.max_steps}  {words}  {clock(left)} left"
+        log.info(line, extra={"kept": self.seat is not None})
+        if self.seat is not None and "loss" in values:
+            self.seat.say(state.global_step, state.max_steps, values["loss"], clock(left))
 
 
 def clock(seconds: float) -> str:

@@ -112,7 +112,10 @@ class evaluating:
 
 
 def to_device(batch: dict[str, Any], device: Any) -> dict[str, Any]:
-    return {k: v.to(device) if hasattr(v, "to") else v for k, v in batch.items()}
+    """The batch with every tensor in it, also in nested ones, on `device`."""
+    from accelerate.utils import send_to_device
+
+    return send_to_device(batch, device)
 
 
 class Subset(Sequence):

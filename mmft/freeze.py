@@ -23,6 +23,8 @@ def freeze(model: Any) -> list[str]:
     flagged = _checkpointed_layers(model) if modules != [model] else []
 
     def train(self: Any, mode: bool = True) -> Any:
+        if mode and self.training and modules[0].training:
+            return self  # asked at every step
         type(self).train(self, False)
         if mode:
             self.training = True

@@ -25,9 +25,13 @@ def sweep(command: cli.Command) -> int:
     for word, head in heads.items():
         if head.startswith(("hydra.", "hydra/")) and not head.startswith(OURS):
             raise UserError(f"{word}: not for sweeps; their directory is output_dir/sweeps/NAME, and name=WORD names it")
-    cfg = config.compose_hydra(config.first_values(command.overrides), command.config_dir, command.config_name)
+    words = config.first_values(command.overrides)
+    if not any(head == "hydra/launcher" for head in heads.values()):
+        words = ["hydra/launcher=joint", *words]
+    cfg = config.compose_hydra(words, command.config_dir, command.config_name)
     choices = cfg.hydra.runtime.choices
-    launch = None if choices["hydra/launcher"] == "basic" else Carried(cfg)
+    chosen = choices["hydra/launcher"]
+    launch = config.build(cfg.hydra.launcher) if chosen == "joint" else sweeping.here if chosen == "basic" else Carried(cfg)
     # where and in which order points run says nothing about what they are
     bare = dataclasses.replace(command, overrides=[word for word, head in heads.items() if not head.startswith("hydra")])
     if choices["hydra/sweeper"] == "basic":

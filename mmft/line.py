@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .distributed import is_main
-from .errors import Pruned
+from .errors import Pruned, UserError
 from .run import Run
 
 log = logging.getLogger("mmft")
@@ -34,6 +34,7 @@ class Line:
     base: list[dict[str, Any]] = field(default_factory=list)
     tuned: list[dict[str, Any]] = field(default_factory=list)
     times: dict[str, float] = field(default_factory=dict)
+    cache: Any = None  # features/cache.py, where what is frozen is computed once
 
     def load(self) -> None:
         """Read weights and processor, build collator and evaluator, look at the first row."""
@@ -63,6 +64,25 @@ class Line:
         self.run.write_json("env.json", environment(self.loaded, self.prepared, self.settings["seed"]))
         self.logger.start(self.run.path, self.run.name, self.settings)
         self.times["load"] = time.time() - started
+        if not self.loaded.quantized:  # preparing a quantised model for training casts some of its weights: cached behind that
+            self.cache_features()
+
+    def cache_features(self) -> None:
+        """Where the vision part is frozen: its features of the held-out images, and from here on batches made of features."""
+        from .features.cache import CachedCollator, Remembered
+        from .features.plan import needed, opened
+
+        started = time.time()
+        self.cached_rows = needed(self.settings, len(self.rows))
+        self.cache = opened(self.settings, self.loaded, self.plan, self.collator, self.prepared, self.rows, self.cached_rows, self.shared)
+        if self.cache is not None:
+            self.collator = CachedCollator(self.collator, self.cache)
+            self.rows = self.shared.rows(self.prepared, lambda: Remembered(self.rows)) if self.shared else Remembered(self.rows)
+            if self.held_out is not None:
+                self.evaluator.collator = self.collator
+                for generation in (False, True)[: 1 + self.collator.generates]:
+                    self.cache.fill(self.held_out, generation)
+        self.times["cache"] = time.time() - started
 
     def measure_base(self) -> None:
         """The untouched model on the held-out rows, before an adapter or a training step can change it."""
@@ -102,23 +122,29 @@ class Line:
         from .trainer import SupervisedTrainer, training_settings, whole_weights
 
         set_seed(self.settings["seed"])
-        model = self.loaded.model
+        model, seat = self.loaded.model, self.shared.seat if self.shared else None
         if self.loaded.quantized:
             from peft import prepare_model_for_kbit_training
 
             given = self.settings["trainer"]
             checkpointing = bool(given.get("activation_checkpointing") or given.get("gradient_checkpointing"))
             model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
-        self.model = lora.attach(model, self.plan)
+        self.model = lora.attach(model, self.plan, self.settings["seed"])
         freeze(self.model)
+        if self.loaded.quantized:
+            self.cache_features()
+        if self.cache is not None:
+            self._cache_training_rows()
         self.plan_report = lora.report(self.model, self.plan)
         self.run.write_json("lora_plan.json", self.plan_report)
-        if is_main():
+        if is_main() and seat is None:
             terminal.show(terminal.plan_table(self.plan_report))
 
         full = self.plan.method == "full"
         precision = mixed_precision(self.loaded.dtype, self.loaded.device, full)
         trainer_settings = {**precision, **self.settings["trainer"]}
+        if self.cache is not None:
+            trainer_settings |= {"dataloader_num_workers": 0}  # nothing is left for workers to do
         args, callbacks = training_settings(
             trainer_settings,
             output_dir=str(self.run / "checkpoints"),
@@ -145,11 +171,12 @@ class Line:
             callbacks=callbacks,
             evaluator=getattr(self, "evaluator", None),
             generate=evaluation["generate"],
+            seat=seat,
         )
         self.trainer.remove_callback(PrinterCallback)
         self.trainer.remove_callback(ProgressCallback)
         if not args.disable_tqdm:
-            self.trainer.add_callback(Progress)
+            self.trainer.add_callback(Progress(seat))
         started = time.time()
         result = self.trainer.train()
         self.times["train"] = time.time() - started
@@ -159,9 +186,26 @@ class Line:
             "steps": self.trainer.state.global_step,
             "samples_per_second": result.metrics["train_samples_per_second"],
             "train_loss": {"first": history[0] if history else None, "last": history[-1] if history else None},
+            "trained_together": seat.size if seat else 1,  # the time and the memory are those of so many points at once
             "supervised_tokens": int(total(self.trainer.supervised_tokens)),
             "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         }
+
+    def _cache_training_rows(self) -> None:
+        """All of them, where all will be seen; else each when its turn comes."""
+        from tqdm import tqdm
+
+        from .features.plan import live
+
+        self.model.train()
+        if (reason := live(self.model)) is not None:
+            raise UserError(f"vision_cache: {reason}, so features cannot be kept; use vision_cache=off")
+        self.model.eval()
+        started = time.time()
+        if self.cached_rows == len(self.rows):
+            bar = None if is_main() and len(self.rows) > 64 else True
+            self.cache.fill(tqdm((self.rows[i] for i in range(len(self.rows))), total=len(self.rows), desc="features", leave=False, disable=bar), False)
+        self.times["cache"] += time.time() - started
 
     def measure_tuned(self) -> None:
         """Save what was trained, then measure it on the same held-out rows as the base."""
@@ -196,6 +240,9 @@ class Line:
         write_markdown(self.run.path)
         self.logger.finish("finished")
         self.run.write_text("DONE", "")
+        if self.shared and self.shared.seat:
+            log.info("%-14s eval loss %s, report %s", "finished", self.summary["eval_loss"], self.run / "report.html")
+            return
         tables = [terminal.results_table(self.summary)] if self.tuned else []
         terminal.show(*tables, terminal.summary_table(self.summary))
         log.info("report         %s", self.run / "report.html")

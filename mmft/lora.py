@@ -158,14 +158,19 @@ def target_pattern(names: Iterable[str]) -> str:
     return pattern
 
 
-def attach(model: Any, plan: Plan) -> Any:
-    """The model with its adapter (PeftModel), or itself with the parts of `scope` trainable. Errors raised: UserError."""
+def attach(model: Any, plan: Plan, seed: int = 0) -> Any:
+    """The model with its adapter (PeftModel), or itself with the parts of `scope` trainable. Errors raised: UserError.
+
+    seed: of the adapter's dropout; where training stands is told to the model's `dropout_stream` (mmft/dropout.py).
+    """
     if plan.method == "full":
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(part_of(name) in SCOPES[plan.scope])
         return model
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
+
+    from .dropout import seed_dropout
 
     settings = {k: v for k, v in plan.settings.items() if v is not None}
     settings = arguments(settings, lora_config())
@@ -186,6 +191,7 @@ def attach(model: Any, plan: Plan) -> Any:
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # half-precision trained copies lose small steps (modules_to_save)
+    peft_model.dropout_stream = seed_dropout(peft_model, seed)
     return peft_model
 
 

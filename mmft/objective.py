@@ -9,14 +9,22 @@ from .collators.base import IGNORE
 
 
 def supervised_loss(model: Any, batch: dict[str, Any], label_smoothing: float = 0.0) -> tuple[Any, Any]:
-    """(sum of the loss over supervised tokens, their number), both 0-d tensors.
+    """(sum of the loss over supervised tokens, their number), both 0-d tensors."""
+    import torch.nn.functional as F
+
+    logits, targets, keep = supervised_logits(model, batch)
+    loss = F.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum", label_smoothing=label_smoothing)
+    return loss, keep.sum()
+
+
+def supervised_logits(model: Any, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """(logits (n, V), the tokens they are to predict (n,), where they stand (B, S)) of the n supervised tokens of a batch.
 
     The token at position i is predicted from position i-1, so logits are kept where the NEXT label is one. The language
-    head then sees n supervised positions instead of B x S: (n, V) logits. A model that takes no `logits_to_keep` gives
-    all logits, and the same positions are picked from them.
+    head then sees n supervised positions instead of B x S. A model that takes no `logits_to_keep` gives all logits, and
+    the same positions are picked from them.
     """
     import torch
-    import torch.nn.functional as F
 
     inputs = {k: v for k, v in batch.items() if k not in ("labels", "row_ids")}
     labels = batch["labels"]
@@ -29,8 +37,7 @@ def supervised_loss(model: Any, batch: dict[str, Any], label_smoothing: float = 
         logits = logits[keep]
     if logits.shape[0] != targets.shape[0]:
         raise RuntimeError(f"{type(model).__name__} gave {logits.shape[0]} logits for {targets.shape[0]} supervised tokens")
-    loss = F.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum", label_smoothing=label_smoothing)
-    return loss, keep.sum()
+    return logits, targets, keep
 
 
 def takes_logits_to_keep(model: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ from .sweep import Point, Sweep, point_name
 log = logging.getLogger("mmft")
 
 
-def search(command: cli.Command, settings: Any, launch: sweeping.Launcher | None) -> int:
+def search(command: cli.Command, settings: Any, launch: sweeping.Launcher) -> int:
     """Exit code: 0, or 1 when a point failed. `settings`: hydra.sweeper. Errors raised: UserError before anything is written."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     from .__main__ import quiet_libraries
     from .search import library
-    from .shared import Shared
 
     quiet_libraries()
     library()
@@ -40,8 +38,7 @@ def search(command: cli.Command, settings: Any, launch: sweeping.Launcher | None
         own = [*fixed, *words]
         return home.enter([(config.compose(own, command.config_dir, command.config_name), own, point_name(own, keys))], first.objective)[0]
 
-    train = launch or functools.partial(sweeping.here, shared=Shared())
-    outcomes = study.run(enter, lambda points: train([sweeping.arguments(home, p) for p in points]))
+    outcomes = study.run(enter, lambda points: launch([sweeping.arguments(home, p) for p in points]))
     sweeping.leaderboard(home.path, first.objective)
     failed = {r["run"]: r for r in outcomes if r["status"] not in ("finished", "pruned")}
     for r in failed.values():

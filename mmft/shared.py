@@ -35,10 +35,12 @@ class Shared:
     data: dict[str, Any] = field(default_factory=dict)
     found: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
+    stores: dict[str, Any] = field(default_factory=dict)
     base_key: str | None = None
     base: Any = None
     digest: str | None = None
     loads: int = 0  # how often weights were read
+    seat: Any = None  # of a point that is trained in step with others (mmft/joint/)
 
     def prepared(self, cfg: Any) -> Any:
         """The prepared set, looked for once for each data config."""
@@ -49,11 +51,25 @@ class Shared:
             self.data[key] = prepared_data(cfg)
         return self.data[key]
 
+    def rows(self, prepared: Any, make: Any) -> Any:
+        """The training rows of a set, each read once for all points."""
+        key = key_of("rows", str(prepared.path), prepared.fingerprint)
+        if key not in self.data:
+            self.data[key] = make()
+        return self.data[key]
+
     def locate(self, family: Any) -> Any:
         """The model's files, hashed or asked for at the hub once for each model config."""
         key = key_of(type(family).__name__, dataclasses.asdict(family))
         if key not in self.found:
             self.found[key] = family.locate()
+        return self.found[key]
+
+    def skeleton(self, family: Any) -> Any:
+        """The model without weights, made once for each model config."""
+        key = key_of("skeleton", type(family).__name__, dataclasses.asdict(family))
+        if key not in self.found:
+            self.found[key] = family.skeleton(self.locate(family))
         return self.found[key]
 
     def load(self, family: Any, full_training: bool, located: Any) -> Any:
@@ -71,9 +87,16 @@ class Shared:
             self.base, self.base_key = family.load(located=located), key
             self.digest = weights_digest(self.base.model)
             self.loads += 1
-        tensors = [*self.base.model.parameters(), *self.base.model.buffers()]
-        model = copy.deepcopy(self.base.model, {id(t): t for t in tensors})
-        return dataclasses.replace(self.base, model=model, processor=copy.deepcopy(self.base.processor), notes=list(self.base.notes))
+        return dataclasses.replace(self.base, model=modules_over(self.base.model), processor=copy.deepcopy(self.base.processor), notes=list(self.base.notes))
+
+    def features(self, mode: str, settings: dict[str, Any], loaded: Any, collator: Any, make: Any) -> Any:
+        """The stores of image features and rows (features/plan.py), one pair for each base, processor and collator."""
+        from .features.plan import identities
+
+        key = key_of(mode, settings["output_dir"], *identities(settings, loaded, collator))
+        if key not in self.stores:
+            self.stores[key] = make(mode, settings, loaded, collator)
+        return self.stores[key]
 
     def measure(self, key: str, measure: Any) -> Any:
         """`measure()`, once for each key."""
@@ -108,7 +131,13 @@ class Shared:
 
     def forget(self) -> None:
         self.base, self.base_key, self.digest = None, None, None
+        self.stores.clear()
         gc.collect()
+
+
+def modules_over(model: Any) -> Any:
+    """New modules over the same weights."""
+    return copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
 
 
 def weights_digest(model: Any) -> str:

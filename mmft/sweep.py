@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from greenlet import getcurrent
 from omegaconf import DictConfig, OmegaConf
 
 from .config import to_plain
@@ -25,7 +26,8 @@ from .run import Run, plain_name
 
 log = logging.getLogger("mmft")
 
-NOT_IDENTITY = ("run_dir", "output_dir", "name", "logger", "objective")  # where a run lies and who watches it change no result
+# where a run lies, who watches it and what it need not compute twice change no result
+NOT_IDENTITY = ("run_dir", "output_dir", "name", "logger", "objective", "vision_cache", "vision_cache_gb")
 EARLIER = "earlier"
 LONGEST = 100  # characters of a run's directory name
 
@@ -211,8 +213,11 @@ class PointLog(logging.Handler):
     def __init__(self, folder: Path):
         super().__init__()
         self.folder, self.waiting = folder, []
+        self.owner = getcurrent()  # points that are trained in step have one each
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getcurrent() is not self.owner:
+            return
         now = datetime.datetime.now().strftime("%H:%M:%S")
         self.waiting.append(f"{now}  {record.getMessage()}\n")
         if self.folder.is_dir():

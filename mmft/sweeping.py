@@ -22,7 +22,7 @@ Launcher = Callable[[list[tuple[str, list[str], str]]], list[dict[str, Any]]]
 NOT_IN_NAME = ("output_dir", "name", "logger", "objective", "model", "data", "experiment", "task")  # words that leave the sweep's name as it is
 
 
-def sweep(command: cli.Command, launch: Launcher | None = None) -> int:
+def sweep(command: cli.Command, launch: Launcher) -> int:
     """Exit code: 0 when every point is finished, 1 when one failed. Errors raised: UserError before anything is written."""
     from .__main__ import quiet_libraries
 
@@ -31,7 +31,7 @@ def sweep(command: cli.Command, launch: Launcher | None = None) -> int:
     todo = [p for p in points if home.status(p) != "finished"]
     log.info("%-14s %s", "sweep", home.path)
     log.info("%-14s %d, %d of them finished already", "points", len(points), len(points) - len(todo))
-    results = (launch or here)([arguments(home, p) for p in todo])
+    results = launch([arguments(home, p) for p in todo])
     failed = [r for r in results if r["status"] != "finished"]
     leaderboard(home.path, objective)
     for r in failed:

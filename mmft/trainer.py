@@ -24,15 +24,42 @@ RENAMED = {
 class SupervisedTrainer(Trainer):
     """Trainer whose loss is the mean over supervised tokens of the whole (accumulated, distributed) batch."""
 
-    def __init__(self, *args: Any, evaluator: Evaluator | None, generate: bool, **kwargs: Any):
+    def __init__(self, *args: Any, evaluator: Evaluator | None, generate: bool, seat: Any = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.seat = seat  # in a group that is trained together (joint/group.py)
         self.evaluator, self.generate = evaluator, generate
         self.model_accepts_loss_kwargs = True  # have the Trainer count supervised tokens over the accumulated batch
         self.loss_is_scaled_for_ga = True  # the loss below is already divided by that count
         self.supervised_tokens = 0
+        self.weights: int | None = None
         self.losses: list[Any] = []  # of the micro-batches since the last optimizer step
         self.row_ids: list[str] = []
         self.add_callback(FiniteStep(self))
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if (stream := getattr(self.model, "dropout_stream", None)) is not None:
+            stream.at = (self.state.global_step, len(self.losses))
+        if self.seat is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers
+            self.optimizer.train()
+        inputs = self._prepare_inputs(inputs)
+        self.row_ids += inputs.pop("row_ids", [])
+        loss, count = self.seat.step(self, inputs, num_items_in_batch)
+        self.supervised_tokens += count
+        self.losses.append(loss)
+        return loss
+
+    def floating_point_ops(self, inputs):
+        """transformers' own estimate, 6 x weights x tokens; the weights are counted once, not at every step."""
+        if self.weights is None:
+            self.weights = self.model.num_parameters(exclude_embeddings=True)
+        return 6 * self.weights * inputs["input_ids"].numel()
+
+    def scaled(self, loss: Any) -> Any:
+        """The loss as its gradient is taken: fp16 gradients need a scale."""
+        return loss if self.accelerator.scaler is None else self.accelerator.scaler.scale(loss)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self.row_ids += inputs.pop("row_ids", [])

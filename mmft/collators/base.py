@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ..data.sample import Sample
 
 IGNORE = -100  # torch.nn.CrossEntropyLoss's ignore_index: a label that carries no loss
+PIXELS = ("pixel_values", "pixel_attention_mask", "pixel_mask")  # what a vision part reads, and no other part does
 PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 
 
@@ -70,6 +71,10 @@ class Collator:
     # --- assembling ---------------------------------------------------------------------------------------------
 
     def _batch(self, samples: Sequence[Sample], generation: bool) -> dict[str, Any]:
+        return self.assemble(samples, *self.encode_checked(samples, generation), generation)
+
+    def encode_checked(self, samples: Sequence[Sample], generation: bool) -> tuple[list[Encoded], dict[str, Any]]:
+        """Rows and image tensors of samples, each row proved to fit its images. Errors raised: RowError."""
         for sample in samples:
             places = sum(part["type"] == "image" for message in sample.messages for part in message["content"])
             if places != len(sample.images):
@@ -86,6 +91,10 @@ class Collator:
             if not generation and all(label == IGNORE for label in row.labels[1:]):
                 raise RowError(sample.id, "no token of this row carries loss; its answer is empty")
         self._check_images(samples, rows, images, tensors)
+        return rows, tensors
+
+    def assemble(self, samples: Sequence[Sample], rows: list[Encoded], tensors: dict[str, Any], generation: bool) -> dict[str, Any]:
+        """The batch of encoded rows and of what stands for their images: image tensors, or features computed before."""
         batch = self._pad(rows, left=generation)
         if generation:
             del batch["labels"]
@@ -119,19 +128,20 @@ class Collator:
         return config.image_token_id if getattr(config, "image_token_id", None) is not None else config.image_token_index
 
     def _pad(self, rows: list[Encoded], left: bool) -> dict[str, Any]:
+        import numpy as np
         import torch
 
         length = max(len(row.ids) for row in rows)
 
-        def padded(values: list[int], fill: int) -> list[int]:
-            rest = [fill] * (length - len(values))
-            return rest + values if left else values + rest
+        def padded(values: list[Any], fill: int) -> Any:
+            out = np.full((len(values), length), fill, dtype=np.int64)
+            for line, own in zip(out, values):
+                line[length - len(own) if left else 0 : length if left else len(own)] = own
+            return torch.from_numpy(out)
 
         batch = {
-            "input_ids": [padded(r.ids, self.tokenizer.pad_token_id) for r in rows],
-            "attention_mask": [padded([1] * len(r.ids), 0) for r in rows],
-            "labels": [padded(r.labels, IGNORE) for r in rows],
+            "input_ids": padded([r.ids for r in rows], self.tokenizer.pad_token_id),
+            "attention_mask": padded([np.ones(len(r.ids), np.int64) for r in rows], 0),
+            "labels": padded([r.labels for r in rows], IGNORE),
         }
-        for key in rows[0].extra:
-            batch[key] = [padded(r.extra[key], 0) for r in rows]
-        return {key: torch.tensor(value, dtype=torch.long) for key, value in batch.items()}
+        return batch | {key: padded([r.extra[key] for r in rows], 0) for key in rows[0].extra}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +60,12 @@ class Sample:
     def load_images(self) -> list[Image.Image]:
         """The images, RGB. Errors raised: ImageError naming the file."""
         return [open_image(path) for path in self.image_paths]
+
+    @cached_property
+    def content(self) -> str:
+        """sha256 of what shapes this row's tokens: its messages and images."""
+        told = json.dumps([self.messages, self.sha256], ensure_ascii=False)
+        return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def answer_text(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ class Train:
         from ..loggers.base import Logger
         from ..trainer import training_settings
 
+        if gc.get_freeze_count() == 0:
+            gc.freeze()  # what was imported stays: the collections that libraries ask for need not look through it each time
         # Everything light is built and checked before a weight is read and before anything is written.
         settings = to_plain(cfg)
         family, logger = build(cfg.model), build(cfg.logger) if is_main() else Logger(hardware=False)
@@ -40,7 +43,7 @@ class Train:
         prepared = shared.prepared(cfg) if shared else prepared_data(cfg)
         rows, held_out = split_rows(prepared, settings["evaluation"])
         located = shared.locate(family) if shared else family.locate()
-        plan = lora.plan(family.skeleton(located), settings["lora"])
+        plan = lora.plan(shared.skeleton(family) if shared else family.skeleton(located), settings["lora"])
 
         words = [settings["name"] or Path(located.path.split(":")[-1]).name, "" if settings["name"] else prepared.manifest["name"]]
         run = Run(share(lambda: Run.create(settings["output_dir"], words, settings["run_dir"]).path))

@@ -1,0 +1,75 @@
+"""Dropout whose masks are a function of (seed, step, micro-batch, layer): the same however a run is stopped, joined or recomputed."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from typing import Any
+
+import numpy as np
+import torch
+
+from .distributed import rank
+
+LEVELS = 65536  # p is rounded to 16 bits, and what is kept is divided by exactly the share that is kept
+
+
+class Stream:
+    """What the dropout layers of one adapter share: the seed, and where training stands (`at`, set by the trainer).
+
+    Masks need no saved random state to go on after a stop, a layer that activation checkpointing computes twice drops the
+    same values twice, and adapters that are trained side by side draw what each would have drawn alone.
+    """
+
+    def __init__(self, seed: int):
+        self.seed, self.at = seed, (0, 0)
+        self._generators: dict[Any, torch.Generator] = {}
+
+    def key(self, layer: int) -> int:
+        """The seed of this layer's draws for this step; processes of one training draw apart."""
+        drawn = hashlib.blake2b(struct.pack("<5q", self.seed, *self.at, layer, rank()), digest_size=8).digest()
+        return int.from_bytes(drawn, "little") >> 1
+
+    def kept(self, layer: int, shape: torch.Size, device: torch.device, dropped: int) -> torch.Tensor:
+        """True (of `shape`) where a value stays; `dropped` of LEVELS do not.
+
+        On the CPU from numpy's SFC64, four to a draw: torch's own generator there takes several times as long, one by one.
+        """
+        if device.type == "cpu":
+            drawn = np.random.SFC64(self.key(layer)).random_raw(-(-shape.numel() // 4)).view(np.int16)[: shape.numel()]
+            return torch.from_numpy(drawn).view(shape) >= dropped - LEVELS // 2
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device)
+        generator = self._generators[device].manual_seed(self.key(layer))
+        return torch.randint(LEVELS, shape, generator=generator, device=device, dtype=torch.int32) >= dropped
+
+
+class SeededDropout(torch.nn.Module):
+    """torch.nn.Dropout, drawn from a Stream: each value is 0 with probability `p`, else divided by 1 - p."""
+
+    def __init__(self, p: float, stream: Stream, layer: int):
+        super().__init__()
+        self.p, self.stream, self.layer = p, stream, layer
+        self.dropped = round(p * LEVELS)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.dropped == 0:
+            return x
+        kept = self.stream.kept(self.layer, x.shape, x.device, self.dropped)
+        return torch.where(kept, x, 0.0).mul_(LEVELS / max(LEVELS - self.dropped, 1))
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+def seed_dropout(model: Any, seed: int) -> Stream:
+    """Give the dropout of every LoRA layer of a PeftModel masks of its own; the layers are numbered in the model's order."""
+    from peft.tuners.lora import LoraLayer
+
+    stream = Stream(seed)
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    for number, layer in enumerate(layers):
+        for name, dropout in layer.lora_dropout.items():
+            if isinstance(dropout, torch.nn.Dropout):
+                layer.lora_dropout[name] = SeededDropout(dropout.p, stream, number)
+    return stream

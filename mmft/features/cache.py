@@ -1,0 +1,130 @@
+"""Cache: the rows of a run as tokens and its images as features, each computed once; CachedCollator makes batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+from ..collators.base import Collator, Encoded
+from .images import Taken, generates_from_features
+from .store import Store
+
+REMEMBERED = 16384  # rows; their texts take some megabytes
+CHUNK = {"cpu": 8, "cuda": 32}  # rows read and images computed at once; more pays on neither
+
+
+class Cache:
+    """`images`: features by the sha256 of an image file. `rows`: token ids, labels and per-token values by row content.
+
+    Both stores are made for one model, processor and collator (features/plan.py). The model is used in eval mode and
+    without gradients, as it was loaded; what an adapter adds lies behind the features.
+    """
+
+    def __init__(self, collator: Collator, model: Any, taken: Taken, images: Store, rows: Store):
+        self.collator, self.model, self.taken, self.images, self.rows = collator, model, taken, images, rows
+        self.chunk = CHUNK.get(model.device.type, CHUNK["cpu"])
+
+    def fill(self, samples: Iterable[Any], generation: bool) -> None:
+        """Compute what is missing of these samples, chunk by chunk, the next one read while the model computes."""
+        with self.images.building(), self.rows.building(), ThreadPoolExecutor(1) as reader:
+            waiting = None
+            for group, new in self._groups(samples, generation):
+                upcoming = reader.submit(self.collator.encode_checked, group, generation)
+                if waiting:
+                    self._keep(*waiting, generation)
+                waiting = (group, new, upcoming)
+            if waiting:
+                self._keep(*waiting, generation)
+
+    def _groups(self, samples: Iterable[Any], generation: bool) -> Iterator[tuple[list[Any], bool]]:
+        """Chunks of samples that are not known yet: those with an image whose features are missing, and those without one."""
+        groups: dict[bool, list[Any]] = {True: [], False: []}
+        coming: set[str] = set()
+        for sample in samples:
+            missing = [s for s in sample.sha256 if s not in self.images and s not in coming]
+            new = bool(missing)
+            if not new and row_key(sample, generation) in self.rows:
+                continue
+            coming.update(missing)
+            groups[new].append(sample)
+            if len(groups[new]) == self.chunk:
+                yield groups[new], new
+                groups[new] = []
+        for new in (True, False):
+            if groups[new]:
+                yield groups[new], new
+
+    def _keep(self, group: list[Any], new: bool, encoded: Any, generation: bool) -> None:
+        rows, tensors = encoded.result()
+        self.rows.add({row_key(s, generation): packed(row) for s, row in zip(group, rows, strict=True)})
+        if new:
+            names = [sha for sample in group for sha in sample.sha256]
+            self.images.add(dict(zip(names, self.taken.compute(self.model, tensors, len(names)), strict=True)))
+
+    def ensure(self, samples: Sequence[Any], generation: bool) -> None:
+        """The same for one batch; free when all of it is known."""
+        if any(row_key(s, generation) not in self.rows or any(i not in self.images for i in s.sha256) for s in samples):
+            self.fill(samples, generation)
+
+
+class CachedCollator:
+    """A collator whose batches hold image features in place of pixels; otherwise the collator it was made of."""
+
+    def __init__(self, collator: Collator, cache: Cache):
+        self.collator, self.cache = collator, cache
+        self.generates = generates_from_features(cache.model)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.collator, name)
+
+    def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
+        return self._batch(samples, generation=False)
+
+    def prompt(self, samples: Sequence[Any]) -> dict[str, Any]:
+        return self._batch(samples, generation=True) if self.generates else self.collator.prompt(samples)
+
+    def _batch(self, samples: Sequence[Any], generation: bool) -> dict[str, Any]:
+        wanted = [row_key(s, generation) for s in samples]
+        last, batch = self.cache.rows.last
+        if wanted != last:  # points that are trained in step, in one order, ask for the same batch one after the other
+            batch = self._make(samples, generation)
+            self.cache.rows.last = wanted, batch
+        return {**batch, "row_ids": [s.id for s in samples]} if "row_ids" in batch else dict(batch)
+
+    def _make(self, samples: Sequence[Any], generation: bool) -> dict[str, Any]:
+        self.cache.ensure(samples, generation)
+        rows = [unpacked(self.cache.rows[row_key(s, generation)]) for s in samples]
+        images = [self.cache.images[sha] for s in samples for sha in s.sha256]
+        return self.collator.assemble(samples, rows, self.cache.taken.inputs(images), generation)
+
+
+def row_key(sample: Any, generation: bool) -> str:
+    return f"{sample.content}{'?' if generation else ''}"
+
+
+class Remembered(Sequence):
+    """Rows that are read from their file once; the last of them are kept, and the runs of one process share them."""
+
+    def __init__(self, rows: Sequence[Any]):
+        self.rows = rows
+        self._row = lru_cache(maxsize=REMEMBERED)(rows.__getitem__)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._row(index)
+
+
+def packed(row: Encoded) -> dict[str, Any]:
+    import torch
+
+    kinds = {"ids": row.ids, "labels": row.labels, **{f"extra.{k}": v for k, v in row.extra.items()}}
+    return {k: torch.tensor(v, dtype=torch.int32) for k, v in kinds.items()}
+
+
+def unpacked(entry: dict[str, Any]) -> Encoded:
+    extra = {k.removeprefix("extra."): v.numpy() for k, v in entry.items() if k.startswith("extra.")}
+    return Encoded(entry["ids"].numpy(), entry["labels"].numpy(), extra)
