@@ -54,7 +54,7 @@ def commands() -> list[Shown]:
                     found[Shown(page, words)] = None
         prose = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
         for line in re.findall(r"`((?:mmft|python -m mmft) [^`]+)`", prose):
-            if not re.search(r"\.\.\.|VERB|key=value", line):
+            if not re.search(r"\.\.\.|VERB|key=value|^mmft -m$", line):
                 found[Shown(page, words_of(" ".join(line.split())) or ())] = None
     return list(found)
 

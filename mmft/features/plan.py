@@ -112,7 +112,7 @@ def identities(settings: dict[str, Any], loaded: Any, collator: Any) -> tuple[di
 
 def _stores(mode: str, settings: dict[str, Any], loaded: Any, collator: Any) -> tuple[Store, Store]:
     described = identities(settings, loaded, collator)
-    folders = [None, None]
+    folders: list[Path | None] = [None, None]
     if mode == "disk":
         folders = [_home(settings) / f"{kind}-{key_of(d)}" for kind, d in zip(("images", "rows"), described)]
     return Store(folders[0], described[0]), Store(folders[1], described[1])
