@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from .distributed import rank
 
@@ -23,24 +24,35 @@ class Stream:
 
     def __init__(self, seed: int):
         self.seed, self.at = seed, (0, 0)
+        # (rows, longest row) of the micro-batches that a batch was folded from: each gets the masks it would have got alone
+        self.parts: list[tuple[int, int]] = []
         self._generators: dict[Any, torch.Generator] = {}
 
-    def key(self, layer: int) -> int:
-        """The seed of this layer's draws for this step; processes of one training draw apart."""
-        drawn = hashlib.blake2b(struct.pack("<5q", self.seed, *self.at, layer, rank()), digest_size=8).digest()
+    def mask(self, layer: int, x: torch.Tensor, dropped: int) -> torch.Tensor:
+        """True where a value of x stays; `dropped` of LEVELS do not."""
+        if not self.parts:
+            return self.kept(layer, 0, x.shape, x.device, dropped)
+        rows = x.view(sum(n for n, _ in self.parts), -1, x.shape[-1])  # some layers see rows x positions in one dimension
+        masks = [self.kept(layer, micro, torch.Size((n, length, x.shape[-1])), x.device, dropped) for micro, (n, length) in enumerate(self.parts)]
+        return torch.cat([F.pad(m, (0, 0, 0, rows.shape[1] - m.shape[1]), value=True) for m in masks]).view(x.shape)
+
+    def key(self, layer: int, micro: int) -> int:
+        """The seed of this layer's draws for a micro-batch of this step; processes of one training draw apart."""
+        step, first = self.at
+        drawn = hashlib.blake2b(struct.pack("<5q", self.seed, step, first + micro, layer, rank()), digest_size=8).digest()
         return int.from_bytes(drawn, "little") >> 1
 
-    def kept(self, layer: int, shape: torch.Size, device: torch.device, dropped: int) -> torch.Tensor:
-        """True (of `shape`) where a value stays; `dropped` of LEVELS do not.
+    def kept(self, layer: int, micro: int, shape: torch.Size, device: torch.device, dropped: int) -> torch.Tensor:
+        """The mask of one micro-batch, of `shape`.
 
         On the CPU from numpy's SFC64, four to a draw: torch's own generator there takes several times as long, one by one.
         """
         if device.type == "cpu":
-            drawn = np.random.SFC64(self.key(layer)).random_raw(-(-shape.numel() // 4)).view(np.int16)[: shape.numel()]
+            drawn = np.random.SFC64(self.key(layer, micro)).random_raw(-(-shape.numel() // 4)).view(np.int16)[: shape.numel()]
             return torch.from_numpy(drawn).view(shape) >= dropped - LEVELS // 2
         if device not in self._generators:
             self._generators[device] = torch.Generator(device)
-        generator = self._generators[device].manual_seed(self.key(layer))
+        generator = self._generators[device].manual_seed(self.key(layer, micro))
         return torch.randint(LEVELS, shape, generator=generator, device=device, dtype=torch.int32) >= dropped
 
 
@@ -55,7 +67,7 @@ class SeededDropout(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or self.dropped == 0:
             return x
-        kept = self.stream.kept(self.layer, x.shape, x.device, self.dropped)
+        kept = self.stream.mask(self.layer, x, self.dropped)
         return torch.where(kept, x, 0.0).mul_(LEVELS / max(LEVELS - self.dropped, 1))
 
     def extra_repr(self) -> str:

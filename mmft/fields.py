@@ -24,6 +24,8 @@ MANAGED_TRAINING_ARGUMENTS = (
 )
 # transformers.EarlyStoppingCallback's own arguments, kept beside TrainingArguments in the trainer group.
 EARLY_STOPPING = {"early_stopping_patience": "int | None", "early_stopping_threshold": "float"}
+# mmft's own keys of the trainer group: whether the micro-batches of a step are computed as one where memory allows.
+OWN_TRAINER = {**EARLY_STOPPING, "fold_accumulation": "str"}
 
 
 def _library_file(package: str, relative: str) -> Path | None:
@@ -57,7 +59,7 @@ def training_arguments() -> dict[str, str]:
     """name -> annotation of every key of the trainer group ({} when transformers cannot be read)."""
     own = _dataclass_fields(_class("transformers", "training_args.py", "TrainingArguments"))
     usable = {k: v for k, v in own.items() if k not in MANAGED_TRAINING_ARGUMENTS}
-    return {**usable, **EARLY_STOPPING} if usable else {}
+    return {**usable, **OWN_TRAINER} if usable else {}
 
 
 @cache

@@ -22,9 +22,12 @@ def freeze(model: Any) -> list[str]:
     modules = _trained_modules(model)
     flagged = _checkpointed_layers(model) if modules != [model] else []
 
+    set_before: list[bool] = []
+
     def train(self: Any, mode: bool = True) -> Any:
-        if mode and self.training and modules[0].training:
+        if mode and set_before and self.training:
             return self  # asked at every step
+        set_before[:] = [mode]
         type(self).train(self, False)
         if mode:
             self.training = True

@@ -81,7 +81,7 @@ class Line:
             if self.held_out is not None:
                 self.evaluator.collator = self.collator
                 for generation in (False, True)[: 1 + self.collator.generates]:
-                    self.cache.fill(self.held_out, generation)
+                    self.collator.fill(self.held_out, generation)
         self.times["cache"] = time.time() - started
 
     def measure_base(self) -> None:
@@ -115,6 +115,7 @@ class Line:
         from . import lora
         from .callbacks import Progress, Pruning, Recorder, Samples
         from .distributed import total
+        from .folding import folded
         from .freeze import freeze
         from .models.machine import mixed_precision
         from .report import terminal
@@ -145,6 +146,11 @@ class Line:
         trainer_settings = {**precision, **self.settings["trainer"]}
         if self.cache is not None:
             trainer_settings |= {"dataloader_num_workers": 0}  # nothing is left for workers to do
+        micro = None
+        if (merged := folded(trainer_settings, self.model, self.collator, self.rows)) > 1:
+            micro = trainer_settings["per_device_train_batch_size"]
+            trainer_settings |= {"per_device_train_batch_size": micro * merged, "gradient_accumulation_steps": 1}
+            log.info("%-14s the %d micro-batches of a step are computed as one", "batch", merged)
         args, callbacks = training_settings(
             trainer_settings,
             output_dir=str(self.run / "checkpoints"),
@@ -172,6 +178,7 @@ class Line:
             evaluator=getattr(self, "evaluator", None),
             generate=evaluation["generate"],
             seat=seat,
+            folded=micro,
         )
         self.trainer.remove_callback(PrinterCallback)
         self.trainer.remove_callback(ProgressCallback)
@@ -186,6 +193,7 @@ class Line:
             "steps": self.trainer.state.global_step,
             "samples_per_second": result.metrics["train_samples_per_second"],
             "train_loss": {"first": history[0] if history else None, "last": history[-1] if history else None},
+            "micro_batches_folded": merged,
             "trained_together": seat.size if seat else 1,  # the time and the memory are those of so many points at once
             "supervised_tokens": int(total(self.trainer.supervised_tokens)),
             "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
@@ -204,7 +212,7 @@ class Line:
         started = time.time()
         if self.cached_rows == len(self.rows):
             bar = None if is_main() and len(self.rows) > 64 else True
-            self.cache.fill(tqdm((self.rows[i] for i in range(len(self.rows))), total=len(self.rows), desc="features", leave=False, disable=bar), False)
+            self.collator.fill(tqdm((self.rows[i] for i in range(len(self.rows))), total=len(self.rows), desc="features", leave=False, disable=bar), False)
         self.times["cache"] += time.time() - started
 
     def measure_tuned(self) -> None:

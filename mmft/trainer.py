@@ -11,7 +11,8 @@ from .config import arguments
 from .distributed import share, world_size
 from .errors import UserError
 from .evaluation import Evaluator
-from .fields import EARLY_STOPPING, training_arguments
+from .fields import OWN_TRAINER, training_arguments
+from .folding import micro_batches
 from .objective import supervised_loss
 
 # TrainingArguments' older names that mmft's own yaml uses, since every supported release has them, and what 5.2x calls them.
@@ -24,8 +25,9 @@ RENAMED = {
 class SupervisedTrainer(Trainer):
     """Trainer whose loss is the mean over supervised tokens of the whole (accumulated, distributed) batch."""
 
-    def __init__(self, *args: Any, evaluator: Evaluator | None, generate: bool, seat: Any = None, **kwargs: Any):
+    def __init__(self, *args: Any, evaluator: Evaluator | None, generate: bool, seat: Any = None, folded: int | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.folded = folded  # rows of one of the micro-batches that are computed as one (mmft/folding.py)
         self.seat = seat  # in a group that is trained together (joint/group.py)
         self.evaluator, self.generate = evaluator, generate
         self.model_accepts_loss_kwargs = True  # have the Trainer count supervised tokens over the accumulated batch
@@ -39,6 +41,7 @@ class SupervisedTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         if (stream := getattr(self.model, "dropout_stream", None)) is not None:
             stream.at = (self.state.global_step, len(self.losses))
+            stream.parts = micro_batches(inputs["attention_mask"], self.folded) if self.folded else []
         if self.seat is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
@@ -46,7 +49,11 @@ class SupervisedTrainer(Trainer):
             self.optimizer.train()
         inputs = self._prepare_inputs(inputs)
         self.row_ids += inputs.pop("row_ids", [])
+        sync = self.accelerator.sync_gradients
         loss, count = self.seat.step(self, inputs, num_items_in_batch)
+        # accelerate keeps this flag once per process: another member, already accumulating its next step, has cleared it, and an
+        # optimizer that finds it cleared passes over its step in silence
+        self.accelerator.gradient_state._set_sync_gradients(sync)
         self.supervised_tokens += count
         self.losses.append(loss)
         return loss
@@ -119,7 +126,7 @@ def whole_weights(trainer: Trainer) -> dict[str, Any] | None:
 def training_settings(trainer: dict[str, Any], **managed: Any) -> tuple[TrainingArguments, list[TrainerCallback]]:
     """TrainingArguments from the trainer group, and the callbacks its early-stopping keys ask for. Errors raised: UserError."""
     known = training_arguments()
-    values = arguments({k: v for k, v in trainer.items() if k not in EARLY_STOPPING}, known)
+    values = arguments({k: v for k, v in trainer.items() if k not in OWN_TRAINER}, known)
     for old, new in RENAMED.items():
         if old in values and new in known:  # the value of the new name wins when both are given
             values = {new: values.pop(old), **values}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
 from ..collators.base import Collator, Encoded
-from .images import Taken, generates_from_features
+from .images import Taken, Uncacheable, generates_from_features
 from .store import Store
+
+log = logging.getLogger("mmft")
 
 REMEMBERED = 16384  # rows; their texts take some megabytes
 CHUNK = {"cpu": 8, "cuda": 32}  # rows read and images computed at once; more pays on neither
@@ -63,10 +66,8 @@ class Cache:
             names = [sha for sample in group for sha in sample.sha256]
             self.images.add(dict(zip(names, self.taken.compute(self.model, tensors, len(names)), strict=True)))
 
-    def ensure(self, samples: Sequence[Any], generation: bool) -> None:
-        """The same for one batch; free when all of it is known."""
-        if any(row_key(s, generation) not in self.rows or any(i not in self.images for i in s.sha256) for s in samples):
-            self.fill(samples, generation)
+    def knows(self, samples: Sequence[Any], generation: bool) -> bool:
+        return all(row_key(s, generation) in self.rows and all(i in self.images for i in s.sha256) for s in samples)
 
 
 class CachedCollator:
@@ -75,6 +76,16 @@ class CachedCollator:
     def __init__(self, collator: Collator, cache: Cache):
         self.collator, self.cache = collator, cache
         self.generates = generates_from_features(cache.model)
+        self.off = False
+
+    def fill(self, samples: Iterable[Any], generation: bool) -> None:
+        """Compute what is missing of these samples now; an image whose features cannot be told apart ends the caching, not the run."""
+        try:
+            if not self.off:
+                self.cache.fill(samples, generation)
+        except Uncacheable as error:
+            log.warning("%-14s off from here on: %s", "vision cache", error)
+            self.off = True
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.collator, name)
@@ -83,9 +94,14 @@ class CachedCollator:
         return self._batch(samples, generation=False)
 
     def prompt(self, samples: Sequence[Any]) -> dict[str, Any]:
-        return self._batch(samples, generation=True) if self.generates else self.collator.prompt(samples)
+        return self._batch(samples, generation=True)
 
     def _batch(self, samples: Sequence[Any], generation: bool) -> dict[str, Any]:
+        cached = self.generates or not generation
+        if cached and not self.cache.knows(samples, generation):
+            self.fill(samples, generation)
+        if self.off or not cached:
+            return self.collator.prompt(samples) if generation else self.collator(samples)
         wanted = [row_key(s, generation) for s in samples]
         last, batch = self.cache.rows.last
         if wanted != last:  # points that are trained in step, in one order, ask for the same batch one after the other
@@ -94,7 +110,6 @@ class CachedCollator:
         return {**batch, "row_ids": [s.id for s in samples]} if "row_ids" in batch else dict(batch)
 
     def _make(self, samples: Sequence[Any], generation: bool) -> dict[str, Any]:
-        self.cache.ensure(samples, generation)
         rows = [unpacked(self.cache.rows[row_key(s, generation)]) for s in samples]
         images = [self.cache.images[sha] for s in samples for sha in s.sha256]
         return self.collator.assemble(samples, rows, self.cache.taken.inputs(images), generation)

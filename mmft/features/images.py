@@ -28,6 +28,7 @@ class Taken:
     def __init__(self) -> None:
         self.output: Any = None  # the class of the model's output
         self.stacked = False  # (images, tokens, width) in one tensor, else one (tokens, width) tensor an image
+        self.none: dict[str, None] = {}  # pixels that the model's forward wants to be told are not there
         self.levels = 0  # further features that enter deeper layers (Qwen3-VL's deepstack)
 
     def compute(self, model: Any, tensors: dict[str, Any], n_images: int) -> list[dict[str, Any]]:
@@ -48,6 +49,8 @@ class Taken:
         for name, tensor in beside.items():
             if tensor.shape[0] != n_images:
                 raise Uncacheable(f"{type(model).__name__} takes {name}, which is not one value an image")
+        forward = inspect.signature(type(model).forward).parameters
+        self.none = {k: None for k in tensors if k in PIXELS and k in forward and forward[k].default is inspect.Parameter.empty}
         self.output, self.stacked = type(output), isinstance(pooled, torch.Tensor)
         deep = getattr(output, "deepstack_features", None) or []
         self.levels = len(deep)
@@ -71,4 +74,4 @@ class Taken:
         if self.levels:
             output["deepstack_features"] = [tuple(image[f"deep.{n}"] for image in images) for n in range(self.levels)]
         beside = [name for name in images[0] if name.startswith("input.")]
-        return {"mm_encoder_outputs": {"image": output}, **{n.removeprefix("input."): torch.cat([i[n] for i in images]) for n in beside}}
+        return {"mm_encoder_outputs": {"image": output}, **self.none, **{n.removeprefix("input."): torch.cat([i[n] for i in images]) for n in beside}}

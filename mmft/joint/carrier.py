@@ -18,16 +18,16 @@ PREFIX = "base_model.model."  # of module names in a PeftModel
 
 @dataclass
 class Rows:
-    """Whose rows stand where in the batch that is on its way: (member's number, how many rows), in order."""
+    """Whose rows stand where in the batch that is on its way: (member's number, how many rows, how long they are), in order."""
 
-    of: list[tuple[int, int]] = field(default_factory=list)
+    of: list[tuple[int, int, int]] = field(default_factory=list)
 
     def sizes(self, length: int) -> list[int]:
         """The same as lengths of a first dimension of `length`, which some layers flatten to rows x positions."""
-        total = sum(n for _, n in self.of)
+        total = sum(n for _, n, _ in self.of)
         if length % total:
             raise RuntimeError(f"a layer got {length} entries for {total} rows; the members' rows cannot be told apart in it")
-        return [n * (length // total) for _, n in self.of]
+        return [n * (length // total) for _, n, _ in self.of]
 
 
 class JointLinear(torch.nn.Module):
@@ -46,9 +46,14 @@ class JointLinear(torch.nn.Module):
         result = self.base_layer(x)
         pieces = []
         # split, not slices: the gradient of all pieces is put together once
-        for (member, _), own in zip(self.rows.of, x.split(self.rows.sizes(x.shape[0]))):
-            adapted = str(member) in self.members
-            pieces.append(delta(self.members[str(member)], own) if adapted else own.new_zeros(*own.shape[:-1], result.shape[-1]))
+        for (member, n, length), own in zip(self.rows.of, x.split(self.rows.sizes(x.shape[0]))):
+            if str(member) not in self.members:
+                pieces.append(own.new_zeros(*own.shape[:-1], result.shape[-1]))
+                continue
+            # only as long as the member's own batch is: dropout's masks are drawn for that shape, and the rest is padding
+            filled = own.view(n, -1, own.shape[-1])
+            added = delta(self.members[str(member)], filled[:, :length])
+            pieces.append(F.pad(added, (0, 0, 0, filled.shape[1] - length)).view(*own.shape[:-1], -1))
         return (result + torch.cat(pieces)).to(result.dtype)
 
 
@@ -86,9 +91,9 @@ def carrier(base: Any, members: dict[int, Any], rows: Rows, checkpointing: dict[
 
 def losses(model: Any, rows: Rows, batches: Sequence[tuple[int, dict[str, Any], float]]) -> list[tuple[Any, Any]]:
     """(sum of the loss over supervised tokens, their number) of each (member, batch, label smoothing), from one pass."""
-    rows.of = [(member, batch["input_ids"].shape[0]) for member, batch, _ in batches]
+    rows.of = [(member, *batch["input_ids"].shape) for member, batch, _ in batches]
     logits, targets, keep = supervised_logits(model, stacked([batch for _, batch, _ in batches]))
-    counts = [int(part.sum()) for part in keep.split([n for _, n in rows.of])]
+    counts = [int(part.sum()) for part in keep.split([n for _, n, _ in rows.of])]
     return [
         (F.cross_entropy(own.float(), wanted.to(own.device), reduction="sum", label_smoothing=smoothing), keep.new_tensor(n, dtype=torch.long))
         for own, wanted, n, (_, _, smoothing) in zip(logits.split(counts), targets.split(counts), counts, batches)
@@ -107,7 +112,9 @@ def stacked(batches: list[dict[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in first.items():
         parts = [batch[key] for batch in batches]
-        if key == "mm_encoder_outputs":
+        if value is None:
+            out[key] = None
+        elif key == "mm_encoder_outputs":
             out[key] = {kind: _joined([p[kind] for p in parts]) for kind in value}
         elif value.shape[:2] == first["input_ids"].shape:
             out[key] = torch.cat([F.pad(p, (0, length - p.shape[1]), value=FILL.get(key, 0)) for p in parts])

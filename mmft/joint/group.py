@@ -24,8 +24,8 @@ from typing import Any
 
 from greenlet import getcurrent, greenlet
 
+from ..folding import fitting
 from .carrier import Rows, carrier, losses
-from .memory import fitting
 
 log = logging.getLogger("mmft")
 
@@ -64,7 +64,10 @@ class Seat:
         Errors raised: whatever went wrong in the common pass, or KeyboardInterrupt.
         """
         self.posted = Posted(trainer, inputs, items)
+        state = trainer.accelerator.gradient_state  # one for all Accelerators of a process; a member ahead has set it for its next step
+        syncs = state.sync_gradients
         answer = self.group.leader.switch()
+        state._set_sync_gradients(syncs)
         if isinstance(answer, BaseException):
             raise answer
         return answer

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UserError
+from ..folding import ROOM, free_memory
 from ..shared import key_of
-from .memory import ROOM, adapter_bytes, free_memory
+from .memory import adapter_bytes
 
 # What each member has for itself; every other setting must be the same in a group.
 OWN = ("seed", "name", "run_dir", "objective", "generation", "evaluation")

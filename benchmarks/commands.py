@@ -1,0 +1,109 @@
+"""Every command the benchmark runs, in one place: what a user of mmft types, what the scripts beside are told, what peers are told."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .fixture import PROMPT, SIDE
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+LAYERS = {
+    "qwen2vl": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "llava": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "blip2": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
+}
+# Scripts by contender; a peer is run by the python of its own environment.
+SCRIPTS = {"plain": "plain.py", "plain_careful": "plain.py", "hand": "hand.py", "hand_merged": "hand.py", "trl": "trl_sft.py"}
+SCRIPTS |= {"llamafactory": "llamafactory.py", "swift": "swift.py"}
+PEERS = ("trl", "llamafactory", "swift")
+UNTRIED = ("llamafactory", "swift")  # written from their documentation and never run by the authors
+
+
+@dataclass(frozen=True)
+class Work:
+    """One training that every contender is to do alike. lr falls linearly to 0; AdamW without decay, clip at 1, fp32, no dropout."""
+
+    family: str
+    model: str
+    rows: str
+    epochs: int = 2
+    batch: int = 2
+    accumulation: int = 2
+    lr: float = 1e-3
+    r: int = 16
+    alpha: int = 32
+    seed: int = 42
+    checkpointing: bool = False
+
+    @property
+    def prompt(self) -> str:
+        return "" if self.family == "blip2" else PROMPT
+
+    @property
+    def targets(self) -> list[str]:
+        return LAYERS[self.family]
+
+
+@dataclass
+class Command:
+    """Words to run, and the directory its result is read from. `home`: mmft's output_dir, where caches lie."""
+
+    name: str
+    words: list[str]
+    out: Path
+    mmft: bool = False
+    runs: list[Path] = field(default_factory=list)
+
+
+@functools.cache
+def mmft_keys() -> frozenset[str]:
+    """The top-level keys of the mmft that is here."""
+    shown = subprocess.run([sys.executable, "-m", "mmft", "--cfg", "job"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return frozenset(line.split(":")[0] for line in shown.splitlines() if line[:1].isalpha())
+
+
+def mmft(work: Work, out: Path, home: Path, cache: str = "auto", ranks: list[int] | None = None) -> Command:
+    """`python -m mmft ...` into `out`; with `ranks`, a sweep over lora.r (`home`/sweeps/NAME)."""
+    words = [
+        f"model={work.family}", f"model.path={work.model}", "model.device=cpu", "model.dtype=fp32",
+        "data=table", f"data.path={work.rows}", "data.splits.validation=0", "evaluation.split=null", "logger=none",
+        f"lora.lora_alpha={work.alpha}", "lora.lora_dropout=0", f"lora.target_modules=[{','.join(work.targets)}]",
+        f"trainer.num_train_epochs={work.epochs}", f"trainer.per_device_train_batch_size={work.batch}",
+        f"trainer.gradient_accumulation_steps={work.accumulation}", f"trainer.learning_rate={work.lr}",
+        "trainer.lr_scheduler_type=linear", "trainer.warmup_steps=0", "trainer.logging_steps=1",
+        f"trainer.gradient_checkpointing={str(work.checkpointing).lower()}", f"seed={work.seed}", f"output_dir={home}",
+    ]  # fmt: skip
+    if work.prompt:
+        words += [f"data.prompt={work.prompt}"]
+    if work.family == "qwen2vl":
+        words += [f"model.processor={{min_pixels:{56 * 56},max_pixels:{SIDE * SIDE}}}"]  # as the fixture's processor; mmft's own yaml would take larger ones
+    if "vision_cache" in mmft_keys():
+        words += [f"vision_cache={cache}"]
+    if ranks:
+        words += [f"lora.r={','.join(map(str, ranks))}", f"name={out.name}"]
+        base = home / "sweeps" / out.name
+        return Command("mmft", ["-m", "mmft", "-m", *words], out, True, [base / f"lora.r-{r}" for r in ranks])
+    words += [f"lora.r={work.r}", f"run_dir={out / 'run'}"]
+    return Command("mmft", ["-m", "mmft", *words], out, True, [out / "run"])
+
+
+def script(name: str, work: Work, out: Path) -> Command:
+    """A script of contenders/ with its task.json written to `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    task: dict[str, Any] = dataclasses.asdict(work) | {"prompt": work.prompt, "targets": work.targets, "out": str(out)}
+    task |= {"merged": name == "hand_merged", "input_grads": name != "plain_careful"}
+    (out / "task.json").write_text(json.dumps(task, indent=1), encoding="utf-8")
+    return Command(name, [str(HERE / "contenders" / SCRIPTS[name]), str(out / "task.json")], out)
+
+
+def watched(command: Command, report: Path) -> Command:
+    """The same command under contenders/watch.py, which writes what reached the model to `report`."""
+    return dataclasses.replace(command, words=[str(HERE / "contenders" / "watch.py"), str(report), *command.words])

@@ -1,0 +1,114 @@
+"""Runs a contender and writes down what reached the model: the rows of every training batch, the first adapter, the losses.
+
+    python watch.py OUT.json -m mmft words ...          or          python watch.py OUT.json script.py task.json
+
+It looks at one door, the call of the transformers model that every contender makes (some replace its `forward`), and at
+`backward`; a contender cannot tell the difference, and is never timed here. FLOPs are counted from the first training batch on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+CLASSES = ("Qwen2VLForConditionalGeneration", "LlavaForConditionalGeneration", "Blip2ForConditionalGeneration")
+IGNORE = -100
+
+
+def short(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
+def adapter_hash(model: Any) -> str:
+    """Of every adapter matrix by its plain name; equal for two models whose adapters are equal to the last bit."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted((n.replace("base_model.model.", ""), p) for n, p in model.named_parameters() if "lora_" in n):
+        digest.update(name.encode() + parameter.detach().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def described(inputs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each row of a batch without its padding: a hash of its ids, one of what carries loss, its grid, and how much carries loss.
+
+    A supervised position is read from `labels`, or from the mask of the logits that are kept.
+    """
+    ids, mask, labels, keep = inputs["input_ids"], inputs["attention_mask"], inputs.get("labels"), inputs.get("logits_to_keep")
+    grids, rows = inputs.get("image_grid_thw"), []
+    for n in range(ids.shape[0]):
+        real = mask[n].bool()
+        if labels is not None:
+            target = [(p, int(v)) for p, v in enumerate(labels[n][real].tolist()) if v != IGNORE and p > 0]
+        else:
+            row = ids[n].tolist()
+            offset = int(real.int().argmax())  # rows that are padded on the left begin later
+            target = [(p + 1 - offset, row[p + 1]) for p, kept in enumerate(keep[n].tolist()) if kept]
+        row = ids[n][real].tolist()
+        grid = grids[n].tolist() if grids is not None else None
+        rows.append({"ids": short(row), "labels": short(target), "grid": grid, "tokens": len(row), "supervised": len(target)})
+    return rows
+
+
+def main() -> None:
+    out, *words = sys.argv[1:]
+    import torch
+    import transformers
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    seen: dict[str, Any] = {"adapter": None, "steps": [], "shapes": [], "features": 0, "pixels": 0}
+    rows: list[dict[str, Any]] = []
+    losses: list[float] = []
+
+    plain_call = torch.nn.Module.__call__
+    models = tuple(getattr(transformers, name) for name in CLASSES)
+
+    def call(self: Any, *args: Any, **inputs: Any) -> Any:
+        if isinstance(self, models) and torch.is_grad_enabled() and "input_ids" in inputs:
+            if seen["adapter"] is None:
+                seen["adapter"] = adapter_hash(self)
+                counter.__enter__()
+            rows.extend(described(inputs))
+            seen["shapes"].append(list(inputs["input_ids"].shape))
+            seen["features" if inputs.get("mm_encoder_outputs") else "pixels"] += 1
+        return plain_call(self, *args, **inputs)
+
+    def stepped(*_: Any) -> None:
+        seen["steps"].append({"loss": sum(losses), "rows": list(rows)})
+        rows.clear()
+        losses.clear()
+
+    plain_backward = torch.Tensor.backward
+
+    def backward(self: Any, *args: Any, **keys: Any) -> Any:
+        losses.append(self.item())
+        return plain_backward(self, *args, **keys)
+
+    torch.nn.Module.__call__ = call
+    torch.Tensor.backward = backward
+    register_optimizer_step_pre_hook(stepped)
+    try:
+        if words[0] == "-m":
+            sys.argv = words[1:]
+            sys.path.insert(0, "")
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = words
+            sys.path[0] = str(Path(words[0]).resolve().parent)
+            runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            raise
+    finally:
+        if seen["adapter"] is not None:
+            counter.__exit__(None, None, None)
+        seen["flops"] = counter.get_total_flops()
+        Path(out).write_text(json.dumps(seen), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

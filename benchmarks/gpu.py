@@ -1,0 +1,360 @@
+"""On a GPU: three models at their true shapes with random weights, and what each of mmft's parts adds, one rung at a time.
+
+    python -m benchmarks.gpu [--models qwen2vl llava blip2]        no network, within ten minutes
+    python -m benchmarks.gpu --tiny --device cpu                   the same code on small shapes: checks itself, measures nothing
+
+Rows are made up (random pixels, random words, equal lengths), and lie ready as tensors: reading and resizing photos is left out of
+every rung alike. What a rung has, all later rungs have, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import process
+from .commands import LAYERS
+
+QUESTION, ANSWER = 20, 16  # made-up tokens before and behind; the answer carries loss
+# Figures of the published configurations; what is not named is transformers' default for the class.
+QWEN = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+TRUE: dict[str, dict[str, Any]] = {
+    "qwen2vl": {
+        "text": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
+                 "vocab_size": 151936, "tie_word_embeddings": True, "max_position_embeddings": 32768, "rope_parameters": QWEN},
+        "vision": {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_size": 1536},
+        "side": 280,
+    },
+    "llava": {  # Qwen1.5-4B behind CLIP-L/336
+        "text": {"model_type": "qwen2", "hidden_size": 2560, "intermediate_size": 6912, "num_hidden_layers": 40, "num_attention_heads": 20,
+                 "num_key_value_heads": 20, "vocab_size": 151936, "max_position_embeddings": 32768},
+        "vision": {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+                   "num_attention_heads": 16, "image_size": 336, "patch_size": 14, "projection_dim": 768},
+        "side": 336,
+    },
+    "blip2": {  # OPT-2.7b behind ViT-g and a Q-Former
+        "text": {"model_type": "opt", "hidden_size": 2560, "ffn_dim": 10240, "num_hidden_layers": 32, "num_attention_heads": 32,
+                 "vocab_size": 50304, "word_embed_proj_dim": 2560, "dropout": 0.0},
+        "vision": {}, "qformer": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}, "side": 224,
+    },
+}  # fmt: skip
+TINY: dict[str, dict[str, Any]] = {
+    "qwen2vl": {
+        "text": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1,
+                 "vocab_size": 512, "tie_word_embeddings": True, "rope_parameters": QWEN | {"mrope_section": [2, 3, 3]}},
+        "vision": {"depth": 2, "embed_dim": 64, "num_heads": 4, "mlp_ratio": 4, "hidden_size": 64}, "side": 56,
+    },
+    "llava": {
+        "text": {"model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+                 "num_key_value_heads": 4, "vocab_size": 512},
+        "vision": {"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+                   "num_attention_heads": 2, "image_size": 56, "patch_size": 14, "projection_dim": 32},
+        "side": 56,
+    },
+    "blip2": {
+        "text": {"model_type": "opt", "hidden_size": 64, "ffn_dim": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 512,
+                 "word_embed_proj_dim": 64, "dropout": 0.0},
+        "vision": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56},
+        "qformer": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "encoder_hidden_size": 32,
+                    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+        "side": 56,
+    },
+}  # fmt: skip
+
+# --- models and rows ----------------------------------------------------------------------------------------------
+
+
+def built(family: str, shape: dict[str, Any], device: str, dtype: Any) -> Any:
+    """The model on the device, seeded; every image token and the padding stand at the end of the vocabulary."""
+    import torch
+    import transformers as t
+
+    last = shape["text"]["vocab_size"] - 1
+    if family == "qwen2vl":
+        vision = shape["vision"] | {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
+        ids = {"image_token_id": last, "video_token_id": last - 1, "vision_start_token_id": last - 2, "vision_end_token_id": last - 3}
+        config = t.Qwen2VLConfig(text_config=shape["text"] | {"pad_token_id": None}, vision_config=vision, tie_word_embeddings=True, **ids)
+    elif family == "llava":
+        config = t.LlavaConfig(vision_config=shape["vision"], text_config=shape["text"], image_token_id=last, vision_feature_layer=-2)
+    else:
+        config = t.Blip2Config(
+            vision_config=shape["vision"], qformer_config=shape["qformer"], text_config=shape["text"], num_query_tokens=32, image_token_index=last
+        )
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = t.AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    return model.eval()
+
+
+def rows(family: str, shape: dict[str, Any], n: int, dtype: Any) -> list[dict[str, Any]]:
+    """n made-up rows of batch size one, on the CPU: input_ids, attention_mask, labels and the image tensors."""
+    import torch
+
+    side, vocabulary = shape["side"], shape["text"]["vocab_size"]
+    places = {"qwen2vl": (side // 28) ** 2, "llava": (side // 14) ** 2, "blip2": 32}[family]
+    draw = torch.Generator().manual_seed(1)
+    made = []
+    for _ in range(n):
+        words = torch.randint(4, vocabulary - 8, (QUESTION + ANSWER,), generator=draw)
+        ids = torch.cat([torch.full((places,), vocabulary - 1), words])[None]
+        labels = ids.clone()
+        labels[:, :-ANSWER] = -100
+        row = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+        if family == "qwen2vl":
+            row["pixel_values"] = torch.randn((side // 14) ** 2, 3 * 2 * 14 * 14, generator=draw).to(dtype)
+            row["image_grid_thw"] = torch.tensor([[1, side // 14, side // 14]])
+            row["mm_token_type_ids"] = (ids == vocabulary - 1).long()
+        else:
+            row["pixel_values"] = torch.randn(1, 3, side, side, generator=draw).to(dtype)
+        made.append(row)
+    return made
+
+
+def batched(chosen: list[dict[str, Any]]) -> dict[str, Any]:
+    import torch
+
+    return {key: torch.cat([row[key] for row in chosen]) for key in chosen[0]}
+
+
+def moved(batch: Any, device: str) -> Any:
+    if isinstance(batch, dict):
+        return type(batch)(**{k: moved(v, device) for k, v in batch.items()}) if type(batch) is not dict else {k: moved(v, device) for k, v in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(moved(v, device) for v in batch)
+    return batch.to(device, non_blocking=True) if hasattr(batch, "to") else batch
+
+
+# --- the ladder ---------------------------------------------------------------------------------------------------
+
+
+class Ladder:
+    """Steps of 4 rows for each rung: what one optimizer step does, with adapters of the same start over the same weights."""
+
+    def __init__(self, family: str, shape: dict[str, Any], args: argparse.Namespace):
+        import torch
+
+        self.family, self.args, self.device = family, args, args.device
+        self.dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
+        self.base = built(family, shape, args.device, self.dtype)
+        self.rows = rows(family, shape, 16, self.dtype)
+        self.layers = rf".*language_model.*\.({'|'.join(LAYERS[family])})"
+        self.parameters = sum(p.numel() for p in self.base.parameters())
+
+    def rungs(self) -> dict[str, Callable[[], Callable[[int], tuple[float, int]]]]:
+        """Name -> what prepares it: a step that takes its number and returns (loss of the first member, samples)."""
+        found: dict[str, Callable[[], Callable[[int], tuple[float, int]]]] = {
+            "baseline": lambda: self.alone(),
+            "no tower gradients": lambda: self.alone(frozen=True),
+            "supervised logits": lambda: self.alone(frozen=True, supervised=True),
+            "cache": lambda: self.alone(frozen=True, supervised=True, cached=True),
+            "merged batches": lambda: self.alone(frozen=True, supervised=True, cached=True, merged=True),
+            "compiled": lambda: self.alone(frozen=True, supervised=True, cached=True, merged=True, compiled=True),
+        }
+        return found | {f"joint, K = {k}": lambda k=k: self.joint(k) for k in self.args.joint}
+
+    def peft(self, model: Any) -> Any:
+        import torch
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(2)
+        made = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=self.layers))
+        for p in made.parameters():
+            if p.requires_grad:
+                p.data = p.data.float()
+        return made
+
+    def features(self) -> list[dict[str, Any]]:
+        """The rows with features in place of pixels, as mmft keeps them."""
+        from mmft.features.images import Taken
+
+        self.taken = Taken()
+        kept = []
+        for row in self.rows:
+            tensors = {k: v for k, v in row.items() if k in ("pixel_values", "image_grid_thw")}
+            (entry,) = self.taken.compute(self.base, tensors, 1)
+            kept.append({k: v for k, v in row.items() if k not in tensors} | {"entry": entry})
+        return kept
+
+    def alone(self, frozen: bool = False, supervised: bool = False, cached: bool = False, merged: bool = False, compiled: bool = False) -> Any:
+        """One adapter, two micro-batches of two rows a step, or one of four."""
+        import torch
+
+        from mmft.freeze import freeze
+        from mmft.objective import supervised_loss
+        from mmft.shared import modules_over
+
+        model = modules_over(self.base)
+        if self.args.checkpointing and not frozen:
+            model.enable_input_require_grads()  # what tutorials write before gradient checkpointing
+        model = self.peft(model)
+        if frozen:
+            freeze(model)
+        if self.args.checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+        if compiled:
+            for layer in decoder_layers(model):
+                layer.compile(backend=self.args.backend)
+        data = self.features() if cached else self.rows
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+        width = 4 if merged else 2
+
+        def step(number: int) -> tuple[float, int]:
+            chosen = [data[(4 * number + i) % len(data)] for i in range(4)]
+            total = 0.0
+            for at in range(0, 4, width):
+                batch = moved(self.batch(chosen[at : at + width]), self.device)
+                with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
+                    if supervised:
+                        loss, _ = supervised_loss(model, batch)
+                        loss = loss / (4 * ANSWER)
+                    else:
+                        loss = model(**batch, num_items_in_batch=4 * ANSWER, use_cache=False).loss
+                loss.backward()
+                total = total + loss.detach()
+            torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            return float(total), 4
+
+        return step
+
+    def batch(self, chosen: list[dict[str, Any]]) -> dict[str, Any]:
+        if "entry" not in chosen[0]:
+            return batched(chosen)
+        return batched([{k: v for k, v in row.items() if k != "entry"} for row in chosen]) | self.taken.inputs([row["entry"] for row in chosen])
+
+    def joint(self, members: int) -> Any:
+        """K adapters over one pass of the base, four cached rows of each, as mmft trains the points of a sweep."""
+        import torch
+
+        from mmft.joint.carrier import Rows, carrier, losses
+        from mmft.shared import modules_over
+
+        data, order = self.features(), Rows()
+        models = {n: self.peft(modules_over(self.base)) for n in range(members)}
+        kwargs = {"use_reentrant": False} if self.args.checkpointing else None
+        whole = carrier(self.base, models, order, kwargs)
+        trained = [[p for p in m.parameters() if p.requires_grad] for m in models.values()]
+        optimizers = [torch.optim.AdamW(own, lr=1e-4) for own in trained]
+
+        def step(number: int) -> tuple[float, int]:
+            chosen = [data[(4 * number + i) % len(data)] for i in range(4)]
+            batches = [(n, moved(self.batch(chosen), self.device), 0.0) for n in models]
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
+                each = [loss / (4 * ANSWER) for loss, _ in losses(whole, order, batches)]
+            sum(each).backward()
+            for own, optimizer in zip(trained, optimizers):
+                torch.nn.utils.clip_grad_norm_(own, 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+            return float(each[0].detach()), 4 * members
+
+        return step
+
+
+def decoder_layers(model: Any) -> list[Any]:
+    """The layers of the language model; one by one, so that what depends on the rows is left outside of what is compiled."""
+    import torch
+
+    (found,) = [m for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and "language_model" in n and n.endswith(".layers")]
+    return list(found)
+
+
+def measured(prepare: Callable[[], Any], device: str, seconds: float) -> dict[str, Any]:
+    """First loss, the loss after three steps, samples a second after three steps of warming up, and the highest GPU memory in GB."""
+    import torch
+
+    cuda = device.startswith("cuda")
+    wait = torch.cuda.synchronize if cuda else lambda: None
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    step = prepare()
+    first = [step(n)[0] for n in range(3)]
+    wait()
+    started, samples, number = time.perf_counter(), 0, 3
+    while time.perf_counter() - started < seconds or number < 5:
+        samples += step(number)[1]
+        number += 1
+    wait()
+    took = time.perf_counter() - started
+    memory = torch.cuda.max_memory_allocated() / 1e9 if cuda else None
+    return {"first_loss": first[0], "third_loss": first[2], "samples_per_second": samples / took, "memory_gb": memory, "steps": number}
+
+
+def climb(family: str, args: argparse.Namespace, deadline: float) -> dict[str, Any]:
+    import torch
+
+    ladder = Ladder(family, (TINY if args.tiny else TRUE)[family], args)
+    print(f"\n{family}, {ladder.parameters / 1e6:.0f} M parameters, checkpointing {'on' if args.checkpointing else 'off'}", flush=True)
+    print("| rung | samples/s | against baseline | GPU memory, GB | first loss | third loss |\n|---|---|---|---|---|---|", flush=True)
+    found: dict[str, Any] = {"parameters": ladder.parameters, "rungs": {}}
+    for name, prepare in ladder.rungs().items():
+        if time.perf_counter() > deadline:
+            found["rungs"][name] = {"skipped": "out of time"}
+            print(f"| {name} | out of time | | | | |", flush=True)
+            continue
+        try:
+            m = measured(prepare, args.device, args.seconds)
+        except torch.OutOfMemoryError:
+            found["rungs"][name] = {"skipped": "out of memory"}
+            print(f"| {name} | out of memory | | | | |", flush=True)
+            continue
+        found["rungs"][name] = m
+        against = m["samples_per_second"] / found["rungs"].get("baseline", m).get("samples_per_second", float("nan"))
+        memory = "" if m["memory_gb"] is None else f"{m['memory_gb']:.1f}"
+        print(f"| {name} | {m['samples_per_second']:.2f} | {against:.2f} | {memory} | {m['first_loss']:.5f} | {m['third_loss']:.5f} |", flush=True)
+    found["odd"] = odd(found["rungs"], 1e-4 if args.device == "cpu" else 0.05)
+    for text in found["odd"]:
+        print(f"not the same work: {text}", flush=True)
+    return found
+
+
+def odd(rungs: dict[str, Any], tolerance: float) -> list[str]:
+    """Rungs whose losses leave the baseline's: fp32 agrees to 1e-4, bf16 to a few hundredths of losses of about ten."""
+    base = rungs["baseline"]
+    return [
+        f"{name}: {key.replace('_', ' ')} {m[key]:.5f}, baseline {base[key]:.5f}"
+        for name, m in rungs.items() if "first_loss" in m and "first_loss" in base
+        for key in ("first_loss", "third_loss") if not abs(m[key] - base[key]) <= tolerance
+    ]  # fmt: skip
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=TRUE, default=list(TRUE))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="small shapes: runs every rung, measures nothing of interest")
+    parser.add_argument("--joint", nargs="+", type=int, default=[2, 4, 8, 16])
+    parser.add_argument("--seconds", type=float, help="time of one rung (6; 0 with --tiny)")
+    parser.add_argument("--limit", type=float, default=540, help="seconds after which no further rung is begun")
+    parser.add_argument("--no-checkpointing", dest="checkpointing", action="store_false", help="gradient checkpointing off in every rung")
+    parser.add_argument("--backend", help="of torch.compile (inductor; aot_eager with --tiny)")
+    parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"))
+    args = parser.parse_args(words)
+    args.seconds = args.seconds if args.seconds is not None else 0.0 if args.tiny else 6.0
+    args.backend = args.backend or ("aot_eager" if args.tiny else "inductor")
+    import torch
+
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("torch sees no GPU here; --tiny --device cpu checks the script itself, and no figures come of it")
+    place = process.place() | {"gpu": torch.cuda.get_device_name() if args.device.startswith("cuda") else None}
+    print(f"commit {place['commit'][:12]}, {place['gpu'] or place['cpu']}, torch {place['torch']}, transformers {place['transformers']}, peft {place['peft']}")
+    if args.tiny:
+        print("a self-check on small shapes: these are no figures")
+    deadline = time.perf_counter() + args.limit
+    found = {}
+    for family in args.models:
+        found[family] = climb(family, args, deadline)
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "gpu.json").write_text(json.dumps({"place": place, "tiny": args.tiny, "models": found}, indent=1), encoding="utf-8")
+    return 1 if any(f["odd"] for f in found.values()) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,320 @@
+"""mmft against the plain Trainer loop, a loop written by hand, and peers: the same work, checked, in one run on one machine.
+
+    python -m benchmarks.speed [--photos FOLDER] [--peer trl=ENV/bin/python] [--only ROW] [--repeats 3] [--quick]
+
+Prints the table and writes speed.md and speed.json below --out. README.md beside this file says what is compared and checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from . import checks, commands, fixture, process
+from .commands import PEERS, Command, Work
+from .process import Timed
+
+
+@dataclass
+class Group:
+    """Contenders that take turns over one work. `watched`: watch.py runs each of them once before anything is timed."""
+
+    family: str
+    contenders: list[str]
+    epochs: int = 2
+    checkpointing: bool = False
+    ranks: tuple[int, ...] = ()
+    peers: bool = False
+    watched: bool = True
+
+
+@dataclass
+class Row:
+    """A row of the table: the quotient of two medians over the rounds of one group."""
+
+    text: str
+    target: float | None
+    group: str
+    above: tuple[str, Callable[[Timed], float]]
+    below: tuple[str, Callable[[Timed], float]]
+
+
+def loop(t: Timed) -> float:
+    return t.loop
+
+
+def counted(t: Timed) -> float:
+    return t.loop + t.cache
+
+
+def wall(t: Timed) -> float:
+    return t.wall
+
+
+def memory(t: Timed) -> float:
+    return t.memory
+
+
+GROUPS = {
+    "qwen2vl": Group("qwen2vl", ["plain", "mmft", "mmft_warm", "hand", "hand_merged"], peers=True),
+    "eight": Group("qwen2vl", ["plain", "mmft"], epochs=8, watched=False),
+    "blip2": Group("blip2", ["plain", "mmft_warm", "hand"]),
+    "checkpointing": Group("qwen2vl", ["plain", "mmft_warm", "plain_careful"], checkpointing=True),
+    "sweep": Group("qwen2vl", ["plain", "mmft"], ranks=(1, 2, 4, 8, 16, 32, 64, 128), watched=False),
+    "llava": Group("llava", ["plain", "mmft_warm", "hand"]),
+}
+ROWS = {
+    "warm": Row("Qwen2-VL fixture, {rows} photos, batch 2 x 2, warm cache: loop time", 0.50, "qwen2vl", ("mmft_warm", loop), ("plain", loop)),
+    "two": Row("the same, 2 epochs, the pass that fills the cache counted", 0.60, "qwen2vl", ("mmft", counted), ("plain", loop)),
+    "eight": Row("the same, {eight} epochs, counted", 0.52, "eight", ("mmft", counted), ("plain", loop)),
+    "process": Row("whole process, 2 epochs", 0.80, "qwen2vl", ("mmft", wall), ("plain", wall)),
+    "blip2": Row("BLIP-2 fixture, warm cache: loop time", 0.55, "blip2", ("mmft_warm", loop), ("plain", loop)),
+    "checkpointing": Row("with gradient checkpointing on in both, warm cache: loop time", 0.40, "checkpointing", ("mmft_warm", loop), ("plain", loop)),
+    "sweep": Row("{ranks}-point rank sweep against {ranks} processes of the plain loop, wall time", 0.30, "sweep", ("mmft", wall), ("plain", wall)),
+    "memory": Row("peak memory of one run", 1.0, "qwen2vl", ("mmft", memory), ("plain", memory)),
+    "hand": Row("mmft's loop against a hand-written PyTorch loop with the same caches", 1.05, "qwen2vl", ("mmft_warm", loop), ("hand", loop)),
+    "llava": Row("LLaVA fixture, warm cache: loop time", None, "llava", ("mmft_warm", loop), ("plain", loop)),
+}
+
+
+@dataclass
+class Benchmark:
+    """The fixture, what has been measured so far, and what was found not to be the same work."""
+
+    args: argparse.Namespace
+    home: Path
+    groups: dict[str, Group]
+    peers: dict[str, str]  # name -> python of its environment
+    n_rows: int = 0
+    parameters: dict[str, int] = field(default_factory=dict)
+    rounds: dict[str, list[dict[str, Timed]]] = field(default_factory=dict)
+    flops: dict[str, dict[str, int]] = field(default_factory=dict)
+    work: dict[str, dict[str, Any]] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)  # "group/contender" -> what was different
+    speed: list[float] = field(default_factory=list)  # FLOP/s of the matrix product, before every round
+
+    # --- what is run ----------------------------------------------------------------------------------------------
+
+    def build(self) -> None:
+        size, data = "quick" if self.args.quick else "small", self.home / "data"
+        rows = fixture.photos(self.args.photos, data, self.args.rows)
+        self.n_rows = len(rows)
+        for family in sorted({g.family for g in self.groups.values()}):
+            self.parameters[family] = fixture.build(family, self.home / family, [row["text"] for row in rows], size)
+            say(f"fixture        {family}, {self.parameters[family] / 1e6:.1f} M parameters, {self.n_rows} photos")
+
+    def task(self, group: Group, r: int = 16) -> Work:
+        model, rows = self.home / group.family, self.home / "data" / "captions.jsonl"
+        return Work(group.family, str(model), str(rows), epochs=group.epochs, checkpointing=group.checkpointing, r=r)
+
+    def command(self, key: str, name: str, out: Path) -> list[Command]:
+        """What one turn of a contender runs: one process, or for the plain loop's sweep one for each point."""
+        group = self.groups[key]
+        if name == "mmft_warm":  # one home for all rounds: the first run there, which is not timed, fills the cache
+            return [commands.mmft(self.task(group), out, self.home / "runs" / key / "warm", "disk")]
+        if name == "mmft":
+            return [commands.mmft(self.task(group), out, out / "home", "auto", list(group.ranks) or None)]
+        points = group.ranks or (16,)
+        return [commands.script(name, self.task(group, r), out / f"r{r}") for r in points]
+
+    def names(self, key: str) -> list[str]:
+        group = self.groups[key]
+        return group.contenders + (list(self.peers) if group.peers else [])
+
+    def python(self, name: str) -> str:
+        return self.peers.get(name, sys.executable)
+
+    def watch(self, key: str) -> None:
+        """Every contender once under watch.py: the same rows, order, start and losses, or a problem. Not timed; fills the warm cache."""
+        seen: dict[str, Any] = {}
+        for name in self.names(key):
+            folder = self.home / "runs" / key / "watched" / name
+            (command,) = self.command(key, name, folder)
+            report = folder / "watched.json"
+            say(f"watching       {key}: {name}")
+            try:
+                process.run(commands.watched(command, report), self.python(name), self.args.threads)
+            except RuntimeError as error:
+                self.problems[f"{key}/{name}"] = str(error).strip().splitlines()[-1]
+                if name == "plain":
+                    raise
+                continue
+            seen[name] = json.loads(report.read_text(encoding="utf-8"))
+            if found := checks.differences(seen["plain"], seen[name]):
+                self.problems[f"{key}/{name}"] = "; ".join(found)
+        self.flops[key] = {name: s["flops"] for name, s in seen.items()}
+        first = seen["plain"]["steps"][0]
+        self.work[key] = {
+            "adapter": seen["plain"]["adapter"], "steps": len(seen["plain"]["steps"]), "first_batch": first["rows"], "first_loss": first["loss"],
+            "supervised_tokens": sum(row["supervised"] for step in seen["plain"]["steps"] for row in step["rows"]),
+            "pixels": [n for n, s in seen.items() if s["pixels"]], "features": [n for n, s in seen.items() if s["features"]],
+        }  # fmt: skip
+
+    def round(self, key: str, number: int) -> None:
+        """One turn of every contender; its losses are compared with the plain loop's of the same round."""
+        self.speed.append(process.multiplication_speed(self.args.threads))
+        found: dict[str, Timed] = {}
+        if "mmft_warm" in self.names(key) and not self.groups[key].watched:
+            raise AssertionError(f"{key}: nothing has filled the warm cache")
+        for name in self.names(key):
+            if f"{key}/{name}" in self.problems:
+                continue
+            out = self.home / "runs" / key / f"round{number}" / name
+            try:
+                parts = [process.run(c, self.python(name), self.args.threads) for c in self.command(key, name, out)]
+            except RuntimeError as error:
+                if name == "plain":
+                    raise
+                self.problems[f"{key}/{name}"] = str(error).strip().splitlines()[-1]
+                continue
+            found[name] = added(name, parts)
+            for a, b in zip(found["plain"].losses, found[name].losses, strict=True):
+                if different := checks.apart(a, b):
+                    self.problems.setdefault(f"{key}/{name}", "; ".join(different))
+            t = found[name]
+            say(f"{key:<14} round {number}: {name:<13} loop {t.loop:7.2f} s  cache {t.cache:6.2f} s  process {t.wall:7.2f} s  {t.memory:6.0f} MB")
+            shutil.rmtree(out / "home", ignore_errors=True)
+        self.rounds.setdefault(key, []).append(found)
+
+    # --- what is found --------------------------------------------------------------------------------------------
+
+    def middle(self, key: str, name: str, what: Callable[[Timed], float]) -> float | None:
+        values = [what(r[name]) for r in self.rounds.get(key, []) if name in r]
+        return median(values) if values and f"{key}/{name}" not in self.problems else None
+
+    def ratio(self, row: Row) -> tuple[float | None, list[float]]:
+        """(quotient of the medians, quotient in each round)."""
+        (a, above), (b, below) = row.above, row.below
+        each = [above(r[a]) / below(r[b]) for r in self.rounds.get(row.group, []) if a in r and b in r]
+        top, bottom = self.middle(row.group, a, above), self.middle(row.group, b, below)
+        return (top / bottom if top is not None and bottom else None), each
+
+
+def added(name: str, parts: list[Timed]) -> Timed:
+    """Several processes one after another as one: times add up, the memory is the largest."""
+    return Timed(
+        name, sum(p.wall for p in parts), max(p.memory for p in parts), sum(p.loop for p in parts), sum(p.cache for p in parts),
+        [losses for p in parts for losses in p.losses], parts[0].times,
+    )  # fmt: skip
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+# --- the table ----------------------------------------------------------------------------------------------------
+
+
+def markdown(b: Benchmark, rows: dict[str, Row], place: dict[str, Any]) -> str:
+    where = f"{place['cpu']}, {b.args.threads or place['cores']} threads, torch {place['torch']}, transformers {place['transformers']}, peft {place['peft']}"
+    sizes = ", ".join(f"{family} {n / 1e6:.1f} M" for family, n in b.parameters.items())
+    lines = [
+        f"Commit {place['commit'][:12]}{' with changes' if place['changed'] else ''}; {where}; fp32; {sizes}; {b.n_rows} photos"
+        f"{' that were drawn' if b.args.photos is None else ''}; medians of {b.args.repeats} interleaved rounds"
+        f"{'; quick: sizes and steps of a self-check, not figures' if b.args.quick else ''}.",
+        "", "| | at most | measured | in each round |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for row in rows.values():
+        value, each = b.ratio(row)
+        group = b.groups[row.group]
+        text = row.text.format(rows=b.n_rows, eight=group.epochs, ranks=len(group.ranks))
+        target = "" if row.target is None else f"{row.target:.2f}"
+        lines.append(f"| {text} | {target} | {'-' if value is None else f'{value:.3f}'} | {', '.join(f'{v:.3f}' for v in each)} |")
+    top = median(b.speed) if b.speed else 0.0
+    lines += ["", f"This machine multiplies fp32 matrices at {top / 1e9:.0f} GFLOP/s (median over the rounds); the share is of that.", ""]
+    lines += ["| work | contender | loop, s | cache, s | whole process, s | peak memory, MB | samples/s | loop's GFLOP | share | loop against plain |"]
+    lines += ["|---|---|---|---|---|---|---|---|---|---|"]
+    for key, group in b.groups.items():
+        samples = b.n_rows * group.epochs * max(len(group.ranks), 1)
+        plain = b.middle(key, "plain", loop)
+        for name in b.names(key):
+            seconds = b.middle(key, name, loop)
+            if seconds is None:
+                lines.append(f"| {key} | {name} | {b.problems.get(f'{key}/{name}', 'not run')} | | | | | | | |")
+                continue
+            flops = b.flops.get(key, {}).get(name)
+            work = f"{flops / 1e9:.0f} | {flops / seconds / top:.0%}" if flops and top else " | "
+            cells = [b.middle(key, name, what) for what in (loop, lambda t: t.cache, wall, memory)]
+            shown = f"{cells[0]:.2f} | {cells[1]:.2f} | {cells[2]:.2f} | {cells[3]:.0f} | {samples / seconds:.2f} | {work} | {seconds / plain:.3f}"
+            lines.append(f"| {key} | {name} | {shown} |")
+    for key, work in b.work.items():
+        lines += ["", f"{key}: {work['steps']} steps, {work['supervised_tokens']} supervised tokens, adapter {work['adapter']}, first loss {work['first_loss']:.6f};"
+                  f" pixels in {', '.join(work['pixels'])}; features in {', '.join(work['features']) or 'none'}."]  # fmt: skip
+    lines += ["", f"Peers that were not run: {', '.join(p for p in PEERS if p not in b.peers) or 'none'}."]
+    if b.problems:
+        lines += ["", "Not the same work, and so left out:", "", *(f"- {name}: {text}" for name, text in b.problems.items())]
+    return "\n".join(lines) + "\n"
+
+
+def write(b: Benchmark, rows: dict[str, Row], place: dict[str, Any], out: Path) -> str:
+    text = markdown(b, rows, place)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "speed.md").write_text(text, encoding="utf-8")
+    content = {
+        "place": place, "arguments": {k: str(v) for k, v in vars(b.args).items()}, "time": datetime.datetime.now().isoformat(timespec="seconds"),
+        "ratios": {key: {"target": row.target, "measured": b.ratio(row)[0], "rounds": b.ratio(row)[1]} for key, row in rows.items()},
+        "parameters": b.parameters, "rows": b.n_rows, "multiplication_flops": b.speed, "flops": b.flops, "work": b.work, "problems": b.problems,
+        "rounds": {key: [{name: dataclasses.asdict(t) for name, t in r.items()} for r in rounds] for key, rounds in b.rounds.items()},
+    }  # fmt: skip
+    (out / "speed.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    return text
+
+
+def parsed(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, help="a COCO folder or a folder of pictures; default: pictures are drawn")
+    parser.add_argument("--rows", type=int, help="photos to train on (32; 8 with --quick)")
+    parser.add_argument("--repeats", type=int, help="interleaved rounds (5; 1 with --quick)")
+    parser.add_argument("--only", action="append", choices=ROWS, help="a row of the table; may be given several times (llava only so)")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help=f"a peer and the python of its environment: {', '.join(PEERS)}")
+    parser.add_argument("--threads", type=int, help="threads of every contender; default: as many as torch takes by itself")
+    parser.add_argument("--quick", action="store_true", help="models of half a million parameters and few steps: checks the benchmark itself")
+    parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"))
+    parser.add_argument("--keep", action="store_true", help="keep the fixture and every run below --out/work")
+    args = parser.parse_args(words)
+    args.rows = args.rows or (8 if args.quick else 32)
+    args.repeats = args.repeats or (1 if args.quick else 5)
+    for peer in args.peer:
+        if peer.split("=")[0] not in PEERS or "=" not in peer:
+            parser.error(f"--peer {peer}: NAME=PYTHON with a NAME of {', '.join(PEERS)}")
+    return args
+
+
+def main(words: list[str] | None = None) -> int:
+    """0: everything measured was the same work; 1: a contender of ours was not, and is left out by name."""
+    args = parsed(words)
+    rows = {key: row for key, row in ROWS.items() if (key in args.only if args.only else row.target is not None)}
+    groups = {key: group for key, group in GROUPS.items() if any(row.group == key for row in rows.values())}
+    if args.quick:
+        groups = {key: dataclasses.replace(g, epochs=min(g.epochs, 3), ranks=g.ranks[:3]) for key, g in groups.items()}
+    home = args.out.resolve() / "work"
+    shutil.rmtree(home, ignore_errors=True)
+    os.environ |= process.OFFLINE
+    b = Benchmark(args, home, groups, dict(peer.split("=", 1) for peer in args.peer))
+    place = process.place()
+    b.build()
+    for key, group in groups.items():
+        if group.watched:
+            b.watch(key)
+    for number in range(1, args.repeats + 1):
+        for key in groups:
+            b.round(key, number)
+            text = write(b, rows, place, args.out)
+    print("\n" + text)
+    if not args.keep:
+        shutil.rmtree(home)
+    return 1 if any(name.split("/")[1] not in b.peers for name in b.problems) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
