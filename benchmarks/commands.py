@@ -21,10 +21,8 @@ LAYERS = {
     "blip2": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
 }
 # Scripts by contender; a peer is run by the python of its own environment.
-SCRIPTS = {"plain": "plain.py", "plain_careful": "plain.py", "hand": "hand.py", "hand_merged": "hand.py", "trl": "trl_sft.py"}
-SCRIPTS |= {"llamafactory": "llamafactory.py", "swift": "swift.py"}
-PEERS = ("trl", "llamafactory", "swift")
-UNTRIED = ("llamafactory", "swift")  # written from their documentation and never run by the authors
+SCRIPTS = {"plain": "plain.py", "hand": "hand.py", "hand_merged": "hand.py", "trl": "trl_sft.py"}
+PEERS = ("trl",)
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def script(name: str, work: Work, out: Path) -> Command:
     """A script of contenders/ with its task.json written to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     task: dict[str, Any] = dataclasses.asdict(work) | {"prompt": work.prompt, "targets": work.targets, "out": str(out)}
-    task |= {"merged": name == "hand_merged", "input_grads": name != "plain_careful"}
+    task["merged"] = name == "hand_merged"
     (out / "task.json").write_text(json.dumps(task, indent=1), encoding="utf-8")
     return Command(name, [str(HERE / "contenders" / SCRIPTS[name]), str(out / "task.json")], out)
 

@@ -73,7 +73,7 @@ def photos(folder: Path | None, out: Path, rows: int) -> list[dict[str, str]]:
     """
     (out / "images").mkdir(parents=True)
     draw = random.Random(0)
-    words = "a two red small old dog cat boat street table man woman with near on under white green the grass bowl train".split()
+    words = ["a", "two", "red", "small", "old", "dog", "cat", "boat", "street", "table", "man", "woman", "with", "near", "under", "white", "grass", "train"]
     captions: dict[str, str] = {}
     files: list[Path] = []
     if folder is not None:

@@ -16,6 +16,8 @@ from .run import plain_name
 def main(argv: list[str] | None = None) -> int:
     """Exit codes: 0 done, 1 the run failed, 2 a mistake in the command, the config or the data, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
+    # OpenMP's threads spin while they wait for work; beside any other process on the same cores each step then takes many times as long
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         command = cli.parse(argv)
         if command.help:

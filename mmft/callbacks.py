@@ -23,6 +23,10 @@ class Recorder(TrainerCallback):
 
     def __init__(self, run: Run, logger: Any):
         self.run, self.logger = run, logger
+        self.first_step: float | None = None  # when it was done
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.first_step = self.first_step or time.time()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         values = {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float)) and math.isfinite(v)}

@@ -82,6 +82,13 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def process_started() -> float:
+    """When this process began, in seconds since the epoch."""
+    import psutil
+
+    return psutil.Process().create_time()
+
+
 def total_memory_mb() -> int:
     import psutil
 

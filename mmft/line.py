@@ -115,6 +115,7 @@ class Line:
         from . import lora
         from .callbacks import Progress, Pruning, Recorder, Samples
         from .distributed import total
+        from .environment import process_started
         from .folding import folded
         from .freeze import freeze
         from .models.machine import mixed_precision
@@ -162,7 +163,8 @@ class Line:
             use_cpu=trainer_settings.pop("use_cpu", self.loaded.device == "cpu"),
         )
         evaluation = self.settings["evaluation"]
-        callbacks.append(Recorder(self.run, self.logger))
+        recorder = Recorder(self.run, self.logger)
+        callbacks.append(recorder)
         if is_point(self.run.path):
             callbacks.append(Pruning(self.run, self.settings["objective"], self.summary))
         if self.held_out is not None:
@@ -187,6 +189,8 @@ class Line:
         started = time.time()
         result = self.trainer.train()
         self.times["train"] = time.time() - started
+        if "import" in self.times and recorder.first_step:  # what a user waits for; later points of a process start warm
+            self.times["to_first_step"] = recorder.first_step - process_started()
         self.weights = whole_weights(self.trainer)
         history = [h["loss"] for h in self.trainer.state.log_history if "loss" in h]
         self.summary |= {

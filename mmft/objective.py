@@ -27,8 +27,6 @@ def supervised_logits(model: Any, batch: dict[str, Any]) -> tuple[Any, Any, Any]
     import torch
 
     inputs = {k: v for k, v in batch.items() if k not in ("labels", "row_ids")}
-    if "mm_encoder_outputs" in inputs:
-        inputs.setdefault("pixel_values", None)  # features take their place; BLIP-2's forward insists on the argument all the same
     labels = batch["labels"]
     keep = torch.zeros_like(labels, dtype=torch.bool)
     keep[:, :-1] = labels[:, 1:] != IGNORE

@@ -49,11 +49,7 @@ class SupervisedTrainer(Trainer):
             self.optimizer.train()
         inputs = self._prepare_inputs(inputs)
         self.row_ids += inputs.pop("row_ids", [])
-        sync = self.accelerator.sync_gradients
         loss, count = self.seat.step(self, inputs, num_items_in_batch)
-        # accelerate keeps this flag once per process: another member, already accumulating its next step, has cleared it, and an
-        # optimizer that finds it cleared passes over its step in silence
-        self.accelerator.gradient_state._set_sync_gradients(sync)
         self.supervised_tokens += count
         self.losses.append(loss)
         return loss

@@ -33,11 +33,14 @@ def logged(run: Path, key: str) -> list[float]:
 
 
 @pytest.mark.long
-def test_two_processes_train_as_one_at_the_same_global_batch(mmft, tmp_path):
+@pytest.mark.parametrize("words", [[], ["trainer.fsdp=full_shard", "trainer.fsdp_config={fsdp_version: 2}", "trainer.save_strategy=no"]], ids=["ddp", "fsdp"])
+def test_two_processes_train_as_one_at_the_same_global_batch(mmft, tmp_path, words):
+    from safetensors.torch import load_file
+
     out = tmp_path / "outputs"
     code, _, err = mmft(*WORDS, "trainer.per_device_train_batch_size=8", f"run_dir={(out / 'one').as_posix()}")
     assert code == 0, err
-    done = torchrun(out, *WORDS, "trainer.per_device_train_batch_size=4", "name=two")
+    done = torchrun(out, *WORDS, "trainer.per_device_train_batch_size=4", *words, "name=two")
     assert done.returncode == 0, done.stderr[-3000:]
     one = out / "one"
     (two,) = out.glob("*_two")  # one directory, whose name carries the second in which the main process made it
@@ -49,6 +52,8 @@ def test_two_processes_train_as_one_at_the_same_global_batch(mmft, tmp_path):
         assert first[key] == second[key], key
     assert abs(first["eval_loss"] - second["eval_loss"]) < 1e-4
     assert json.loads((two / "env.json").read_text(encoding="utf-8"))["placement"]["processes"] == 2
+    a, b = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (one, two))
+    assert a.keys() == b.keys() and all(a[key].shape == b[key].shape and float((a[key] - b[key]).abs().max()) < 1e-4 for key in a)
     files = [{p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()} for run in (one, two)]
     # beside what the Trainer writes for each process, exactly the files of a run on one
     assert {f for f in files[1] if not f.startswith("checkpoints/")} == {f for f in files[0] if not f.startswith("checkpoints/")}

@@ -18,7 +18,6 @@ def main() -> None:
     import torch.nn.functional as F
     from peft import get_peft_model
     from transformers import AutoModelForImageTextToText, set_seed
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     processor = recipe.processor(task)
     model = AutoModelForImageTextToText.from_pretrained(task.model, dtype="float32").eval()
@@ -31,7 +30,8 @@ def main() -> None:
         for at in range(0, len(rows), 8):
             batch = collate(rows[at : at + 8])
             given = {k: batch[k] for k in ("pixel_values", "image_grid_thw") if k in batch}
-            features = model.get_image_features(**given, return_dict=True).pooler_output
+            output = model.get_image_features(**given, return_dict=True)
+            kind, features = type(output), output.pooler_output
             for n, length in enumerate(batch["attention_mask"].sum(1).tolist()):
                 entry = {k: batch[k][n, :length] for k in ("input_ids", "labels", "mm_token_type_ids") if k in batch}
                 kept.append((entry, features[n], batch["image_grid_thw"][n] if "image_grid_thw" in batch else None))
@@ -43,7 +43,7 @@ def main() -> None:
         batch = {k: torch.nn.utils.rnn.pad_sequence([e[k] for e in entries], True, pad[k]) for k in entries[0]}
         batch["attention_mask"] = torch.nn.utils.rnn.pad_sequence([torch.ones_like(e["input_ids"]) for e in entries], True, 0)
         stacked = task.family == "blip2"
-        batch["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=torch.stack(features) if stacked else tuple(features))}
+        batch["mm_encoder_outputs"] = {"image": kind(pooler_output=torch.stack(features) if stacked else tuple(features))}
         if grids[0] is not None:
             batch["image_grid_thw"] = torch.stack(grids)
         if task.family == "blip2":

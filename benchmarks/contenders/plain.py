@@ -17,8 +17,8 @@ def main() -> None:
 
     processor = recipe.processor(task)
     model = AutoModelForImageTextToText.from_pretrained(task.model, dtype="float32")
-    if task.checkpointing and task.input_grads:
-        model.enable_input_require_grads()  # the line that tutorials put before gradient checkpointing
+    if task.checkpointing:
+        model.enable_input_require_grads()  # the line that tutorials write; gradient_checkpointing_enable does the same without it
     set_seed(task.seed)
     model = get_peft_model(model, recipe.lora_config(task))
     trainer = Trainer(

@@ -12,6 +12,8 @@ import hashlib
 import json
 import runpy
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,62 +54,77 @@ def described(inputs: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    out, *words = sys.argv[1:]
+@contextmanager
+def recording() -> Iterator[dict[str, Any]]:
+    """What reaches a model within the block: `adapter` (its hash at the first training batch), `steps` (rows and loss of each optimizer
+    step), `shapes` of the batches, how many came as `pixels` and as `features`, and the `flops` from the first batch on."""
     import torch
     import transformers
     from torch.optim.optimizer import register_optimizer_step_pre_hook
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
+    models = tuple(getattr(transformers, name) for name in CLASSES)
     seen: dict[str, Any] = {"adapter": None, "steps": [], "shapes": [], "features": 0, "pixels": 0}
+    batch: list[dict[str, Any]] = []  # of the latest forward pass; it counts once a backward pass follows
+    given: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     losses: list[float] = []
-
-    plain_call = torch.nn.Module.__call__
-    models = tuple(getattr(transformers, name) for name in CLASSES)
+    plain_call, plain_backward = torch.nn.Module.__call__, torch.Tensor.backward
 
     def call(self: Any, *args: Any, **inputs: Any) -> Any:
         if isinstance(self, models) and torch.is_grad_enabled() and "input_ids" in inputs:
             if seen["adapter"] is None:
                 seen["adapter"] = adapter_hash(self)
                 counter.__enter__()
-            rows.extend(described(inputs))
-            seen["shapes"].append(list(inputs["input_ids"].shape))
-            seen["features" if inputs.get("mm_encoder_outputs") else "pixels"] += 1
+            if not seen["shapes"]:
+                counter.flop_counts.clear()  # passes that only try how much memory one takes lie before the first backward
+            batch[:] = described(inputs)
+            given.update(shape=list(inputs["input_ids"].shape), kind="features" if inputs.get("mm_encoder_outputs") else "pixels")
         return plain_call(self, *args, **inputs)
+
+    def backward(self: Any, *args: Any, **keys: Any) -> Any:
+        losses.append(self.item())
+        if batch:
+            rows.extend(batch)
+            batch.clear()
+            seen["shapes"].append(given["shape"])
+            seen[given["kind"]] += 1
+        return plain_backward(self, *args, **keys)
 
     def stepped(*_: Any) -> None:
         seen["steps"].append({"loss": sum(losses), "rows": list(rows)})
         rows.clear()
         losses.clear()
 
-    plain_backward = torch.Tensor.backward
-
-    def backward(self: Any, *args: Any, **keys: Any) -> Any:
-        losses.append(self.item())
-        return plain_backward(self, *args, **keys)
-
-    torch.nn.Module.__call__ = call
-    torch.Tensor.backward = backward
-    register_optimizer_step_pre_hook(stepped)
+    torch.nn.Module.__call__, torch.Tensor.backward = call, backward
+    hook = register_optimizer_step_pre_hook(stepped)
     try:
-        if words[0] == "-m":
-            sys.argv = words[1:]
-            sys.path.insert(0, "")
-            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-        else:
-            sys.argv = words
-            sys.path[0] = str(Path(words[0]).resolve().parent)
-            runpy.run_path(words[0], run_name="__main__")
-    except SystemExit as end:
-        if end.code not in (None, 0):
-            raise
+        yield seen
     finally:
+        torch.nn.Module.__call__, torch.Tensor.backward = plain_call, plain_backward
+        hook.remove()
         if seen["adapter"] is not None:
             counter.__exit__(None, None, None)
         seen["flops"] = counter.get_total_flops()
-        Path(out).write_text(json.dumps(seen), encoding="utf-8")
+
+
+def main() -> None:
+    out, *words = sys.argv[1:]
+    with recording() as seen:
+        try:
+            if words[0] == "-m":
+                sys.argv = words[1:]
+                sys.path.insert(0, "")
+                runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+            else:
+                sys.argv = words
+                sys.path[0] = str(Path(words[0]).resolve().parent)
+                runpy.run_path(words[0], run_name="__main__")
+        except SystemExit as end:
+            if end.code not in (None, 0):
+                raise
+    Path(out).write_text(json.dumps(seen), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,12 @@ def check(board: dict[str, Any]) -> None:
         board["notes"].append(f"{flagged} of {len(rows)} runs are not on equal terms with the others; what sets them apart is written beside them.")
     if swept_seed:
         board["notes"].append("The seed also decides the order of the data; every other condition is the same unless a run is flagged.")
+    together = sum((r["summary"].get("trained_together") or 1) > 1 for r in rows)
+    if together:
+        board["notes"].append(
+            f"{together} of {len(rows)} runs were trained in step with others: their time, speed and memory are those of the group, and say"
+            " nothing about one setting against another (`hydra/launcher=basic` trains one after the other)."
+        )
     _scale(board, rows)
 
 

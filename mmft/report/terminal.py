@@ -64,6 +64,7 @@ def summary_table(summary: dict[str, Any]):
         "status": summary.get("status"),
         "steps": numbers.count(summary.get("steps")),
         "time": numbers.duration(summary.get("seconds")),
+        "of it": _times(summary.get("times") or {}),
         "speed": f"{speed:.1f} samples/s" if is_number(speed) else numbers.MISSING,
         "peak memory": numbers.memory(summary.get("peak_memory_mb")),
         "train loss": f"{numbers.metric(loss.get('first'))} -> {numbers.metric(loss.get('last'))}" if loss else numbers.MISSING,
@@ -71,6 +72,16 @@ def summary_table(summary: dict[str, Any]):
         "seed": summary.get("seed"),
     }
     return pairs_table("Run", {k: v for k, v in lines.items() if v not in (None, numbers.MISSING)})
+
+
+PARTS = {"load": "load", "cache": "features", "measure_base": "base", "train": "train", "measure_tuned": "tuned"}
+
+
+def _times(times: dict[str, Any]) -> str:
+    """What a run's time went into, parts of less than a twentieth of a second left out; import and preparation came before."""
+    before = " + ".join(f"{name} {times[name]:.1f}" for name in ("import", "prepare") if times.get(name, 0) >= 0.05)
+    parts = ", ".join(f"{text} {times[name]:.1f}" for name, text in PARTS.items() if times.get(name, 0) >= 0.05)
+    return " s; ".join(p for p in (parts, f"before it {before}" if before else "") if p) + " s" if parts or before else numbers.MISSING
 
 
 def leaderboard_table(board: dict[str, Any]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,13 @@ class Train:
         """`parent` describes the run that this one repeats (parent.json); `shared` is what the runs of a sweep share."""
         from .. import lora
         from ..data.store import describe
+        from ..environment import process_started
         from ..loggers.base import Logger
         from ..trainer import training_settings
 
+        times = {}
         if gc.get_freeze_count() == 0:
+            times["import"] = time.time() - process_started()
             gc.freeze()  # what was imported stays: the collections that libraries ask for need not look through it each time
         # Everything light is built and checked before a weight is read and before anything is written.
         settings = to_plain(cfg)
@@ -40,7 +44,9 @@ class Train:
         training_settings(settings["trainer"], output_dir=os.devnull)
         if shared:
             shared.begin_point()
+        started = time.time()
         prepared = shared.prepared(cfg) if shared else prepared_data(cfg)
+        times["prepare"] = time.time() - started
         rows, held_out = split_rows(prepared, settings["evaluation"])
         located = shared.locate(family) if shared else family.locate()
         plan = lora.plan(shared.skeleton(family) if shared else family.skeleton(located), settings["lora"])
@@ -54,7 +60,7 @@ class Train:
         run.write_text("overrides.txt", "".join(f"{word}\n" for word in overrides))
         if parent:
             run.write_json("parent.json", parent)
-        line = Line(cfg, settings, run, logger, family, located, plan, prepared, rows, held_out, shared, self.audit)
+        line = Line(cfg, settings, run, logger, family, located, plan, prepared, rows, held_out, shared, self.audit, times=times)
         try:
             line.load()
             line.measure_base()

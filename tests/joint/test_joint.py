@@ -65,7 +65,7 @@ def test_four_ranks_equal_four_runs_with_dropout_and_clipping(mmft, tmp_path):
 
 
 @pytest.mark.parametrize("words", [
-    ["trainer.learning_rate=0.001,0.003", "trainer.lr_scheduler_type=linear,constant", "trainer.gradient_accumulation_steps=3"],
+    ["trainer.learning_rate=0.001,0.003", "trainer.lr_scheduler_type=linear,constant", "trainer.gradient_accumulation_steps=3", "trainer.fold_accumulation=off"],
     ["seed=1,2", "lora.target_modules=[q_proj,v_proj],[down_proj]"],
     ["lora.r=2,8", "trainer.gradient_checkpointing=true", "lora.lora_dropout=0.3"],
     ["lora.lora_dropout=0.0,0.1", "vision_cache=off", "trainer.weight_decay=0.1", "lora.use_rslora=true"],

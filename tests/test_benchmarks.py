@@ -1,0 +1,89 @@
+"""The benchmark: its check lets the same work pass and names what a loop does otherwise; the whole of it runs (long)."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from places import ROOT
+
+
+@pytest.fixture(scope="module")
+def loops(tmp_path_factory):
+    """run(name, **changes): a contender on the small fixture in this process, and what the watch saw of it."""
+    before, folder = list(sys.path), tmp_path_factory.mktemp("benchmark")
+    sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks" / "contenders")]
+    fixture, commands, recipe, watch = (importlib.import_module(n) for n in ("benchmarks.fixture", "benchmarks.commands", "recipe", "watch"))
+    rows = fixture.photos(None, folder / "data", 8)
+    fixture.build("qwen2vl", folder / "model", [row["text"] for row in rows], "quick")
+    work = commands.Work("qwen2vl", str(folder / "model"), str(folder / "data" / "captions.jsonl"), epochs=1)
+
+    def run(name: str, **changes):
+        command = commands.script(name, work, folder / "-".join([name, *changes]))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", command.words)
+            for key, value in changes.items():
+                patch.setattr(recipe.Collate if key == "labels" else recipe, key, value)
+            with watch.recording() as seen:
+                importlib.import_module(commands.SCRIPTS[name].removesuffix(".py")).main()
+        return seen
+
+    yield run
+    sys.path[:] = before
+
+
+def test_the_check_names_what_a_loop_does_otherwise(loops):
+    checks, recipe = importlib.import_module("benchmarks.checks"), importlib.import_module("recipe")
+    plain = loops("plain")
+    assert plain["pixels"] and not plain["features"] and len(plain["steps"]) == 2
+    for same in ("hand", "hand_merged"):
+        seen = loops(same)
+        assert checks.differences(plain, seen) == []
+        assert seen["features"] and not seen["pixels"] and seen["flops"] < 0.5 * plain["flops"]
+
+    masked, order, rows = recipe.Collate.labels, recipe.order, recipe.rows
+
+    def end_without_loss(self, batch):
+        labels = masked(self, batch)
+        labels[batch["input_ids"] == self.end] = recipe.IGNORE
+        return labels
+
+    def swapped(task):  # of two pictures of one size, so that ids and grids stay as they are
+        found = rows(task)
+        found[0]["image"], found[4]["image"] = found[4]["image"], found[0]["image"]
+        return found
+
+    assert checks.differences(plain, loops("hand", labels=end_without_loss))[0].startswith("step 1: other labels")
+    assert checks.differences(plain, loops("hand", order=lambda *given: order(*given)[::-1]))[0] == "step 1: other token ids"
+    at = order(recipe.SimpleNamespace(seed=42), 0, 8)
+    (text,) = checks.differences(plain, loops("hand", order=lambda *given: [at[1], at[0], *at[2:]]))
+    assert text == "step 1: other token ids, in another order"
+    (text,) = checks.differences(plain, loops("hand", rows=swapped))
+    assert text.startswith(("step 1: loss", "step 2: loss"))
+
+
+def quick(words: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_the_whole_benchmark_runs_on_small_models(tmp_path):
+    done = quick(["benchmarks.speed", "--quick", "--threads", "1", "--out", str(tmp_path)])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
+    assert not found["problems"]
+    assert len(found["ratios"]) == 10 and all(ratio["measured"] > 0 for ratio in found["ratios"].values())
+    assert (tmp_path / "speed.md").read_text(encoding="utf-8").count("| qwen2vl |") == 5
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_the_ladder_climbs_on_small_shapes(tmp_path):
+    done = quick(["benchmarks.gpu", "--tiny", "--device", "cpu", "--out", str(tmp_path)])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    for found in json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["models"].values():
+        assert len(found["rungs"]) == 10 and all("samples_per_second" in rung for rung in found["rungs"].values())
