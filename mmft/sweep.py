@@ -217,7 +217,8 @@ class PointLog(logging.Handler):
 
     def __init__(self, folder: Path):
         super().__init__()
-        self.folder, self.waiting = folder, []
+        self.folder = folder
+        self.waiting: list[str] = []
         self.owner = getcurrent()  # points that are trained in step have one each
 
     def emit(self, record: logging.LogRecord) -> None:
