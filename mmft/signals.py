@@ -57,9 +57,10 @@ def listening(running: list[Listener]) -> Iterator[Listener]:
         running.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
-        earlier = before.get(listener.heard) if listener.heard is not None else None
-        if callable(earlier) and earlier is not signal.default_int_handler:
-            earlier(listener.heard, None)
+        if listener.heard is not None:
+            earlier = before.get(listener.heard)
+            if callable(earlier) and earlier is not signal.default_int_handler:
+                earlier(listener.heard, None)
 
 
 class StopAfterStep(TrainerCallback):

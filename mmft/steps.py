@@ -26,7 +26,7 @@ class Steps:
 
     def __init__(self, line: Any, seat: Any):
         self.line, self.seat = line, seat
-        self.trainer: SupervisedTrainer | None = None
+        self.trainer: Any = None
         self.first: float | None = None
         loaded, given = line.loaded, line.settings["trainer"]
         self.settings = {**mixed_precision(loaded.dtype, loaded.device, line.plan.method == "full"), **given}
@@ -44,8 +44,9 @@ class Steps:
     def run(self) -> None:
         """Train to the end. Errors raised: Preempted after a signal, with a checkpoint; UserError."""
         merged = folded(self.settings, self.line.model, self.line.collator, self.line.rows)
-        micro = self.settings["per_device_train_batch_size"] if merged > 1 else None
+        micro = None
         if merged > 1:
+            micro = self.settings["per_device_train_batch_size"]
             self.settings |= {"per_device_train_batch_size": micro * merged, "gradient_accumulation_steps": 1}
             log.info("%-14s the %d micro-batches of a step are computed as one", "batch", merged)
         self.line.summary["micro_batches_folded"] = merged
