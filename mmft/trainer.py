@@ -221,6 +221,10 @@ class GoOn(TrainerCallback):
         trainer._initial_global_step, trainer.seconds_before = 0, kept["train_seconds"]  # loss and speed are those of the whole run
         trainer.last, trainer.done = tuple(kept["last"]), kept["done"]
         trainer.epoch_open = not kept["epoch_ended"] and (kept["done"] or state.epoch == int(state.epoch))
+        for callback in trainer.callback_handler.callbacks:
+            # transformers' own restoring of callbacks would bring back what was due at the checkpoint's step, too
+            if isinstance(callback, EarlyStoppingCallback) and "EarlyStoppingCallback" in state.stateful_callbacks:
+                vars(callback).update(state.stateful_callbacks["EarlyStoppingCallback"]["attributes"])
         if state.best_global_step:  # by its number: the run may have been moved since
             best = Path(args.output_dir) / f"{checkpoints.PREFIX}{state.best_global_step}"
             state.best_model_checkpoint = str(best) if best.is_dir() else None
