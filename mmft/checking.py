@@ -7,11 +7,11 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from . import fields
+from . import fields, secrecy
 from .errors import UserError, nearest
 from .fields import CONFIG_DIR, GROUPS
 from .metrics import METRICS
-from .targets import parameters, resolve
+from .targets import check_code_keys, parameters, resolve
 
 OBJECTIVES = ("eval_loss", *METRICS)  # what may decide between runs
 
@@ -19,6 +19,8 @@ OBJECTIVES = ("eval_loss", *METRICS)  # what may decide between runs
 def check(cfg: DictConfig) -> None:
     """Every key and every simple value of a composed config, without importing torch. Errors raised: UserError."""
     plain = to_plain(cfg)
+    check_code_keys(plain)
+    secrecy.check({k: v for k, v in plain.items() if k != "task"})
     # with run=..., words such as data.path=... are laid over the run's own config, and checked there
     laid_over = (plain.get("task") or {}).get("run") is not None
     _check_targets({"task": plain["task"]} if laid_over else plain)

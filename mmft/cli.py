@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from . import __version__
 from .config import CONFIG_DIR, as_text, group_options, nearest, own_keys
 from .errors import UserError
+from .secrecy import redact
+from .targets import TRUST_VARIABLE
 
 # Hydra's own flags that mmft hands to Hydra unchanged.
 HYDRA_FLAGS = ("--cfg", "--resolve", "--package", "--info", "--hydra-help", "--shell-completion")
@@ -62,8 +65,9 @@ def parse(argv: list[str]) -> Command:
     parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
     parser.add_argument("--resolve", action="store_true")
     parser.add_argument("--package", "-p")
-    parser.add_argument("--info", "-i", nargs="?", const="all")
+    parser.add_argument("--info", "-i", nargs="?", const="all", choices=["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"])
     parser.add_argument("--hydra-help", action="store_true")
+    parser.add_argument("--trust-remote-code", action="store_true")
     parser.add_argument("--shell-completion", "-sc", action="store_true")
     try:
         args, unknown = parser.parse_known_intermixed_args(argv)
@@ -72,6 +76,8 @@ def parse(argv: list[str]) -> Command:
     if unknown:
         flags = [f"--{a.replace('_', '-')}" for a in vars(args) if a != "words"]
         raise UserError(f"{unknown[0]}: no such flag.{nearest(unknown[0], flags)} Settings are written key=value, without dashes.")
+    if args.trust_remote_code:
+        os.environ[TRUST_VARIABLE] = "1"  # the processes of a sweep inherit it
     command = Command(
         config_dir=args.config_dir, config_name=args.config_name.removesuffix(".yaml"), multirun=args.multirun, help=args.help
     )
@@ -121,6 +127,7 @@ keys
 flags
   --config-dir DIR   your own groups beside the shipped ones     --config-name NAME
   --cfg job          print the resolved config                   --multirun, -m
+  --trust-remote-code   run the Python code that comes with a model (no file can say so)
   --help, --version, --info, --hydra-help, --shell-completion
 """
 
@@ -147,5 +154,5 @@ def wrap(head: str, text: str, width: int = 80) -> str:
 
 def fail(error: UserError) -> int:
     """Print a user's mistake as one line; the process's exit code."""
-    print(f"mmft: {error}", file=sys.stderr)
+    print(f"mmft: {redact(str(error))}", file=sys.stderr)
     return error.exit_code

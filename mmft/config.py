@@ -8,11 +8,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from .checking import arguments, check, check_keys, one_line, to_plain
 from .errors import UserError, nearest
 from .fields import CONFIG_DIR, GROUPS
+from .hydra_section import check_composed, check_files
+from .interpolation import guard
+from .secrecy import check_words
 from .targets import parameters, resolve
 
 __all__ = [
@@ -69,21 +72,23 @@ def compose(overrides: list[str], config_dir: str | None = None, config_name: st
 
 def compose_hydra(overrides: list[str], config_dir: str | None = None, config_name: str = "config") -> DictConfig:
     """The same with Hydra's own settings in it, as the node `hydra`; not checked. Errors raised: UserError."""
-    return _compose(overrides, config_dir, config_name, return_hydra_config=True)
+    return _compose(overrides, config_dir, config_name, whole=True)
 
 
-def _compose(overrides: list[str], config_dir: str | None, config_name: str, **options: Any) -> DictConfig:
+def _compose(overrides: list[str], config_dir: str | None, config_name: str, whole: bool = False) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_config_search_path
     from hydra.core.global_hydra import GlobalHydra
 
+    guard()
+    check_words(overrides)
     overrides = normalise(overrides)
     search_path = create_config_search_path(str(CONFIG_DIR))
     if config_dir is not None:
         if not Path(config_dir).is_dir():
             raise UserError(f"--config-dir {config_dir}: no such directory; name the folder that holds your groups (model/, data/, ...)")
-        _check_hydra_section(Path(config_dir) / f"{config_name}.yaml")
+        check_files(Path(config_dir))
         search_path.prepend(provider="command-line", path=f"file://{Path(config_dir).resolve().as_posix()}")
     _check_words(overrides, group_options(config_dir))
     GlobalHydra.instance().clear()
@@ -93,7 +98,14 @@ def _compose(overrides: list[str], config_dir: str | None, config_name: str, **o
         with warnings.catch_warnings():
             # a launcher's preset is to bear its plugin's name, and is the better for the plugin's own check of its keys
             warnings.filterwarnings("ignore", message="(?s).*validated against ConfigStore schema")
-            return hydra_compose(config_name=config_name, overrides=overrides, **options)
+            cfg = hydra_compose(config_name=config_name, overrides=overrides, return_hydra_config=True)
+        check_composed(cfg.hydra)
+        if not whole:
+            with open_dict(cfg):
+                del cfg["hydra"]
+        return cfg
+    except UserError:
+        raise
     except Exception as error:  # Hydra raises a dozen kinds; each carries its reason in the first line
         raise UserError(one_line(error)) from None
     finally:
@@ -117,14 +129,6 @@ def first_values(overrides: list[str]) -> list[str]:
         else:
             words.append(f"{word.split('=', 1)[0]}={value}")
     return words
-
-
-def _check_hydra_section(file: Path) -> None:
-    """A config (a run's snapshot, say) from someone else may name folders to Hydra, not things that Hydra would build and call."""
-    section = OmegaConf.to_container(OmegaConf.load(file)).get("hydra") if file.is_file() else None
-    for key in section if isinstance(section, dict) else ():
-        if key not in ("run", "sweep", "output_subdir", "verbose"):
-            raise UserError(f"{file}: its hydra section sets {key}, which could start other programs; remove it (or give hydra/{key}=... on the command line)")
 
 
 def check_sweep(overrides: list[str], config_dir: str | None, config_name: str) -> list[str]:

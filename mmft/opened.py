@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +168,12 @@ def with_adapter(model: Any, folder: Path) -> Any:
         stored = load_file(folder / "adapter_model.safetensors")
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder / 'adapter_model.safetensors'}: cannot be read: {error}") from None
+    try:
+        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'adapter_config.json'}: cannot be read: {error}") from None
+    if settings.get("megatron_config"):  # peft would import the module that megatron_core names
+        raise UserError(f"{folder / 'adapter_config.json'}: megatron_config names a module to import, which an adapter may not")
     try:
         tuned = PeftModel.from_pretrained(model, folder)
     except (ValueError, RuntimeError, OSError) as error:

@@ -56,7 +56,7 @@ MISTAKES = [
     (["lora.r=1,2"], "add -m"),
     (["lora.target_modules=[a"], "cannot be read as key=value"),
     (["trainer.output_dir=x"], "mmft sets this itself"),
-    (["trainer.hub_token=x"], "mmft sets this itself"),
+    (["trainer.hub_token=x"], "is a secret"),
     (["--config-dir", "nowhere"], "no such directory"),
     (["-m", "lora.r=2,x"], "lora.r=x: must be int"),
     (["-m", "model=tiny,tinny"], "Did you mean tiny?"),

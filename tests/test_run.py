@@ -2,7 +2,10 @@
 
 import json
 import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +65,22 @@ def test_names_work_on_every_system(word, name):
 def test_reading_a_directory_that_is_no_run_says_so(tmp_path):
     with pytest.raises(UserError, match="is this the directory of a finished run"):
         Run(tmp_path).read_json("summary.json")
+
+
+def test_twenty_runs_started_in_the_same_second_get_twenty_directories(tmp_path):
+    """Twenty processes, let loose at once; each writes its number into the directory that it was given."""
+    code = (
+        "import sys, time\nfrom mmft.run import Run\nprint('ready', flush=True)\nsys.stdin.readline()\n"
+        "run = Run.create(sys.argv[1], ['model', 'data'])\nrun.write_text('who', sys.argv[2])\nprint(run.path)"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(i)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for i in range(20)
+    ]
+    assert all(p.stdout.readline() == "ready\n" for p in processes)
+    for p in processes:
+        p.stdin.write("go\n")
+        p.stdin.flush()
+    paths = [p.communicate(timeout=60)[0].strip() for p in processes]
+    assert len(set(paths)) == 20 and len(list(tmp_path.iterdir())) == 20
+    assert [(Path(path) / "who").read_text() for path in paths] == [str(i) for i in range(20)]
+    assert len({Path(path).name[:19] for path in paths}) <= 2, "they did not start at once"

@@ -35,7 +35,19 @@ def problem(row: Row, text_only: bool = False) -> str | None:
     for image in row.images:
         if not isinstance(image, bytes) and not str(image).strip():
             return "missing image: the image's name is empty"
+        if not isinstance(image, bytes) and not _is_text(str(image)):
+            return f"missing image: {image!r} is not a file name"
+    if not all(_is_text(str(text)) for text in (row.id, *row.references)):
+        return "bad text: its id or a reference holds half of a surrogate pair, which is not a character"
     return None
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _roles(messages: list[dict[str, Any]]) -> str | None:
@@ -61,8 +73,6 @@ def _contents(messages: list[dict[str, Any]]) -> str | None:
             return f"image count: turn {i} is {message['role']}'s and holds an image; only user turns can"
         if not images and not message_text(message).strip():
             return "empty answer: the assistant says nothing" if message["role"] == "assistant" else f"empty turn: turn {i} is empty"
-        try:
-            message_text(message).encode("utf-8")
-        except UnicodeEncodeError:
+        if not _is_text(message_text(message)):
             return f"bad text: turn {i} holds half of a surrogate pair, which is not a character"
     return None

@@ -6,7 +6,9 @@ clipped to white, floats turned black, damaged PNG data, pictures of gigapixels 
 
 from __future__ import annotations
 
+import hashlib
 import io
+import stat
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
 
 # 89 million pixels is where Pillow itself starts to warn; decoded as RGB that is 270 MB.
 MAX_PIXELS = 89_000_000
+# What 89 million pixels of 8-bit RGB take uncompressed; a larger file is no picture for training.
+MAX_BYTES = 3 * MAX_PIXELS
+# Qwen's processors refuse longer strips in the middle of a run; a strip that long shows nothing after resizing anyway.
+MAX_ASPECT = 200
 # Raster formats that data sets hold. Others are left out on purpose: EPS, for one, runs an external program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO", "DIB", "PCX")
 
@@ -30,23 +36,35 @@ class ImageError(UserError):
         self.name, self.reason = name, reason
 
 
-def open_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS, sha256: str | None = None) -> Image.Image:
     """A file (or the bytes of one) as an 8-bit RGB picture of its first frame, the right way up.
 
     EXIF orientation is applied, transparency is laid over white, 16-bit values are scaled to 8, CMYK is
     converted. Float pictures are scaled if all values lie in 0..1, taken as they are if in 0..255.
-    Errors raised: ImageError for a missing, truncated, damaged, unknown or too large file.
+    sha256: what the file's content hash must be, where it is known.
+    Errors raised: ImageError for a missing, truncated, damaged, unknown, too large or exchanged file.
     """
     name = "" if isinstance(source, bytes) else str(source)
-    if isinstance(source, bytes):
-        data = source
-    else:
-        try:
-            data = Path(source).read_bytes()
-        except (OSError, ValueError) as error:
-            raise ImageError(name, "missing image: no such file" if isinstance(error, FileNotFoundError)
-                             else f"unreadable image: {getattr(error, 'strerror', None) or error}") from None
+    data = source if isinstance(source, bytes) else read_image(Path(source), name)
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise ImageError(name, "changed image: not the file that was prepared (its sha256 differs); put it back, or remove the prepared"
+                         " data set (its folder below output_dir/data) and prepare again")
     return decode(data, name, max_pixels)[0]
+
+
+def read_image(path: Path, name: str) -> bytes:
+    """The bytes of an image file. Errors raised: ImageError; a pipe or a device, which could be read for ever, is one."""
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ImageError(name, "unreadable image: not a file" if not stat.S_ISDIR(found.st_mode) else "unreadable image: a folder")
+        if found.st_size > MAX_BYTES:
+            raise ImageError(name, f"unreadable image: {found.st_size} bytes, more than {MAX_BYTES} in all")
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageError(name, "missing image: no such file") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(name, f"unreadable image: {getattr(error, 'strerror', None) or error}") from None
 
 
 def decode(data: bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, str]:
@@ -65,6 +83,8 @@ def decode(data: bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> tuple[I
             width, height = image.size
             if width * height > max_pixels:
                 raise ImageError(name, f"unreadable image: {width} x {height} pixels, more than {max_pixels} in all")
+            if max(width, height) > MAX_ASPECT * min(width, height):
+                raise ImageError(name, f"unreadable image: {width} x {height} pixels, a strip more than {MAX_ASPECT} times as long as wide")
             if kind == "PNG":
                 # load() does not look at the checksums of the pixel data, verify() does.
                 Image.open(io.BytesIO(data), formats=("PNG",)).verify()

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .images import ImageError, decode
+from ..secrecy import redact
+from .download import Download, is_url
+from .images import ImageError, decode, read_image
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
 RECENT = 4096  # images whose record is kept in memory: rows about one image stand together
@@ -36,7 +38,7 @@ class Record:
 def locate(image: str, root: Path | None) -> tuple[Path, str]:
     """The file an image path of a row means, and its posix path below `root`. Errors raised: ImageError(reason)."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/?/?", image) and not re.match(r"[A-Za-z]:[\\/]", image):
-        raise ImageError("", f"image is a URL: {image[:200]}; download it and name the file")
+        raise ImageError("", f"image is a URL: {redact(image[:200])}; download it and name the file, or mmft prepare with data.download.hosts=[HOST]")
     if root is None:
         raise ImageError("", f"missing image: {image} is a path and this source has no data root; set data.root")
     name = image if os.sep == "\\" or "\\" not in image or (root / image).exists() else image.replace("\\", "/")
@@ -56,8 +58,8 @@ def locate(image: str, root: Path | None) -> tuple[Path, str]:
     return path, relative.as_posix()
 
 
-def examine(image: str | bytes, root: Path | None, store: Path | None) -> Record:
-    """Read, hash and decode one image; with `store`, also copy it there under the name of its hash.
+def examine(image: str | bytes, root: Path | None, store: Path | None, download: Download | None = None) -> Record:
+    """Read (or download), hash and decode one image; with `store`, also copy it there under the name of its hash.
 
     Runs in a worker thread; what is wrong with the image is in the record's `error`. Errors raised: OSError from writing.
     """
@@ -65,17 +67,16 @@ def examine(image: str | bytes, root: Path | None, store: Path | None) -> Record
     try:
         if isinstance(image, bytes):
             data, relative = image, ""
+        elif download is not None and is_url(image):
+            data, relative = download.fetch(image), ""
         else:
             path, relative = locate(image, root)
-            try:
-                mtime, data = path.stat().st_mtime_ns, path.read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
-                raise ImageError("", f"missing image: {image}") from None
-            except (OSError, ValueError) as error:
-                raise ImageError("", f"unreadable image: {image}: {getattr(error, 'strerror', None) or error}") from None
+            data = read_image(path, "")
+            mtime = path.stat().st_mtime_ns
         picture, kind = decode(data)
     except ImageError as error:
-        named = error.reason if isinstance(image, bytes) or image in error.reason else error.reason.replace(": ", f": {image}: ", 1)
+        shown = "" if isinstance(image, bytes) else redact(image)
+        named = error.reason if shown in error.reason else error.reason.replace(": ", f": {shown}: ", 1)
         return Record(error=named)
     sha256 = hashlib.sha256(data).hexdigest()
     if store is not None:
@@ -95,7 +96,7 @@ class Index:
     def __init__(self, path: Path):
         self._db = sqlite3.connect(path, isolation_level=None)
         # Nothing here outlives the preparation, so nothing needs to survive a crash.
-        for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-16000", "locking_mode=EXCLUSIVE"):
+        for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-6000", "locking_mode=EXCLUSIVE"):
             self._db.execute(f"PRAGMA {pragma}")
         self._db.execute("CREATE TABLE images (number INTEGER PRIMARY KEY, key TEXT UNIQUE, path, sha256, size, width, height, mtime_ns, stored, error, content)")
         self._db.execute("CREATE TABLE contents (number INTEGER PRIMARY KEY, sha256 TEXT UNIQUE)")

@@ -22,6 +22,8 @@ from typing import Any
 from ..errors import UserError
 from . import splits
 from .check import problem, tidy
+from .download import Download
+from .download import is_url
 from .index import Index, Record, examine
 from .sample import Bad, Row
 from .source import Source
@@ -31,8 +33,10 @@ from .write import Report, RowFile, divide
 WINDOW = 64  # rows whose images are being decoded at once; also the most whose bytes are held
 
 
-def prepare(source: Source, out_root: str | Path) -> PreparedData:
+def prepare(source: Source, out_root: str | Path, download: bool = False) -> PreparedData:
     """The prepared data set of `source` below `out_root`, made now unless a complete one of the same key is there.
+
+    A source that downloads images is prepared only with `download`, which the verb prepare alone gives.
 
     Errors raised: UserError if files or columns are missing, too many rows are bad, a split would be empty, or
     nothing can be written. Nothing half-written stays; the rows that were bad stay listed in `<name>-<key>.report.jsonl`.
@@ -53,18 +57,20 @@ def prepare(source: Source, out_root: str | Path) -> PreparedData:
             print(f"mmft: another process is preparing {final.name}; waiting for it", file=sys.stderr)
             lock.acquire()
         try:
-            return _prepare(source, settings, stamp, key, final)
+            return _prepare(source, settings, stamp, key, final, download)
         finally:
             lock.release()
 
 
-def _prepare(source: Source, settings: dict, stamp: dict, key: str, final: Path) -> PreparedData:
+def _prepare(source: Source, settings: dict, stamp: dict, key: str, final: Path, download: bool) -> PreparedData:
     if final.is_dir():
         found = PreparedData(final)
         changed = found.changed_image()
         if changed is None:
             return found
         print(f"mmft: {changed} is not what it was when {final.name} was prepared; preparing again", file=sys.stderr)
+    if source.download is not None and not download:
+        raise UserError("data.download: images are fetched by the verb prepare alone; run `mmft prepare` with the same data=... words first")
     failed = final.with_name(f"{final.name}.report.jsonl")
     folder = final.with_name(f".{final.name}.tmp")
     _remove(folder)  # what a crash left behind
@@ -130,6 +136,7 @@ class _Preparation:
         self._first_pass()
         self._judge()
         assignment = splits.assign(self.rows.own, self.rows.offsets, self.rows.contents, self.index.digests(), self.source.splits)
+        self.rows.release()
         parts, fingerprint, images = divide(self.folder, self.rows.path, assignment, self.index, self.report)
         for note in assignment.notes:
             self.report.add("data.splits", None, "note", note)
@@ -173,7 +180,8 @@ class _Preparation:
             reason = f"unknown split: {item.split!r}; use train, validation or test"
         if reason is not None:
             return Bad(item.where, reason, item.id)
-        stored = any(isinstance(image, bytes) for image in item.images)  # a row's images lie in one place
+        fetched = self.source.download is not None
+        stored = any(isinstance(image, bytes) or fetched and is_url(image) for image in item.images)  # a row's images lie in one place
         keys = [self._submit(image, stored) for image in item.images]
         item.images = []
         return _Waiting(item, keys)
@@ -182,9 +190,11 @@ class _Preparation:
         if isinstance(image, bytes):
             key = "bytes:" + hashlib.sha256(image).hexdigest()
         else:
-            key = ("copy:" if stored else "path:") + os.path.normpath(image)
+            key = ("copy:" if stored else "path:") + (image if is_url(image) else os.path.normpath(image))
         if key not in self.pending and self.index.get(key) is None:
-            self.pending[key] = self.pool.submit(examine, image, self.root, self.folder if stored else None)
+            download = self.source.download
+            assert download is None or isinstance(download, Download)  # __post_init__ made it of its keys
+            self.pending[key] = self.pool.submit(examine, image, self.root, self.folder if stored else None, download)
         return key
 
     def _finish(self, item: _Waiting | Bad) -> None:

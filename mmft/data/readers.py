@@ -51,7 +51,9 @@ def read(path: Path) -> Iterator[Record | Bad]:
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{path}: cannot be read: {' '.join(str(error.strerror or error).split())}") from None
+    except csv.Error as error:
+        raise UserError(f"{path}: is not a table of separated values: {error}") from None
 
 
 def _separated(path: Path, delimiter: str) -> Iterator[Record | Bad]:
@@ -186,8 +188,8 @@ def _parquet(path: Path) -> Iterator[Record | Bad]:
                 for record in batch.to_pylist():
                     number += 1
                     yield f"{path.name}:{number}", record
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: is not a parquet file: {error}") from None
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: is not a parquet file: {' '.join(str(error).split())}") from None
 
 
 def _arrow(path: Path) -> Iterator[Record | Bad]:
@@ -205,8 +207,8 @@ def _arrow(path: Path) -> Iterator[Record | Bad]:
                 for record in batch.to_pylist():
                     number += 1
                     yield f"{path.name}:{number}", record
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path}: is not an Arrow file: {error}") from None
+        except pa.ArrowException as error:
+            raise UserError(f"{path}: is not an Arrow file: {' '.join(str(error).split())}") from None
 
 
 def count(files: list[Path]) -> int | None:

@@ -58,8 +58,9 @@ class Sample:
         return [Path(self.root, *image.split("/")) for image in self.images]
 
     def load_images(self) -> list[Image.Image]:
-        """The images, RGB. Errors raised: ImageError naming the file."""
-        return [open_image(path) for path in self.image_paths]
+        """The images, RGB. Errors raised: ImageError naming the file, also one that is not what it was when it was prepared."""
+        hashes = self.sha256 or (None,) * len(self.images)
+        return [open_image(path, sha256=sha256) for path, sha256 in zip(self.image_paths, hashes, strict=True)]
 
     @cached_property
     def content(self) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, nearest
+from .download import Download
 from .sample import Bad, Row
 
 
@@ -40,7 +41,8 @@ class Source:
 
     name: the word for this set in file names. splits: see Splits. max_bad_share: stop if a larger part of the rows
     read is bad. root: the folder image paths are relative to, and must lie below (null: the source knows).
-    limit: use only the first so many rows. text_only: keep rows without any image.
+    limit: use only the first so many rows. text_only: keep rows without any image. download: see Download; null: rows
+    that name an image by URL are dropped.
     """
 
     name: str = "data"
@@ -49,8 +51,11 @@ class Source:
     root: str | None = None
     limit: int | None = None
     text_only: bool = False
+    download: Mapping[str, Any] | Download | None = None
 
     def __post_init__(self) -> None:
+        if self.download is not None and not isinstance(self.download, Download):
+            self.download = from_keys(Download, self.download, "data.download")
         if not isinstance(self.splits, Splits):
             self.splits = from_keys(Splits, self.splits, "data.splits")
         if not 0 <= self.max_bad_share <= 1:
@@ -89,7 +94,10 @@ class Source:
 
     def settings(self) -> dict[str, Any]:
         """All keys as JSON values, for the manifest and the key of the prepared set."""
-        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **dataclasses.asdict(self)}
+        keys = dataclasses.asdict(self)
+        if self.download is None:
+            del keys["download"]  # sets that were prepared before there was this key keep theirs
+        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **keys}
 
 
 def from_keys(cls: type, values: Mapping[str, Any] | None, where: str) -> Any:

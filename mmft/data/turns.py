@@ -45,7 +45,7 @@ def image_cells(value: Any) -> list[str | bytes]:
         return [image for item in value for image in (image_cells(item) or [""])]
     if isinstance(value, Mapping):  # datasets' and parquet's form of an image
         if value.get("bytes") is not None:
-            return [bytes(value["bytes"])]
+            return [_bytes(value["bytes"])]
         return image_cells(value.get("path") or value.get("url"))
     if isinstance(value, (bytes, bytearray, memoryview)):
         return [bytes(value)]
@@ -58,6 +58,14 @@ def image_cells(value: Any) -> list[str | bytes]:
         value.save(buffer, "PNG")
         return [buffer.getvalue()]
     raise TurnError(f"missing image: a {type(value).__name__} is not a path or the bytes of an image")
+
+
+def _bytes(value: Any) -> bytes:
+    """The bytes of an image file, also as JSON writes them, a list of numbers. Errors raised: TurnError."""
+    whole = isinstance(value, (list, tuple)) and all(isinstance(n, int) and 0 <= n < 256 for n in value)
+    if not whole and not isinstance(value, (bytes, bytearray, memoryview)):  # bytes(10**12) would be a terabyte of zeros
+        raise TurnError(f"unreadable image: its bytes are a {type(value).__name__}")
+    return bytes(value)
 
 
 def image_address(text: str) -> str | bytes:

@@ -84,6 +84,10 @@ class RowFile:
         for column in self._columns:
             column.clear()
 
+    def release(self) -> None:
+        """Let go of the arrays, which grow with the rows (13 bytes each), once the rows are divided."""
+        self._own, self._offsets, self._contents = array("b"), array("q", [0]), array("i")
+
     def close(self) -> None:
         if self._writer is not None:
             if self._columns[0]:

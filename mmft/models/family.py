@@ -12,6 +12,7 @@ from typing import Any
 
 from ..config import build, nearest
 from ..errors import UserError
+from ..targets import trusts_remote_code
 from . import machine
 from .locate import Located, locate
 
@@ -77,16 +78,17 @@ class Family:
         from transformers import AutoModelForImageTextToText
 
         config = self._config(located)
-        if type(config) not in AutoModelForImageTextToText._model_mapping:
+        own_code = trusts_remote_code() and "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
+        if not own_code and type(config) not in AutoModelForImageTextToText._model_mapping:
             raise UserError(f"model.path={self.path}: a {config.model_type} is not a vision-language model (image and text in, text out)")
         with torch.device("meta"):
-            return AutoModelForImageTextToText.from_config(config)
+            return AutoModelForImageTextToText.from_config(config, trust_remote_code=trusts_remote_code())
 
     def _config(self, located: Located) -> Any:
         from transformers import AutoConfig
 
         try:
-            return AutoConfig.from_pretrained(located.folder)
+            return AutoConfig.from_pretrained(located.folder, trust_remote_code=trusts_remote_code())
         except (ValueError, OSError, KeyError) as error:
             raise UserError(f"model.path={self.path}: its config.json cannot be used: {str(error).strip().splitlines()[0]}") from None
 
@@ -95,7 +97,9 @@ class Family:
         from transformers import AutoProcessor
 
         try:
-            processor = AutoProcessor.from_pretrained(folder or located.folder, **(self.processor or {}))
+            processor = AutoProcessor.from_pretrained(
+                folder or located.folder, trust_remote_code=trusts_remote_code(), **(self.processor or {})
+            )
         except (ValueError, OSError, KeyError, TypeError) as error:
             raise UserError(f"model.path={self.path}: no usable processor: {str(error).strip().splitlines()[0]}") from None
         if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
@@ -132,7 +136,8 @@ class Family:
         quantization, note = machine.choose_quantization(self.quantization, device)
         if quantization is not None and full_training:
             raise UserError("model.quantization and lora=none: quantised weights cannot be trained; use an adapter (lora=default)")
-        notes = [f"{device}, {str(dtype).removeprefix('torch.')} ({why})", *([note] if note else [])]
+        notes = ["the model's own code may run (--trust-remote-code)"] if trusts_remote_code() else []
+        notes += [f"{device}, {str(dtype).removeprefix('torch.')} ({why})", *([note] if note else [])]
         options: dict[str, Any] = {"dtype": dtype, "attn_implementation": self.attn_implementation}
         if quantization is not None:
             options |= {"quantization_config": quantization, "device_map": {"": device}}
@@ -141,7 +146,7 @@ class Family:
         try:
             with _silent():  # its report of many lines is said in one below
                 model, info = AutoModelForImageTextToText.from_pretrained(
-                    located.folder, output_loading_info=True, use_safetensors=True, **options
+                    located.folder, output_loading_info=True, use_safetensors=True, trust_remote_code=trusts_remote_code(), **options
                 )
         except SafetensorError as error:
             raise UserError(f"model.path={self.path}: a weights file is torn ({error}); download it again") from None

@@ -16,13 +16,13 @@ class Prepare:
     def __call__(self, cfg: Any, overrides: list[str]) -> Any:
         from ..data.store import describe
 
-        prepared = prepared_data(cfg)
+        prepared = prepared_data(cfg, download=True)
         print("\n".join(describe(prepared)))
         return prepared
 
 
-def prepared_data(cfg: Any) -> Any:
+def prepared_data(cfg: Any, download: bool = False) -> Any:
     """The prepared set of a config, made now or found; every verb that needs data calls this."""
     from ..data.prepare import prepare
 
-    return prepare(build(cfg.data), Path(cfg.output_dir) / "data")
+    return prepare(build(cfg.data), Path(cfg.output_dir) / "data", download)

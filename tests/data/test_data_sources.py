@@ -58,7 +58,7 @@ def test_table_rows_are_named_by_their_line(tmp_path):
     assert found == {  # the first row spans lines 2 and 3
         "t.csv:5": "empty answer: column text is empty",
         "t.csv:6": "wrong number of cells: 1, the header has 2",
-        "t.csv:7": "missing image: gone.png",
+        "t.csv:7": "missing image: gone.png: no such file",
     }
 
 

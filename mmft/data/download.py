@@ -1,0 +1,174 @@
+"""Images named by URL, fetched while a data set is prepared and never later: named hosts only, within limits.
+
+    mmft prepare data=table data.path=rows.csv 'data.download.hosts=[images.example.org]'
+
+The address a name stands for is looked up once, judged, and is the one connected to: a name that is answered with
+another address the second time gains nothing. Redirects are followed to named hosts only, each judged anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from .. import __version__
+from ..errors import UserError
+from ..secrecy import redact
+from .images import MAX_BYTES, ImageError
+
+PORTS = {"http": 80, "https": 443}
+REDIRECTS = 5
+
+
+@dataclass(frozen=True)
+class Download:
+    """hosts: the names images may come from (`images.example.org`, or `host:8080` for another port than 80 and 443).
+
+    max_bytes: of one image. timeout: seconds for one image in all, redirects included. private: whether these names may
+    stand for addresses of a private network; an address typed into `hosts` itself (`10.0.0.5`) needs no such word.
+    """
+
+    hosts: Sequence[str] = ()
+    max_bytes: int = 20_000_000
+    timeout: float = 30.0
+    private: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.hosts, str) or not self.hosts or not all(isinstance(h, str) and h and "/" not in h and "*" not in h for h in self.hosts):
+            raise UserError("data.download.hosts: name the hosts that images may come from, without scheme and path: data.download.hosts=[images.example.org]")
+        if isinstance(self.max_bytes, bool) or not isinstance(self.max_bytes, int) or not 0 < self.max_bytes <= MAX_BYTES:
+            raise UserError(f"data.download.max_bytes={self.max_bytes}: must be a number of bytes from 1 to {MAX_BYTES}")
+        if isinstance(self.timeout, bool) or not isinstance(self.timeout, (int, float)) or not 0 < self.timeout <= 3600:
+            raise UserError(f"data.download.timeout={self.timeout}: must be a number of seconds from 0 to 3600")
+
+    def fetch(self, url: str) -> bytes:
+        """The bytes behind `url`. Errors raised: ImageError, without a name, that says which limit or which answer it was."""
+        deadline = time.monotonic() + self.timeout
+        address = url
+        for _ in range(REDIRECTS + 1):
+            parts = self._judge(address, url)
+            found = self._get(parts, deadline, url)
+            if isinstance(found, bytes):
+                return found
+            address = urljoin(address, found)
+        raise _error(url, f"more than {REDIRECTS} redirects")
+
+    def _judge(self, address: str, url: str) -> SplitResult:
+        try:
+            parts = urlsplit(address)
+            port = parts.port
+        except ValueError:
+            raise _error(url, "not a URL that can be read") from None
+        if parts.scheme not in PORTS or not parts.hostname:
+            raise _error(url, f"{parts.scheme or 'no scheme'}: only http and https are fetched")
+        if parts.username is not None or parts.password is not None:
+            raise _error(url, "a name or password in the address is not sent")
+        # control characters could end the request's line; spaces and the like must come encoded
+        if not all(33 <= ord(c) < 127 for c in address):
+            raise _error(url, "characters that must be percent-encoded")
+        host = parts.hostname.lower()
+        shown = f"[{host}]" if ":" in host else host
+        usual = port in (None, PORTS[parts.scheme])
+        names = {h.lower() for h in self.hosts}
+        if f"{shown}:{port or PORTS[parts.scheme]}" not in names and not (usual and ({host, shown} & names)):
+            raise _error(url, f"{shown}{'' if usual else f':{port}'} is not in data.download.hosts")
+        return parts
+
+    def _address(self, parts: SplitResult, url: str) -> tuple[int, tuple]:
+        """(family, socket address) to connect to."""
+        try:
+            answers = socket.getaddrinfo(parts.hostname, parts.port or PORTS[parts.scheme], type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise _error(url, f"its host is not found ({getattr(error, 'strerror', None) or error})") from None
+        literal = _is_address(parts.hostname or "")
+        for family, _, _, _, place in answers:
+            ip = ipaddress.ip_address(str(place[0]).partition("%")[0])
+            ip = getattr(ip, "ipv4_mapped", None) or ip
+            never = ip.is_multicast or ip.is_unspecified or (ip.is_link_local and not literal)
+            if not never and (ip.is_global or literal or self.private):
+                return family, place
+        raise _error(url, "its host is in a private network (data.download.private=true allows it)")
+
+    def _get(self, parts: SplitResult, deadline: float, url: str) -> bytes | str:
+        """The body, or where a redirect leads to."""
+        family, place = self._address(parts, url)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise _error(url, f"took longer than {self.timeout:g} s")
+        raw = socket.socket(family, socket.SOCK_STREAM)
+        raw.settimeout(left)
+        # a server that sends a byte now and then passes every timeout of a single read; this ends it
+        watch = threading.Timer(left, _cut, [raw])
+        watch.daemon = True
+        watch.start()
+        connection: http.client.HTTPConnection | None = None
+        try:
+            raw.connect(place)
+            kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+            connection = kind(parts.hostname or "", parts.port)
+            connection.sock = ssl.create_default_context().wrap_socket(raw, server_hostname=parts.hostname) if parts.scheme == "https" else raw
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            connection.request("GET", target, headers={"User-Agent": f"mmft/{__version__}", "Accept": "image/*", "Accept-Encoding": "identity"})
+            found = self._read(connection.getresponse(), url)
+            if time.monotonic() >= deadline:  # what was cut off by the clock must not pass for the whole
+                raise OSError
+            return found
+        except ImageError:
+            raise
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            late = time.monotonic() >= deadline
+            why = f"took longer than {self.timeout:g} s" if late else " ".join(str(error).split()) or type(error).__name__
+            raise _error(url, why) from None
+        finally:
+            watch.cancel()
+            if connection is not None:
+                connection.close()
+            raw.close()
+
+    def _read(self, answer: http.client.HTTPResponse, url: str) -> bytes | str:
+        if answer.status in (301, 302, 303, 307, 308) and answer.getheader("Location"):
+            return str(answer.getheader("Location"))
+        if answer.status != 200:
+            raise _error(url, f"its host answers {answer.status}")
+        if (answer.getheader("Content-Encoding") or "identity").lower() != "identity":
+            raise _error(url, "its host sends it packed")
+        length = answer.getheader("Content-Length")
+        if length is not None and length.isdigit() and int(length) > self.max_bytes:
+            raise _error(url, f"{length} bytes, more than data.download.max_bytes={self.max_bytes}")
+        body = bytearray()
+        while data := answer.read1(1 << 16):
+            body += data
+            if len(body) > self.max_bytes:
+                raise _error(url, f"more than data.download.max_bytes={self.max_bytes} bytes")
+        if length is not None and length.isdigit() and len(body) != int(length):
+            raise _error(url, f"{len(body)} of {length} bytes came")
+        return bytes(body)
+
+
+def _cut(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it is closed already
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def is_url(image: str) -> bool:
+    return image.lower().startswith(("http://", "https://"))
+
+
+def _error(url: str, why: str) -> ImageError:
+    return ImageError("", f"download: {redact(url[:200])}: {why}")

@@ -1,0 +1,49 @@
+"""A process watched from outside: its resident memory and its open files, ten times a second until it ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+
+@dataclass
+class Watched:
+    """memory: MB of resident memory, files: open handles, one of each a sample. begin, end: tenths of the time that counts."""
+
+    code: int = 0
+    seconds: float = 0.0
+    output: str = ""
+    memory: list[float] = field(default_factory=list)
+    files: list[int] = field(default_factory=list)
+
+    def tenths(self, warm_up: float = 0.1) -> tuple[float, float, int, int]:
+        """(mean memory of the first tenth after warm-up, of the last tenth, most files in the first, most in the last)."""
+        memory, files = (values[int(len(values) * warm_up):] for values in (self.memory, self.files))
+        n = max(1, len(memory) // 10)
+        return sum(memory[:n]) / n, sum(memory[-n:]) / n, max(files[:n]), max(files[-n:])
+
+
+def mmft(words: list[str], log: Path, **environment: str) -> Watched:
+    """`python -m mmft WORDS` on one core, watched."""
+    seen, started = Watched(), time.time()
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment}
+    with log.open("w") as file:
+        process = subprocess.Popen([sys.executable, "-m", "mmft", *words], stdout=file, stderr=subprocess.STDOUT, env=env)
+        watched = psutil.Process(process.pid)
+        while process.poll() is None:
+            try:
+                memory, files = watched.memory_info().rss / 2**20, watched.num_fds()
+            except psutil.Error:  # it ended between the two looks
+                break
+            seen.memory.append(memory)
+            seen.files.append(files)
+            time.sleep(0.1)
+        seen.code = process.wait()
+    seen.seconds, seen.output = time.time() - started, log.read_text(encoding="utf-8", errors="replace")
+    return seen
