@@ -22,8 +22,7 @@ from typing import Any
 from ..errors import UserError
 from . import splits
 from .check import problem, tidy
-from .download import Download
-from .download import is_url
+from .download import Download, is_url
 from .index import Index, Record, examine
 from .sample import Bad, Row
 from .source import Source
