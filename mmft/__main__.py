@@ -9,12 +9,12 @@ import warnings
 
 from . import cli, config
 from .distributed import is_main
-from .errors import UserError
+from .errors import Preempted, UserError
 from .run import plain_name
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 the run failed, 2 a mistake in the command, the config or the data, 130 interrupted."""
+    """Exit codes: 0 done, 1 the run failed, 2 a mistake in the command, the config or the data, 75 stopped by a signal and saved, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     # OpenMP's threads spin while they wait for work; beside any other process on the same cores each step then takes many times as long
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -32,6 +32,9 @@ def main(argv: list[str] | None = None) -> int:
         run(config.compose(command.overrides, command.config_dir, command.config_name), command.overrides)
     except UserError as error:
         return cli.fail(error)
+    except Preempted as stop:
+        print(f"mmft: {stop}", file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         print("mmft: interrupted", file=sys.stderr)
         return 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def write_card(run: Any) -> Path | None:
     return run.write_text(f"{kind}/README.md", card(run.path, kind)) if kind else None
 
 
-def card(run: Path, kind: str, notes: list[str] = ()) -> str:
+def card(run: Path, kind: str, notes: Sequence[str] = ()) -> str:
     """The card's text. kind: adapter | model | merged; notes: further lines about how the weights were made."""
     summary, env, plan = (read_json(run / f"{name}.json") for name in ("summary", "env", "lora_plan"))
     settings = read_yaml(run / "snapshot.yaml")

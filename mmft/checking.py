@@ -57,7 +57,7 @@ def check_keys(section: str, node: dict, known: dict[str, str]) -> None:
         _check_value(name, value, known[key])
 
 
-_SIMPLE = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None)}
+_SIMPLE: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None)}
 
 
 def _check_value(name: str, value: Any, annotation: str) -> None:

@@ -168,9 +168,9 @@ def disk(output_dir: str) -> Iterator[Finding]:
     else:
         yield Finding("disk", OK, text)
     cache = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
-    free = shutil.disk_usage(nearest_there(cache)).free / 2**30
-    yield Finding("downloads", OK, f"{free:.1f} GB free in {cache}") if free > 20 else Finding(
-        "downloads", LESS, f"{free:.1f} GB free in {cache}", "a 7B model takes 15 GB; HF_HOME=... puts downloads elsewhere")  # fmt: skip
+    room = shutil.disk_usage(nearest_there(cache)).free / 2**30
+    yield Finding("downloads", OK, f"{room:.1f} GB free in {cache}") if room > 20 else Finding(
+        "downloads", LESS, f"{room:.1f} GB free in {cache}", "a 7B model takes 15 GB; HF_HOME=... puts downloads elsewhere")  # fmt: skip
 
 
 def nearest_there(path: Path) -> Path:

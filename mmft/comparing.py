@@ -32,8 +32,8 @@ def compare_runs(first: Path, second: Path) -> dict[str, Any]:
     result: dict[str, Any] = {
         "runs": [first.name, second.name],
         "tolerance": tolerance,
-        "settings": differences(*(read_yaml(run / "snapshot.yaml") for run in (first, second)), skip=PLACES),
-        "environment": differences(*envs, skip=NO_CAUSE),
+        "settings": differences(read_yaml(first / "snapshot.yaml"), read_yaml(second / "snapshot.yaml"), PLACES),
+        "environment": differences(envs[0], envs[1], NO_CAUSE),
         "inputs": _inputs(*envs),
         "losses": compare_losses(*(read_jsonl(run / "metrics.jsonl") for run in (first, second))),
         "weights": compare_weights(first, second),

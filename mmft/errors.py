@@ -30,6 +30,12 @@ class Pruned(UserError):
     exit_code = 0
 
 
+class Preempted(KeyboardInterrupt):
+    """A signal asked the run to stop; it has saved what it had, and the same command goes on. Not an error of any part of it."""
+
+    exit_code = 75  # sysexits.h: EX_TEMPFAIL, try again
+
+
 class RowError(UserError):
     """A data row that cannot be used. `row` names it (`file.csv:17` or an id), `reason` says why."""
 

@@ -118,7 +118,7 @@ def to_device(batch: dict[str, Any], device: Any) -> dict[str, Any]:
     return send_to_device(batch, device)
 
 
-class Subset(Sequence):
+class Subset(Sequence[Any]):
     """The first `n` rows of a split (null: all), without reading them."""
 
     def __init__(self, rows: Sequence[Any], n: int | None):
@@ -127,7 +127,7 @@ class Subset(Sequence):
     def __len__(self) -> int:
         return self.n
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: Any) -> Any:
         if not -self.n <= index < self.n:
             raise IndexError(index)
         return self.rows[index % self.n]

@@ -24,8 +24,9 @@ MANAGED_TRAINING_ARGUMENTS = (
 )
 # transformers.EarlyStoppingCallback's own arguments, kept beside TrainingArguments in the trainer group.
 EARLY_STOPPING = {"early_stopping_patience": "int | None", "early_stopping_threshold": "float"}
-# mmft's own keys of the trainer group: whether the micro-batches of a step are computed as one where memory allows.
-OWN_TRAINER = {**EARLY_STOPPING, "fold_accumulation": "str"}
+# mmft's own keys of the trainer group: whether the micro-batches of a step are computed as one, and what becomes of a step
+# whose loss or gradient is not finite.
+OWN_TRAINER = {**EARLY_STOPPING, "fold_accumulation": "str", "nonfinite": "str", "nonfinite_limit": "int"}
 
 
 def _library_file(package: str, relative: str) -> Path | None:

@@ -40,7 +40,8 @@ def check_files(config_dir: Path) -> None:
         if not isinstance(content, dict):
             continue
         section = content.get("hydra")
-        for key in section if isinstance(section, dict) else ():
+        section = section if isinstance(section, dict) else {}
+        for key in section:
             # what a search draws from starts nothing; the sweeper itself is chosen by the defaults list or the command
             harmless = key == "sweeper" and isinstance(section[key], dict) and not {"_target_", "custom_search_space"} & set(section[key])
             if key not in FOLDERS and not harmless:

@@ -104,7 +104,7 @@ def find_images(name: str) -> list[Path]:
         if path.suffix.lower() in TABLES:
             raise UserError(f"input={name}: a table is given alone, not in a list and without together=true")
         return [path]
-    found: list[Path] = []
+    found = []
     for folder, folders, files in os.walk(path):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         found += [Path(folder, f) for f in sorted(files) if Path(f).suffix.lower() in IMAGES and not f.startswith(".")]
@@ -151,7 +151,7 @@ def _table_row(path: Path, where: str, values: dict[str, Any], columns: list[str
         return Asked(where, None, f"{where}: names no image")
     if any(isinstance(i, bytes) for i in row.images):
         return Asked(where, None, f"{where}: holds an image's bytes, not its path; prepare the file (mmft prepare data=table) and use the prepared split")
-    return conversation(where, [path.parent / i for i in row.images], row.messages, references)
+    return conversation(where, [path.parent / str(i) for i in row.images], row.messages, references)
 
 
 def shared_prompt(run: Any) -> str | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from .distributed import is_main
-from .errors import Pruned, UserError
+from .errors import Preempted, Pruned, UserError
 from .run import Run
 
 log = logging.getLogger("mmft")
@@ -34,6 +35,8 @@ class Line:
     base: list[dict[str, Any]] = field(default_factory=list)
     tuned: list[dict[str, Any]] = field(default_factory=list)
     times: dict[str, float] = field(default_factory=dict)
+    resumed: Any = None  # resuming.py, of a run that goes on
+    listener: Any = None  # signals.py
     cache: Any = None  # features/cache.py, where what is frozen is computed once
 
     def load(self) -> None:
@@ -61,7 +64,11 @@ class Line:
             self.evaluator = Evaluator(
                 self.held_out, self.collator, self.settings["generation"], evaluation["batch_size"], loss_batch, progress=is_main()
             )
-        self.run.write_json("env.json", environment(self.loaded, self.prepared, self.settings["seed"]))
+        now = environment(self.loaded, self.prepared, self.settings["seed"])
+        if self.resumed is None or not (self.run / "env.json").is_file():
+            self.run.write_json("env.json", now)
+        else:  # what it began on, and what each later part of it ran on
+            self.run.append_line("resumed.jsonl", {"step": self.resumed.step, **now})
         self.logger.start(self.run.path, self.run.name, self.settings)
         self.times["load"] = time.time() - started
         if not self.loaded.quantized:  # preparing a quantised model for training casts some of its weights: cached behind that
@@ -93,9 +100,14 @@ class Line:
         def measure() -> tuple[float, dict[str, float], list[dict[str, Any]]]:
             return self.evaluator.loss(self.loaded.model), *self.evaluator.measure(self.loaded.model)
 
-        found = self.shared.measure(self._base_key(), measure) if self.shared else measure()
+        if self.resumed and (self.run / "eval" / "base.json").is_file():
+            known = self.run.read_json("eval/base.json")
+            found = known["loss"], known["metrics"], [json.loads(row) for row in (self.run / "eval" / "base.jsonl").read_text(encoding="utf-8").splitlines()]
+        else:
+            found = self.shared.measure(self._base_key(), measure) if self.shared else measure()
         self.summary["base_eval_loss"], self.summary["base_metrics"], self.base = found
         self.run.write_lines("eval/base.jsonl", self.base)
+        self.run.write_json("eval/base.json", {"loss": found[0], "metrics": found[1]})
         self.times["measure_base"] = time.time() - started
 
     def _base_key(self) -> str:
@@ -110,18 +122,15 @@ class Line:
 
     def fit(self) -> None:
         """Attach the adapter and train it."""
-        from transformers import PrinterCallback, ProgressCallback, set_seed
+        from transformers import set_seed
 
         from . import lora
-        from .callbacks import Progress, Pruning, Recorder, Samples
         from .distributed import total
         from .environment import process_started
-        from .folding import folded
         from .freeze import freeze
-        from .models.machine import mixed_precision
         from .report import terminal
-        from .search import is_point
-        from .trainer import SupervisedTrainer, training_settings, whole_weights
+        from .steps import Steps
+        from .trainer import whole_weights
 
         set_seed(self.settings["seed"])
         model, seat = self.loaded.model, self.shared.seat if self.shared else None
@@ -142,65 +151,18 @@ class Line:
         if is_main() and seat is None:
             terminal.show(terminal.plan_table(self.plan_report))
 
-        full = self.plan.method == "full"
-        precision = mixed_precision(self.loaded.dtype, self.loaded.device, full)
-        trainer_settings = {**precision, **self.settings["trainer"]}
-        if self.cache is not None:
-            trainer_settings |= {"dataloader_num_workers": 0}  # nothing is left for workers to do
-        micro = None
-        if (merged := folded(trainer_settings, self.model, self.collator, self.rows)) > 1:
-            micro = trainer_settings["per_device_train_batch_size"]
-            trainer_settings |= {"per_device_train_batch_size": micro * merged, "gradient_accumulation_steps": 1}
-            log.info("%-14s the %d micro-batches of a step are computed as one", "batch", merged)
-        args, callbacks = training_settings(
-            trainer_settings,
-            output_dir=str(self.run / "checkpoints"),
-            seed=self.settings["seed"],
-            data_seed=self.settings["seed"],
-            report_to=[],
-            remove_unused_columns=False,
-            label_names=["labels"],
-            use_cpu=trainer_settings.pop("use_cpu", self.loaded.device == "cpu"),
-        )
-        evaluation = self.settings["evaluation"]
-        recorder = Recorder(self.run, self.logger)
-        callbacks.append(recorder)
-        if is_point(self.run.path):
-            callbacks.append(Pruning(self.run, self.settings["objective"], self.summary))
-        if self.held_out is not None:
-            callbacks.append(Samples(self.run, self.logger, self.evaluator, evaluation["samples"], evaluation["sample_steps"]))
-        self.trainer = SupervisedTrainer(
-            model=self.model,
-            args=args,
-            train_dataset=self.rows,
-            eval_dataset=self.held_out,
-            data_collator=self.collator,
-            processing_class=self.loaded.processor,
-            callbacks=callbacks,
-            evaluator=getattr(self, "evaluator", None),
-            generate=evaluation["generate"],
-            seat=seat,
-            folded=micro,
-        )
-        self.trainer.remove_callback(PrinterCallback)
-        self.trainer.remove_callback(ProgressCallback)
-        if not args.disable_tqdm:
-            self.trainer.add_callback(Progress(seat))
         started = time.time()
-        result = self.trainer.train()
+        steps = Steps(self, seat)
+        steps.run()
+        self.trainer = steps.trainer
         self.times["train"] = time.time() - started
-        if "import" in self.times and recorder.first_step:  # what a user waits for; later points of a process start warm
-            self.times["to_first_step"] = recorder.first_step - process_started()
+        if "import" in self.times and steps.first:  # what a user waits for; later points of a process start warm
+            self.times["to_first_step"] = steps.first - process_started()
         self.weights = whole_weights(self.trainer)
-        history = [h["loss"] for h in self.trainer.state.log_history if "loss" in h]
         self.summary |= {
-            "steps": self.trainer.state.global_step,
-            "samples_per_second": result.metrics["train_samples_per_second"],
-            "train_loss": {"first": history[0] if history else None, "last": history[-1] if history else None},
-            "micro_batches_folded": merged,
+            "samples_per_second": round(steps.samples / max(self.times["train"], 1e-9), 3),
             "trained_together": seat.size if seat else 1,  # the time and the memory are those of so many points at once
             "supervised_tokens": int(total(self.trainer.supervised_tokens)),
-            "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         }
 
     def _cache_training_rows(self) -> None:
@@ -262,7 +224,7 @@ class Line:
     def fail(self, error: BaseException) -> None:
         """Leave a directory that says what happened."""
         self.summary["reason"] = str(error) or type(error).__name__
-        status = "pruned" if isinstance(error, Pruned) else "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        status = "pruned" if isinstance(error, Pruned) else "preempted" if isinstance(error, Preempted) else "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         self._write_summary(status)
         self.logger.finish(status)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,25 @@ class Run:
     @property
     def seconds(self) -> float:
         return time.time() - self.started
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """For the time it is trained: no other process trains into this directory. Errors raised: UserError when one does."""
+        if not self.writes:
+            yield
+            return
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / ".lock")  # the system frees it when its holder dies
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"run={self.path}: is being trained by another process now; wait for it to end") from None
+        try:
+            yield
+        finally:
+            lock.release()
+            (self.path / ".lock").unlink(missing_ok=True)
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a file so that it is there whole or not at all."""

@@ -39,7 +39,7 @@ class Search:
             raise UserError(f"hydra.sweeper.sampler={sampler}: every value is tried by the plain sweep; leave hydra/sweeper=optuna out")
         self.n_trials, self.n_jobs, self.objective = n_trials, n_jobs, objective
         self.sampler, self.options = sampler, {"seed": seed, **(sampler_options or {})}
-        pruning = [pruner or "NopPruner", dict(pruner_options or {}) if pruner else {}]
+        pruning = (pruner or "NopPruner", dict(pruner_options or {}) if pruner else {})
         made("pruner", optuna.pruners, *pruning)
         first = self._sampler(0)
         self.journal = sweep_dir / JOURNAL
@@ -48,7 +48,7 @@ class Search:
             storage=storage(self.journal), study_name=STUDY, sampler=first, direction=direction(objective), load_if_exists=True
         )
         self._same({"objective": objective, "space": {key.lstrip("+"): repr(value) for key, value in self.space.items()}})
-        self.study.set_user_attr("pruner", pruning)  # a point's own process makes the pruner from here
+        self.study.set_user_attr("pruner", list(pruning))  # a point's own process makes the pruner from here
 
     def _same(self, asked: dict[str, Any]) -> None:
         """A study goes on only with the space and the objective that it began with."""
@@ -158,7 +158,7 @@ def distribution(override: Any) -> Any:
     from optuna import distributions as d
 
     sweep, key = override.value(), override.key_or_group
-    tags = getattr(sweep, "tags", set())
+    tags: set[str] = getattr(sweep, "tags", set())
     try:
         if override.is_interval_sweep():
             whole = isinstance(sweep.start, int) and isinstance(sweep.end, int) or "int" in tags

@@ -48,7 +48,7 @@ def search(command: cli.Command, settings: Any, launch: sweeping.Launcher) -> in
 
 def flat(params: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """`lora.r: choice(1,2)` and `lora: {r: choice(1,2)}` are the same."""
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     for key, value in params.items():
         pairs += flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
     return pairs

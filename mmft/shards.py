@@ -38,7 +38,7 @@ class Shards:
         if count == 1:
             self._file(0).rename(self.folder / "model.safetensors")
             return
-        index = {}
+        index: dict[str, str] = {}
         for i, names in enumerate(self._files):
             final = f"model-{i + 1:05d}-of-{count:05d}.safetensors"
             self._file(i).rename(self.folder / final)

@@ -40,6 +40,7 @@ class Shared:
     base: Any = None
     digest: str | None = None
     loads: int = 0  # how often weights were read
+    running: list[Any] = field(default_factory=list)  # the listener for signals, while one listens (signals.py)
     seat: Any = None  # of a point that is trained in step with others (mmft/joint/)
 
     def prepared(self, cfg: Any) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from threading import Event, Thread
 from typing import Any
 
 
-def stream(evaluator: Any, model: Any, samples: list[Any]) -> Iterator[str]:
+def stream(evaluator: Any, model: Any, samples: list[Any]) -> Generator[str, None, None]:
     """The text so far, again and again; the last one is exactly what `Evaluator.answer` gives for this one sample.
 
     With more than one beam there is no text before the end, so only that last one comes. Errors raised: UserError.

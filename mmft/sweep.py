@@ -93,7 +93,7 @@ class Sweep:
         return FileLock(folder / f"{name}.lock")
 
     def status(self, point: Point) -> str:
-        """finished | failed | interrupted | unfinished (killed, or running now) | missing"""
+        """finished | failed | interrupted | preempted | unfinished (killed, or running now) | missing"""
         folder = self.path / point.name
         if (folder / "DONE").is_file():
             return "finished"
@@ -142,7 +142,9 @@ def point_name(words: list[str], keys: list[str]) -> str:
 
 
 def run_point(cfg_yaml: str, overrides: list[str], sweep_dir: str, shared: Any = None, wait: bool = True) -> dict[str, Any]:
-    """Train one point, unless its run is finished: then nothing is touched. What an earlier try left is moved to earlier/.
+    """Train one point, unless its run is finished: then nothing is touched.
+
+    An earlier try that was stopped goes on from its newest checkpoint; what one without a checkpoint left is moved to earlier/.
 
     cfg_yaml: the point's resolved config. overrides: its words. Every launcher calls this, in this process or another.
     shared: what points in one process have in common (mmft/shared.py). wait: wait for a process that trains this very
@@ -150,6 +152,9 @@ def run_point(cfg_yaml: str, overrides: list[str], sweep_dir: str, shared: Any =
     Returns {"run", "status", "objective": float | None, "reason", "reused"}; a failure is a status, not an exception.
     """
     from filelock import Timeout
+
+    from . import checkpoints
+    from .resuming import can_go_on
 
     sweep, cfg = Sweep(sweep_dir), OmegaConf.create(cfg_yaml)
     objective = cfg.get("objective", "eval_loss")
@@ -167,7 +172,7 @@ def run_point(cfg_yaml: str, overrides: list[str], sweep_dir: str, shared: Any =
         status = sweep.status(point)
         if status in ("finished", "pruned"):
             return sweep.outcome(point, objective, reused=True)
-        if status != "missing":
+        if status != "missing" and not (checkpoints.newest(sweep.path / point.name / "checkpoints") and can_go_on(sweep.path / point.name, cfg)):
             log.info("%-14s %s was %s; what it left is now in %s", "again", point.name, status, sweep.set_aside(point))
         _train(sweep, point, shared)
         return sweep.outcome(point, objective)
@@ -212,7 +217,8 @@ class PointLog(logging.Handler):
 
     def __init__(self, folder: Path):
         super().__init__()
-        self.folder, self.waiting = folder, []
+        self.folder = folder
+        self.waiting: list[str] = []
         self.owner = getcurrent()  # points that are trained in step have one each
 
     def emit(self, record: logging.LogRecord) -> None:

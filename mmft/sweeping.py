@@ -82,19 +82,21 @@ def here(points: list[tuple[str, list[str], str]], shared: Any = None) -> list[d
     A point that another process trains now (the same command, started twice) is left to it and asked for at the end.
     """
     from .shared import Shared
+    from .signals import listening
 
     shared = shared or Shared()
     results, later = [], []
-    for n, point in enumerate(points):
-        log.info("\n%-14s %d of %d  %s", "point", n + 1, len(points), " ".join(point[1]))
-        results.append(run_point(*point, shared=shared, wait=False))
-        shared.end_point()
-        if results[-1]["status"] == "running":
-            later.append(n)
-    for n in later:
-        log.info("%-14s waiting for the process that trains %s", "point", results[n]["run"])
-        results[n] = run_point(*points[n], shared=shared)
-        shared.end_point()
+    with listening(shared.running):
+        for n, point in enumerate(points):
+            log.info("\n%-14s %d of %d  %s", "point", n + 1, len(points), " ".join(point[1]))
+            results.append(run_point(*point, shared=shared, wait=False))
+            shared.end_point()
+            if results[-1]["status"] == "running":
+                later.append(n)
+        for n in later:
+            log.info("%-14s waiting for the process that trains %s", "point", results[n]["run"])
+            results[n] = run_point(*points[n], shared=shared)
+            shared.end_point()
     return results
 
 

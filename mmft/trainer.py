@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from typing import Any
 
 import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
+from . import checkpoints
 from .config import arguments
 from .distributed import share, world_size
 from .errors import UserError
@@ -14,6 +17,8 @@ from .evaluation import Evaluator
 from .fields import OWN_TRAINER, training_arguments
 from .folding import micro_batches
 from .objective import supervised_loss
+
+log = logging.getLogger("mmft")
 
 # TrainingArguments' older names that mmft's own yaml uses, since every supported release has them, and what 5.2x calls them.
 RENAMED = {
@@ -25,8 +30,14 @@ RENAMED = {
 class SupervisedTrainer(Trainer):
     """Trainer whose loss is the mean over supervised tokens of the whole (accumulated, distributed) batch."""
 
-    def __init__(self, *args: Any, evaluator: Evaluator | None, generate: bool, seat: Any = None, folded: int | None = None, **kwargs: Any):
+    def __init__(
+        self, *args: Any, evaluator: Evaluator | None, generate: bool, seat: Any = None, folded: int | None = None, run: Any = None,
+        checkpoint: Any = None, nonfinite: tuple[str, int] = ("stop", 0), **kwargs: Any,
+    ):  # fmt: skip
         super().__init__(*args, **kwargs)
+        self.run, self.staging = run, None
+        self.skips = nonfinite[0] == "skip"
+        self.skipped = 0  # steps left out for a loss or a gradient that was not finite
         self.folded = folded  # rows of one of the micro-batches that are computed as one (mmft/folding.py)
         self.seat = seat  # in a group that is trained together (joint/group.py)
         self.evaluator, self.generate = evaluator, generate
@@ -36,14 +47,21 @@ class SupervisedTrainer(Trainer):
         self.weights: int | None = None
         self.losses: list[Any] = []  # of the micro-batches since the last optimizer step
         self.row_ids: list[str] = []
-        self.add_callback(FiniteStep(self))
+        self.add_callback(FiniteStep(self, *nonfinite))
+        self.add_callback(GoOn(self, checkpoint))
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if (stream := getattr(self.model, "dropout_stream", None)) is not None:
             stream.at = (self.state.global_step, len(self.losses))
             stream.parts = micro_batches(inputs["attention_mask"], self.folded) if self.folded else []
-        if self.seat is None:
-            return super().training_step(model, inputs, num_items_in_batch)
+        return self._counted(super().training_step(model, inputs, num_items_in_batch) if self.seat is None else self._common_step(model, inputs, num_items_in_batch))
+
+    def _counted(self, loss: Any) -> Any:
+        """The loss as it enters the mean that is logged; that of a step to be skipped would turn every later mean into NaN."""
+        return loss.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) if self.skips else loss
+
+    def _common_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Any:
+        """The same with one pass for all members of a group."""
         model.train()
         if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers
             self.optimizer.train()
@@ -75,6 +93,19 @@ class SupervisedTrainer(Trainer):
         self.losses.append(loss.detach())
         return loss
 
+    def _save_checkpoint(self, model, trial):
+        checkpoints.save(self, lambda: super(SupervisedTrainer, self)._save_checkpoint(model, trial))
+
+    def _get_output_dir(self, trial):
+        return self.staging or super()._get_output_dir(trial)
+
+    def own_state(self) -> dict[str, Any]:
+        """What transformers does not save: the loss since the last log, what was counted, how long it took."""
+        return {
+            "seconds": self.run.seconds, "supervised_tokens": int(self.supervised_tokens), "skipped": self.skipped, "loss": self._tr_loss.item(),
+            "total_loss": self._total_loss_scalar, "logged": self._globalstep_last_logged,
+        }  # fmt: skip
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Token-weighted loss, and with `generate` the text metrics, on the held-out rows."""
         # every process measures all rows: weights that are spread over processes are gathered in step, and it takes no longer
@@ -90,10 +121,12 @@ class SupervisedTrainer(Trainer):
 
 
 class FiniteStep(TrainerCallback):
-    """Stops before the optimizer step when a loss or a gradient of this step is NaN or infinite."""
+    """Before the optimizer step, when a loss or a gradient of it is NaN or infinite: stops, or leaves the step out, up to a limit."""
 
-    def __init__(self, trainer: SupervisedTrainer):
-        self.trainer = trainer
+    def __init__(self, trainer: SupervisedTrainer, mode: str, limit: int):
+        if mode not in ("stop", "skip"):
+            raise UserError(f"trainer.nonfinite={mode}: must be stop or skip")
+        self.trainer, self.mode, self.limit = trainer, mode, limit
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         trainer = self.trainer
@@ -103,13 +136,37 @@ class FiniteStep(TrainerCallback):
         gradients = [] if fp16 else [p.grad for p in trainer.model.parameters() if p.grad is not None]
         bad_loss = losses is not None and not torch.isfinite(losses).all()
         bad_gradient = bool(gradients) and not torch.isfinite(torch.stack([n.float() for n in torch._foreach_norm(gradients)])).all()
-        if bad_loss or bad_gradient:
-            what = "loss" if bad_loss else "gradient"
-            raise UserError(
-                f"step {state.global_step + 1}: the {what} is not finite (losses {[round(x, 4) for x in losses.tolist()]}), rows "
-                f"{', '.join(rows[:16])}; the weights of step {state.global_step} are untouched."
-                " Try a lower trainer.learning_rate, model.dtype=fp32, or look at these rows"
-            )
+        if not (bad_loss or bad_gradient):
+            return
+        what = f"step {state.global_step + 1}: the {'loss' if bad_loss else 'gradient'} is not finite (losses {[round(x, 4) for x in losses.tolist()]})"
+        named = f"rows {', '.join(rows[:16])}"
+        if self.mode == "skip" and trainer.skipped < self.limit:
+            trainer.skipped += 1
+            trainer.model.zero_grad(set_to_none=True)  # an optimizer leaves a weight without a gradient as it is
+            log.warning("%-14s %s, %s; left out, %d of at most %d", "skipped", what, named, trainer.skipped, self.limit)
+            return
+        over = f" after {trainer.skipped} steps that were left out (trainer.nonfinite_limit)" if self.mode == "skip" else ""
+        raise UserError(
+            f"{what}{over}, {named}; the weights of step {state.global_step} are untouched."
+            " Try a lower trainer.learning_rate, model.dtype=fp32, or look at these rows"
+        )
+
+
+class GoOn(TrainerCallback):
+    """Puts back what `own_state` kept, once transformers has set up everything else."""
+
+    def __init__(self, trainer: SupervisedTrainer, checkpoint: Any):
+        self.trainer, self.checkpoint = trainer, checkpoint
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.checkpoint is None:
+            return
+        kept = json.loads((self.checkpoint / checkpoints.STATE).read_text(encoding="utf-8"))
+        trainer = self.trainer
+        trainer._tr_loss = torch.tensor(kept["loss"], device=args.device)
+        trainer._total_loss_scalar, trainer._globalstep_last_logged = kept["total_loss"], kept["logged"]
+        trainer._initial_global_step = 0  # the mean loss is that of the whole run
+        trainer.supervised_tokens, trainer.skipped = kept["supervised_tokens"], kept["skipped"]
 
 
 def whole_weights(trainer: Trainer) -> dict[str, Any] | None:

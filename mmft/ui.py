@@ -96,7 +96,7 @@ def build(models: list[Model], prepared: Any, split: str | None) -> tuple[Any, d
 
     bench = Bench(models)
     rows = {name: prepared.split(name) for name in prepared.splits}
-    split = split if split in rows else next(iter(rows))
+    split = split if split is not None and split in rows else next(iter(rows))
     defaults = models[-1].opened.settings["generation"]
 
     def show(name: str, index: float | None) -> str:

@@ -301,6 +301,25 @@ def internvl(folder: Path) -> None:
     _save(folder, t.InternVLForConditionalGeneration, config, processor, words)
 
 
+def llava_onevision(folder: Path) -> None:
+    """The picture whole and in at most 2 x 2 tiles of 56 pixels, 16 features each; a learned newline ends every row of the tiles."""
+    import transformers as t
+
+    words = qwen_tokenizer(["<image>", "<video>"])
+    side, tiles = {"height": SIDE, "width": SIDE}, [[SIDE, SIDE], [SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
+    processor = t.LlavaOnevisionProcessor(
+        image_processor=t.LlavaOnevisionImageProcessor(size=side, image_grid_pinpoints=tiles), tokenizer=words,
+        video_processor=t.LlavaOnevisionVideoProcessor(size=side), num_image_tokens=16, vision_feature_select_strategy="full",
+        chat_template=CHATML.replace("IMAGE_PLACE", "<image>\\n"),
+    )  # fmt: skip
+    config = t.LlavaOnevisionConfig(
+        vision_config={"model_type": "siglip_vision_model", "vision_use_head": False, **TOWER},
+        text_config=TEXT | _ends(words) | {"model_type": "qwen2", "vocab_size": len(words)}, image_grid_pinpoints=tiles,
+        image_token_index=words.convert_tokens_to_ids("<image>"), video_token_index=words.convert_tokens_to_ids("<video>"),
+    )  # fmt: skip
+    _save(folder, t.LlavaOnevisionForConditionalGeneration, config, processor, words)
+
+
 def _ends(words: Any) -> dict[str, int]:
     return {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
 
@@ -325,10 +344,10 @@ def _save(folder: Path, model_class: Any, config: Any, processor: Any, words: An
 
 KINDS: dict[str, Callable[[Path], None]] = {
     "qwen2vl": qwen2vl, "qwen2_5vl": qwen2_5vl, "qwen3vl": qwen3vl, "llava": llava, "llava_vicuna": llava_vicuna, "blip2": blip2,
-    "smolvlm": smolvlm, "gemma3": gemma3, "internvl": internvl,
+    "smolvlm": smolvlm, "gemma3": gemma3, "internvl": internvl, "llava_onevision": llava_onevision,
 }  # fmt: skip
 # The model group of each kind.
-GROUP = {kind: "llava" if kind.startswith("llava") else kind for kind in KINDS}
+GROUP = {kind: "llava" if kind == "llava_vicuna" else kind for kind in KINDS}
 
 
 def build(kind: str, folder: Path) -> Path:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from small_models import GROUP, KINDS
 
-NO_FILE = ("qwen2_5vl", "qwen3vl", "smolvlm", "gemma3", "internvl")  # trained by a yaml alone
+NO_FILE = ("qwen2_5vl", "qwen3vl", "smolvlm", "gemma3", "internvl", "llava_onevision")  # trained by a yaml alone
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +111,21 @@ def test_train_two_steps_evaluate_reload(small, drawn, mmft, tmp_path, kind):
     assert any(r["prediction"] for r in written), "an answer has words"
     with tuned.disable_adapter():
         assert plain_loss(tuned, again, rows) == pytest.approx(summary["base_eval_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["auto", "memory"])
+def test_an_image_alone_and_beside_another(small, drawn, mmft, tmp_path, mode):
+    """LLaVA-OneVision computes them differently: features kept from the one row are wrong in the other."""
+    lines = [json.dumps({"image": f"{n}.png", "question": "What?", "answer": "a red square"}) for n in range(6)]
+    lines += [json.dumps({"image": [f"{n}.png", f"{n + 1}.png"], "question": "Which?", "answer": "blue"}) for n in range(4)]
+    (drawn.parent / "mixed.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    command = words("llava_onevision", small, drawn.parent / "mixed.jsonl", "data.splits.validation=0", "evaluation.split=null", "trainer.max_steps=10")
+    code, out, err = mmft(*command, f"vision_cache={mode}")
+    if mode == "memory":
+        assert code == 2 and "computes an image otherwise where its row has several; use vision_cache=off" in err
+    else:
+        assert code == 0, err
+        assert "off: LlavaOnevisionForConditionalGeneration computes an image otherwise" in out
 
 
 def test_full_training_saves_a_model_that_plain_transformers_loads(small, drawn, mmft, tmp_path):

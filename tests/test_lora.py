@@ -41,6 +41,7 @@ LINEAR = {
     "smolvlm": {"vision": 12, "connector": 1, "language": 15},
     "gemma3": {"vision": 12, "language": 15},
     "internvl": {"vision": 12, "connector": 2, "language": 15},
+    "llava_onevision": {"vision": 12, "connector": 2, "language": 15},
 }
 
 

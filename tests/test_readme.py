@@ -1,46 +1,22 @@
-"""Every mmft command in the READMEs composes; the runnable ones are run here or by .ci/run."""
+"""The READMEs' two set-up commands and the checks before a commit are those of CI; test_docs.py checks every other command."""
 
-import re
-import shlex
-
-import pytest
+import yaml
 from places import ROOT
-
-from mmft import cli, config
-
-FILES = ("README.md", "README.zh-CN.md")
-
-
-def commands() -> list[tuple[str, str]]:
-    found = []
-    for name in FILES:
-        text = (ROOT / name).read_text(encoding="utf-8")
-        for line in re.findall(r"^(?:mmft|python -m mmft) .*$", text, re.M) + re.findall(r"`((?:mmft|python -m mmft) [^`]+)`", text):
-            command = re.sub(r"^(mmft|python -m mmft)\s*", "", line.split("#")[0].strip())
-            found.append((name, " ".join(command.split())))
-    return sorted(set(found))
-
-
-def test_the_readmes_hold_commands():
-    assert len(commands()) > 20
-
-
-@pytest.mark.parametrize("name, words", commands())
-def test_a_command_of_the_readme_is_one_that_works(name, words):
-    command = cli.parse(shlex.split(words))
-    if command.help:
-        assert "usage" in cli.help_text(command)
-    elif re.search(r"\b(RUN|DIR|MY_CONF)\b", words):  # a run of the reader's own: the verb and its keys are what can be checked
-        assert command.verb in cli.verbs() or command.config_dir in ("RUN", "MY_CONF")
-    elif command.multirun:
-        assert config.check_sweep(command.overrides, None, "config")
-    else:
-        assert config.compose(command.overrides).model.path
 
 
 def test_the_two_setup_commands_are_the_ones_ci_runs():
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    for name in FILES:
+    for name in ("README.md", "README.zh-CN.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
         assert "pip install -e . && python -m mmft" in text and "pip install -e '.[dev]' && pytest" in text
     assert "install -q -e ." in ci and "python -m mmft" in ci and "install -q -e '.[dev]'" in ci and "\npytest" in ci
+
+
+def test_what_runs_before_a_commit_runs_in_ci_too():
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    assert [repo["repo"] for repo in hooks] == ["local"], "nothing is downloaded before a commit"
+    for hook in hooks[0]["hooks"]:
+        tool = hook["entry"].removeprefix("python -m ").split()[0]
+        assert f"\n{tool}" in ci, tool
+    assert "sphinx -W" in ci

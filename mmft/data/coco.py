@@ -51,7 +51,7 @@ class CocoCaptions(Source):
     # -- where it is --
 
     def annotation_file(self) -> Path:
-        folder = readers.existing(self.path, folder=True)
+        folder = readers.existing(self.path or "", folder=True)
         if self.annotations:
             given = folder / self.annotations
             return given if given.is_file() else readers.existing(self.annotations if Path(self.annotations).is_file() else given, "data.annotations")
@@ -64,8 +64,9 @@ class CocoCaptions(Source):
         return Path(self.root or self.path) if self.path else None
 
     def stamp(self) -> dict[str, Any]:
-        if self.path:
-            return {"files": [file_stamp(self.annotation_file())], "root": self.data_root().resolve().as_posix()}
+        root = self.data_root()
+        if root:
+            return {"files": [file_stamp(self.annotation_file())], "root": root.resolve().as_posix()}
         self._sha = resolve_revision(self.dataset, self.revision, self.hub)
         return {"hub": self.hub, "dataset": self.dataset, "revision": self._sha}
 
@@ -106,7 +107,7 @@ class CocoCaptions(Source):
 
     def _image_folder(self, first: str) -> Path:
         """The folder, absolute, that holds the first picture. Errors raised: UserError if none does."""
-        base = readers.existing(self.path, folder=True).resolve()
+        base = readers.existing(self.path or "", folder=True).resolve()
         if self.images:
             return readers.existing(base / self.images, "data.images", folder=True)
         for name in IMAGE_FOLDERS:
@@ -132,7 +133,7 @@ class CocoCaptions(Source):
             raise
         ((_, dataset),) = named_splits(loaded, self.split, self.dataset)
         label = f"{self.dataset}/{self.split}"
-        images = streamed_images(dataset, label, self.limit) if streaming else stored_images(dataset, label, self.limit)
+        images = streamed_images(dataset, label, self.limit) if streaming and self.limit else stored_images(dataset, label, self.limit)
         for name, cell, captions, where in images:
             try:
                 cells = image_cells(cell)

@@ -43,13 +43,13 @@ class Columns:
         """One record as a row. prompt: the user's words for every row, where there is no prompt column."""
         name = record.get(self.id) if self.id else None
         split = record.get(self.split) if self.split else None
-        common = {"id": None if name is None else str(name), "split": str(split).strip() or None if split is not None else None}
+        common: dict[str, Any] = {"id": None if name is None else str(name), "split": str(split).strip() or None if split is not None else None}
         images = record.get(self.image) if self.image else None
         if self.messages:
             return conversation_row(record, record.get(self.messages), images, where, position=position, **common)
         try:
             cells = image_cells(images)
-            answers = texts(record.get(self.text))
+            answers = texts(record.get(self.text) if self.text else None)
             words = next(iter(texts(record.get(self.prompt))), None) if self.prompt else None
             if words and "<image>" in words:
                 messages, cells = read_turns([{"role": "user", "content": words}], cells, position=position)

@@ -33,7 +33,7 @@ class HubDataset(Source):
     subset: str | None = None
     split: str | None = None
     revision: str | None = None
-    columns: Mapping[str, str | None] | Columns = field(default_factory=Columns)
+    columns: Columns = field(default_factory=Columns)
     prompt: str | None = None
     image_position: str = "kept"
 

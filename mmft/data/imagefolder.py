@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class ImageFolder(Source):
     """
 
     path: str
-    columns: Mapping[str, str | None] | Columns = field(default_factory=lambda: Columns(image="file_name"))
+    columns: Columns = field(default_factory=lambda: Columns(image="file_name"))
     prompt: str | None = None
 
     def __post_init__(self) -> None:

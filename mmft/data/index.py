@@ -86,7 +86,8 @@ def examine(image: str | bytes, root: Path | None, store: Path | None, download:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
         mtime = target.stat().st_mtime_ns
-    return Record(relative, sha256, len(data), *picture.size, mtime, store is not None)
+    width, height = picture.size
+    return Record(relative, sha256, len(data), width, height, mtime, store is not None)
 
 
 class Index:

@@ -22,7 +22,7 @@ from typing import Any
 from ..errors import UserError
 from . import splits
 from .check import problem, tidy
-from .download import is_url
+from .download import Download, is_url
 from .index import Index, Record, examine
 from .sample import Bad, Row
 from .source import Source
@@ -191,7 +191,9 @@ class _Preparation:
         else:
             key = ("copy:" if stored else "path:") + (image if is_url(image) else os.path.normpath(image))
         if key not in self.pending and self.index.get(key) is None:
-            self.pending[key] = self.pool.submit(examine, image, self.root, self.folder if stored else None, self.source.download)
+            download = self.source.download
+            assert download is None or isinstance(download, Download)  # __post_init__ made it of its keys
+            self.pending[key] = self.pool.submit(examine, image, self.root, self.folder if stored else None, download)
         return key
 
     def _finish(self, item: _Waiting | Bad) -> None:

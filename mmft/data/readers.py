@@ -216,7 +216,8 @@ def _arrow(path: Path) -> Iterator[Record | Bad]:
 def count(files: list[Path]) -> int | None:
     """About how many rows the files hold: exact for parquet and JSONL, a guess from the first rows for JSON arrays."""
     totals = [_count(f) for f in files]
-    return None if None in totals else sum(totals)
+    known = [n for n in totals if n is not None]
+    return sum(known) if len(known) == len(totals) else None
 
 
 def _count(path: Path) -> int | None:
@@ -230,7 +231,7 @@ def _count(path: Path) -> int | None:
             with path.open("rb") as file:
                 return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
         if suffix == ".json":
-            seen = 0
+            seen: tuple[int, int] | None = None
             for n, (_, characters) in enumerate(json_array(path), 1):
                 seen = n, characters
                 if n == 200:

@@ -27,7 +27,7 @@ class SavedDataset(Source):
 
     path: str
     split: str | None = None
-    columns: Mapping[str, str | None] | Columns = field(default_factory=Columns)
+    columns: Columns = field(default_factory=Columns)
     prompt: str | None = None
     image_position: str = "kept"
 

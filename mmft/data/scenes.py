@@ -55,7 +55,7 @@ class Scenes(Source):
 
 def drawn_row(name: str, scene: Scene, turns: list[Turn]) -> Row:
     """The row of one scene: its picture goes before the first question."""
-    messages = []
+    messages: list[dict[str, Any]] = []
     for question, answer in turns:
         messages += [user_turn(0 if messages else 1, question), assistant_turn(answer)]
     return Row(id=name, images=[png(draw(scene))], messages=messages, references=[turns[-1][1]], where=name)
@@ -102,12 +102,12 @@ def _colors(rng: Random, scene: Scene) -> Turn:
 
 def _color(rng: Random, scene: Scene) -> Turn | None:
     item = _only(rng, scene, "kind")
-    return item and (f"What color is the {item.kind}?", f"{item.color}.")
+    return (f"What color is the {item.kind}?", f"{item.color}.") if item else None
 
 
 def _kind(rng: Random, scene: Scene) -> Turn | None:
     item = _only(rng, scene, "color")
-    return item and (f"Which shape is {item.color}?", f"the {item.kind}.")
+    return (f"Which shape is {item.color}?", f"the {item.kind}.") if item else None
 
 
 def _count(rng: Random, scene: Scene) -> Turn:
@@ -121,7 +121,7 @@ def _count_color(rng: Random, scene: Scene) -> Turn:
 
 def _where(rng: Random, scene: Scene) -> Turn | None:
     item = _only(rng, scene, "kind")
-    return item and (f"Where is the {item.kind}?", seen_at(item.place) + ".")
+    return (f"Where is the {item.kind}?", seen_at(item.place) + ".") if item else None
 
 
 def _at(rng: Random, scene: Scene) -> Turn:
@@ -145,7 +145,7 @@ def _is_there(rng: Random, scene: Scene) -> Turn:
 
 def _size(rng: Random, scene: Scene) -> Turn | None:
     item = _only(rng, scene, "kind")
-    return item and (f"Is the {item.kind} big or small?", f"{item.size}.")
+    return (f"Is the {item.kind} big or small?", f"{item.size}.") if item else None
 
 
 QUESTIONS: tuple[Callable[[Random, Scene], Turn | None], ...] = (

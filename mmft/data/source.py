@@ -46,7 +46,7 @@ class Source:
     """
 
     name: str = "data"
-    splits: Mapping[str, Any] | Splits = field(default_factory=Splits)
+    splits: Splits = field(default_factory=Splits)
     max_bad_share: float = 0.01
     root: str | None = None
     limit: int | None = None

@@ -54,7 +54,8 @@ def assign(own: np.ndarray, offsets: np.ndarray, contents: np.ndarray, digests: 
         order = _order(pool, groups, offsets, contents, digests, splits)
         for code in (TEST, VALIDATION):  # by=last: the very last rows are the test rows
             if wanted[code]:
-                count = wanted[code] if isinstance(wanted[code], int) else int(wanted[code] * total + 0.5)
+                asked = wanted[code]
+                count = asked if isinstance(asked, int) else int(asked * total + 0.5)
                 order = _cut(result, pool, groups, order, code, count)
         smallest = int(np.bincount(groups).min()) if total else 0
         if smallest > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ class Table(Source):
     """
 
     path: str
-    columns: Mapping[str, str | None] | Columns = field(default_factory=Columns)
+    columns: Columns = field(default_factory=Columns)
     prompt: str | None = None
 
     def __post_init__(self) -> None:

@@ -97,7 +97,7 @@ def read_turns(turns: Any, images: list[str | bytes], *, position: str = "kept",
     shown: list[str | bytes] = []
     queue = list(images)
     missing = 0
-    messages = []
+    messages: list[dict[str, Any]] = []
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, Mapping):
             raise TurnError(f"broken turn: turn {number} is not an object")

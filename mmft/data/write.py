@@ -139,7 +139,7 @@ class _Seen:
     """The images of one split: 8 bytes of each one's sha256 in a sorted array, enough to count and look up."""
 
     def __init__(self) -> None:
-        self._known = np.zeros(0, np.uint64)
+        self._known: np.ndarray = np.zeros(0, np.uint64)
 
     def update(self, digests: list[str]) -> None:
         if digests:
@@ -172,7 +172,8 @@ def _write_images(folder: Path, index: Index, used: dict[int, _Seen]) -> int:
         ("path", pa.string()), ("sha256", pa.string()), ("bytes", pa.int64()), ("width", pa.int32()), ("height", pa.int32()),
         ("mtime_ns", pa.int64()), ("stored", pa.bool_()),
     ])
-    count, columns = 0, [[] for _ in schema]
+    count = 0
+    columns: list[list[Any]] = [[] for _ in schema]
     with pa.OSFile(str(folder / "images.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
 
         def flush() -> None:

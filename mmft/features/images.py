@@ -17,6 +17,11 @@ def takes_features(model: Any) -> bool:
     return "mm_encoder_outputs" in inspect.signature(type(model).forward).parameters and hasattr(model, "get_image_features")
 
 
+def depends_on_the_row(model: Any) -> bool:
+    """Whether an image's features depend on the images beside it: LLaVA-OneVision cuts into tiles only the image that is its row's only one."""
+    return "batch_num_images" in inspect.signature(model.get_image_features).parameters
+
+
 def generates_from_features(model: Any) -> bool:
     """Whether `generate` does, too; BLIP-2 has one of its own, which insists on pixels."""
     return "pixel_values" not in inspect.signature(type(model).generate).parameters

@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import UserError
 from ..models.parts import part_of
 from .cache import Cache, packed
-from .images import Taken, Uncacheable, takes_features
+from .images import Taken, Uncacheable, depends_on_the_row, takes_features
 from .store import Store
 
 log = logging.getLogger("mmft")
@@ -74,6 +74,8 @@ def opened(
     reason = forbidden(settings, plan)
     if reason is None and not takes_features(loaded.model):
         reason = f"{type(loaded.model).__name__} takes no precomputed features in this transformers"
+    if reason is None and depends_on_the_row(loaded.model):
+        reason = f"{type(loaded.model).__name__} computes an image otherwise where its row has several"
     reason = reason or _few(settings, prepared, rows)
     taken = Taken()
     if reason is None:
@@ -112,7 +114,7 @@ def identities(settings: dict[str, Any], loaded: Any, collator: Any) -> tuple[di
 
 def _stores(mode: str, settings: dict[str, Any], loaded: Any, collator: Any) -> tuple[Store, Store]:
     described = identities(settings, loaded, collator)
-    folders = [None, None]
+    folders: list[Path | None] = [None, None]
     if mode == "disk":
         folders = [_home(settings) / f"{kind}-{key_of(d)}" for kind, d in zip(("images", "rows"), described)]
     return Store(folders[0], described[0]), Store(folders[1], described[1])

@@ -24,6 +24,7 @@ from typing import Any
 
 from greenlet import getcurrent, greenlet
 
+from ..errors import Preempted
 from ..folding import fitting
 from .carrier import Rows, carrier, losses
 
@@ -90,6 +91,7 @@ class Group:
         self.rows, self.carrier = Rows(), None
         self.most = len(names)  # members in one pass
         self.said: dict[int, dict[int, str]] = {}
+        self.stop: Preempted | None = None
         self.results: list[Any] = [None] * len(names)
 
     def run(self, jobs: list[Callable[[Seat], Any]]) -> list[Any]:
@@ -117,6 +119,8 @@ class Group:
             waiting = [s for s in self.seats if s.posted is not None]
             if waiting:
                 self._pass(waiting)
+        if self.stop is not None:
+            raise self.stop
 
     def _turn(self, seat: Seat) -> None:
         """Let one member run until it waits for the next pass, or ends; with random numbers of its own."""
@@ -126,6 +130,8 @@ class Group:
             answer, seat.answer = seat.answer, None
             # a greenlet is true once it has begun; what it is first given is its job's argument
             value = seat.life.switch(answer if seat.life else seat)
+        except Preempted as stop:  # it has saved itself; so will the others, each after this very step
+            self.stop, value = stop, None
         finally:
             seat.random = _random_state()
             _set_random_state(outside)

@@ -73,7 +73,8 @@ def key(settings: dict[str, Any]) -> str:
 
 def divide(candidates: list[Candidate], shared: Any, most: int | None = None) -> Groups:
     """Groups of points in the order given, none larger than `most` or than memory holds the adapters of."""
-    groups, by_key = Groups(), {}
+    groups = Groups()
+    by_key: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         why = reason(candidate.settings) or _misplaced(candidate, shared)
         if why:

@@ -46,6 +46,7 @@ class Joint:
 
 def together(points: list[tuple[str, list[str], str]], shared: Any) -> list[dict[str, Any]]:
     """One group, trained in step; each point is a run like any other."""
+    from ..signals import listening
     from ..sweep import run_point
     from .group import Group
 
@@ -53,7 +54,8 @@ def together(points: list[tuple[str, list[str], str]], shared: Any) -> list[dict
     jobs = [lambda seat, point=point: run_point(*point, shared=Seated(shared, seat), wait=False) for point in points]
     shared.begin_point()
     try:
-        return group.run(jobs)
+        with listening(shared.running):
+            return group.run(jobs)
     finally:
         group = None  # its carrier holds every member's modules
         shared.end_point()

@@ -9,7 +9,7 @@ PARTS = ("vision", "connector", "qformer", "language", "other")
 # Names that transformers' models give their parts. Earlier entries win, since a connector may lie inside the tower
 # (Qwen2-VL's `visual.merger`).
 NAMES = {
-    "connector": ("multi_modal_projector", "connector", "merger", "merger_list", "deepstack_merger_list", "language_projection"),
+    "connector": ("multi_modal_projector", "connector", "merger", "merger_list", "deepstack_merger_list", "language_projection", "image_newline"),
     "qformer": ("qformer", "query_tokens"),
     "vision": ("visual", "vision_tower", "vision_model", "vision_encoder", "image_tower"),
     "language": ("language_model", "text_model", "lm_head", "embed_tokens", "output_projection"),

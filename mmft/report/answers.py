@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +51,7 @@ def comparison_page(title: str, meta: str, sides: list[Side], parts: list[dict[s
     return _page(title, "mmft comparison", meta, sides, cards, "", parts)
 
 
-def _page(title: str, kicker: str, meta: str, sides: list[Side], cards: list[dict], note: str, parts: list[dict[str, str]] = ()) -> str:
+def _page(title: str, kicker: str, meta: str, sides: list[Side], cards: list[dict], note: str, parts: Sequence[dict[str, str]] = ()) -> str:
     prompts = {c["prompt"] for c in cards}
     return render(
         "answers.html.j2", title=title, kicker=kicker, meta=meta, sides=sides, samples=cards, note=note, metrics=metric_rows(sides),
@@ -85,7 +86,7 @@ def metric_rows(sides: list[Side]) -> list[dict[str, Any]]:
     names = [m for m in (*METRICS, "eval_loss") if any(m in s.figures for s in sides)]
     rows = []
     for name in names:
-        values = [s.figures.get(name) for s in sides]
+        values: list[Any] = [s.figures.get(name) for s in sides]
         both = len(values) == 2 and all(map(is_number, values)) and round(values[0], 3) != round(values[1], 3)
         kind = ("good" if (values[1] > values[0]) == (name != "eval_loss") else "bad") if both else ""
         rows.append({"label": LABELS.get(name, "Loss (lower is better)"), "name": name, "values": [numbers.metric(v) for v in values],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from .files import read_jsonl, series
 
@@ -24,7 +25,7 @@ def write_curve(run_dir: Path) -> Path | None:
 
     figure = Figure(figsize=(9, 5.25), dpi=160, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(2 if rate[0] else 1, 1, sharex=True, squeeze=False, height_ratios=[4, 1] if rate[0] else [1])[:, 0]
+    panels: Any = figure.subplots(2 if rate[0] else 1, 1, sharex=True, squeeze=False, height_ratios=[4, 1] if rate[0] else [1])[:, 0]
     _draw_losses(panels[0], train, evals)
     if rate[0]:
         panels[1].plot(*rate, color=RATE, linewidth=1.6, marker="o" if len(rate[0]) == 1 else "")

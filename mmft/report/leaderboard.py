@@ -48,7 +48,7 @@ def read(folder: Path, by: str | None = None) -> dict[str, Any]:
         })  # fmt: skip
     sign = 1 if by in LOWER_IS_BETTER else -1
     rows.sort(key=lambda r: (not is_number(r["score"]), sign * r["score"] if is_number(r["score"]) else 0, r["loss"] if is_number(r["loss"]) else 1e9, r["run"]))
-    board = {"name": folder.resolve().name, "by": by, "label": LABELS.get(by, "Held-out loss"), "sign": sign, "sweep": bool(plan), "keys": keys, "rows": rows,
+    board: dict[str, Any] = {"name": folder.resolve().name, "by": by, "label": LABELS.get(by, "Held-out loss"), "sign": sign, "sweep": bool(plan), "keys": keys, "rows": rows,
              "differing": [k for k in differing if not k.startswith(("logger", "task"))], "notes": []}  # fmt: skip
     missing = [p["name"] for p in plan.get("points") or () if not (folder / p["name"]).is_dir()]
     if missing:

@@ -72,12 +72,12 @@ def answers_html(models: list[Any], state: list[tuple[str | None, bool]] | None,
         badge = body = ""
         if state is None:
             body = '<span class="wait">the answer comes here</span>'
-        elif not done:
+        elif text is None or not done:
             waits = text is None and i > 0 and not state[i - 1][1]
             wait = "waits for its turn" if waits else f"searching with {beams} beams, shown at the end" if beams > 1 else "writing"
             body = f'{escape(text)}<span class="cursor"></span>' if text else f'<span class="wait">{wait} ...</span>'
         else:
-            against = comparison.nearest(text, references) if references else first[0] if i and first[1] else ""
+            against = comparison.nearest(text, references) if references else (first[0] or "") if i and first[1] else ""
             body = "".join(escape(p) if kind == "same" else f'<mark class="{kind}">{escape(p)}</mark>' for kind, p in comparison.difference(text, against))
             body = body or '<span class="wait">nothing written</span>'
             kind, mark, words = verdict(text, references) if references else ("none", "", "the same text" if i and text == first[0] else "")

@@ -146,7 +146,8 @@ def metric_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a metric that either model has, the known ones first, the held-out loss last."""
     base, tuned = summary.get("base_metrics") or {}, summary.get("metrics") or {}
     names = [m for m in METRICS if m in base or m in tuned] + sorted((set(base) | set(tuned)) - set(METRICS))
-    table = [(LABELS.get(n, n), n, base.get(n), tuned.get(n), 10.0 if n == "cider" else 1.0, True) for n in names]
+    table: list[tuple[str, str, Any, Any, float | None, bool]]
+    table = [(LABELS.get(n) or n, n, base.get(n), tuned.get(n), 10.0 if n == "cider" else 1.0, True) for n in names]
     if is_number(summary.get("eval_loss")) or is_number(summary.get("base_eval_loss")):
         table.append(("Held-out loss (lower is better)", "eval_loss", summary.get("base_eval_loss"), summary.get("eval_loss"), None, False))
     rows = []
@@ -159,7 +160,7 @@ def metric_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def plan_rows(plan: dict[str, Any]) -> list[dict[str, str]]:
+def plan_rows(plan: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for row in plan.get("rows") or ():
         scale = row.get("scale")

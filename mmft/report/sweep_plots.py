@@ -26,7 +26,7 @@ def draw(board: dict[str, Any]) -> list[dict[str, str]]:
     points = [p for p in points if is_number(p["score"])]
     keys = [k for k in board["keys"] if k != "seed" or not board["groups"]]
     numeric = [k for i, k in enumerate(keys) if len({p["values"][i] for p in points}) > 1 and all(_number(p["values"][i]) is not None for p in points)]
-    made = []
+    made: list[dict[str, str] | None] = []
     if numeric:
         main = "lora.r" if "lora.r" in numeric else numeric[0]
         made.append(_against(board, points, keys, main))
@@ -98,14 +98,14 @@ def _against(board: dict[str, Any], points: list[dict[str, Any]], keys: list[str
     lines = sorted(others.items(), key=lambda o: [(_number(v) is None, _number(v) or 0.0, v) for v in o[0]])
     colours = [TRAIN] if len(lines) == 1 else _colours(len(lines))
     for colour, (values, own) in zip(colours, lines, strict=True):
-        own = sorted(own, key=lambda p: _number(p["values"][place]))
-        x, y = [_number(p["values"][place]) for p in own], [p["score"] for p in own]
+        own = sorted(own, key=lambda p: _number(p["values"][place]) or 0.0)
+        x, y = [_number(p["values"][place]) or 0.0 for p in own], [p["score"] for p in own]
         label = ", ".join(f"{k} {v}" for k, v in zip(rest, values, strict=True)) if len(lines) <= 8 else None
         error = [p["error"] or 0 for p in own]
         panel.errorbar(x, y, yerr=error if any(error) else None, color=colour, linewidth=1.8, marker="o", markersize=6, capsize=3, label=label or None)
         if any(error):
             panel.scatter([a for a, p in zip(x, own, strict=True) for _ in p["all"]], [s for p in own for s in p["all"]], s=12, color=colour, alpha=0.45, zorder=3)
-    _steps(panel, "x", [_number(p["values"][place]) for p in points])
+    _steps(panel, "x", [_number(p["values"][place]) or 0.0 for p in points])
     panel.set_xlabel(main, color=INK)
     panel.set_ylabel(board["label"], color=INK)
     if len(lines) > 1 and len(lines) <= 8:
@@ -209,8 +209,8 @@ def _parallel(board: dict[str, Any], points: list[dict[str, Any]], keys: list[st
     for i, (_, order) in enumerate(axes):
         for j, value in enumerate(order):
             panel.text(i - 0.03, j / max(len(order) - 1, 1), value, ha="right", va="center", fontsize=8.5, color=INK)
-    for y, value in ((0, low), (1, high)):
-        panel.text(len(axes) + 0.03, y, f"{value:.3f}", ha="left", va="center", fontsize=8.5, color=INK)
+    for height, value in ((0, low), (1, high)):
+        panel.text(len(axes) + 0.03, height, f"{value:.3f}", ha="left", va="center", fontsize=8.5, color=INK)
     for i in range(len(axes) + 1):
         panel.axvline(i, color=SOFT, linewidth=0.8, zorder=0)
     panel.set_xticks(range(len(axes) + 1), [*varied, board["label"]])

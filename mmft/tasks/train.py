@@ -32,6 +32,8 @@ class Train:
         from ..data.store import describe
         from ..environment import process_started
         from ..loggers.base import Logger
+        from ..resuming import can_go_on, reopened
+        from ..signals import listening
         from ..trainer import training_settings
 
         times = {}
@@ -52,24 +54,31 @@ class Train:
         plan = lora.plan(shared.skeleton(family) if shared else family.skeleton(located), settings["lora"])
 
         words = [settings["name"] or Path(located.path.split(":")[-1]).name, "" if settings["name"] else prepared.manifest["name"]]
-        run = Run(share(lambda: Run.create(settings["output_dir"], words, settings["run_dir"]).path))
+        given = Path(settings["run_dir"]) if settings["run_dir"] else None
+        resumed = share(lambda: reopened(given)) if given and can_go_on(given, cfg) else None
+        run = resumed.run if resumed else Run(share(lambda: Run.create(settings["output_dir"], words, settings["run_dir"]).path))
         log.info("run directory  %s", run.path)
         for text in describe(prepared):
             log.info("%-14s %s", "data", text)
-        run.write_text("snapshot.yaml", snapshot(cfg))
-        run.write_text("overrides.txt", "".join(f"{word}\n" for word in overrides))
-        if parent:
-            run.write_json("parent.json", parent)
-        line = Line(cfg, settings, run, logger, family, located, plan, prepared, rows, held_out, shared, self.audit, times=times)
-        try:
-            line.load()
-            line.measure_base()
-            line.fit()
-            line.measure_tuned()
-            line.finish()
-        except BaseException as error:
-            line.fail(error)
-            raise
+        with run.held(), listening(shared.running if shared else []) as listener:
+            if resumed is None:
+                run.write_text("snapshot.yaml", snapshot(cfg))
+                run.write_text("overrides.txt", "".join(f"{word}\n" for word in overrides))
+            if parent:
+                run.write_json("parent.json", parent)
+            line = Line(
+                cfg, settings, run, logger, family, located, plan, prepared, rows, held_out, shared, self.audit and resumed is None, times=times,
+                resumed=resumed, listener=listener,
+            )  # fmt: skip
+            try:
+                line.load()
+                line.measure_base()
+                line.fit()
+                line.measure_tuned()
+                line.finish()
+            except BaseException as error:
+                line.fail(error)
+                raise
         return run
 
 

@@ -13,13 +13,15 @@ from mmft.errors import RowError, UserError
 
 CHAT = [k for k in KINDS if k != "blip2"]
 END = {"qwen2vl": "<|im_end|>", "qwen2_5vl": "<|im_end|>", "qwen3vl": "<|im_end|>", "llava": "<|im_end|>", "llava_vicuna": "</s>", "smolvlm": "<end_of_utterance>",
-       "gemma3": "<end_of_turn>", "internvl": "<|im_end|>"}  # fmt: skip
+       "gemma3": "<end_of_turn>", "internvl": "<|im_end|>", "llava_onevision": "<|im_end|>"}  # fmt: skip
 # Image tokens of pictures 0 (56x56), 1 (84x56), 2 (112x84), by hand: Qwen's are (w/28) x (h/28), of sizes rounded to 28
 # (Qwen3-VL: to 32, 56 -> 2 x 32, 84 -> 3 x 32, 112 -> 4 x 32);
 # LLaVA's (56/14)^2 whatever the picture; SmolVLM's 4 for each of 1 + 2x2 (2x1, 2x2) tiles; Gemma's always 4.
 # InternVL's at most two tiles of 4: one for the square; wide pictures get two and the whole beside them.
+# LLaVA-OneVision's 16 for the whole, and the tiles' 14-pixel patches without their padding, a newline behind each row:
+# 4 x (4 + 1), 4 x (6 + 1), 6 x (8 + 1).
 FEATURES = {"qwen2vl": [4, 6, 12], "qwen2_5vl": [4, 6, 12], "qwen3vl": [4, 6, 12], "llava": [16, 16, 16], "llava_vicuna": [16, 16, 16], "smolvlm": [20, 20, 20],
-            "gemma3": [4, 4, 4], "internvl": [4, 12, 4]}  # fmt: skip
+            "gemma3": [4, 4, 4], "internvl": [4, 12, 4], "llava_onevision": [36, 44, 70]}  # fmt: skip
 TYPED = "<image> <|im_end|> <|image_pad|> </s> <end_of_turn> <start_of_image> <IMG_CONTEXT> <end_of_utterance> <s> <bos>"
 
 
@@ -139,7 +141,8 @@ def test_rows_with_two_one_and_no_images_in_one_batch(small, kind):
     batch = collator(rows)
     count = (batch["input_ids"] == collator.image_token_id).sum(dim=1).tolist()
     f = FEATURES[kind]
-    assert count == [f[1] + f[0], 0, f[2]]
+    # LLaVA-OneVision cuts a picture into tiles only where it is the row's only one; of several each is 16 and a newline
+    assert count == [17 + 17 if kind == "llava_onevision" else f[1] + f[0], 0, f[2]]
     pad = batch["attention_mask"] == 0
     assert pad.any() and (batch["labels"][pad] == IGNORE).all() and (batch["input_ids"][pad] == collator.tokenizer.pad_token_id).all()
     assert not pad[:, 0].any(), "training rows are padded on the right"

@@ -92,7 +92,7 @@ def test_a_blind_model_is_found_and_training_refuses_it(mmft, tmp_path, blind):
     assert code == 0, err
 
 
-@pytest.mark.parametrize("kind", ["qwen2vl", "llava", "blip2", "smolvlm", "gemma3", "internvl"])
+@pytest.mark.parametrize("kind", ["qwen2vl", "llava", "blip2", "smolvlm", "gemma3", "internvl", "llava_onevision"])
 def test_every_family_sees_its_pictures_and_ends_its_answers(small, kind):
     from mmft.audit.checks import quick
 

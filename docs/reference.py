@@ -1,0 +1,227 @@
+"""Writes the reference pages from the schema at build time: conf/*.yaml with their comments, and the classes that take the keys.
+
+Nothing here knows a key by name. A key of a yaml file brings its default and its comment; its type is the annotation of the class
+that the file's `_target_` names; the libraries' keys are those of the installed versions (mmft/fields.py).
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmft import fields
+from mmft.errors import UserError
+from mmft.fields import CONFIG_DIR
+from mmft.targets import parameters, resolve
+
+LIVE = ("processor", "family", "model_config", "end_token_ids", "sweep_dir", "objective", "space")  # handed over by mmft, no key of a config
+TITLES = {
+    "task": "Verbs", "model": "Models", "collator": "Collators", "data": "Data sets", "lora": "LoRA", "trainer": "Trainer", "logger": "Loggers",
+    "experiment": "Experiments", "hydra": "Sweepers and launchers",
+}  # fmt: skip
+INTROS = {
+    "task": "`mmft VERB key=value ...`; a verb's own keys are typed bare.",
+    "model": "`model=NAME`, and then `model.KEY=VALUE`.",
+    "collator": "A model chooses its collator; `collator=NAME` chooses another, `collator.KEY=VALUE` changes it.",
+    "data": "`data=NAME`, and then `data.KEY=VALUE`. What each format looks like: [Your own data](../data.md).",
+    "lora": "`lora=NAME`, and then `lora.KEY=VALUE`.",
+    "trainer": "`trainer.KEY=VALUE`. The model group `tiny` brings the option `tiny`, every other model `default`.",
+    "logger": "`logger=NAME`, and then `logger.KEY=VALUE`.",
+    "experiment": "`experiment=NAME`: a preset over all groups. What is typed beside it wins over it.",
+    "hydra": "`mmft -m hydra/sweeper=NAME`, `mmft -m hydra/launcher=NAME`, and then `hydra.sweeper.KEY=VALUE`, `hydra.launcher.KEY=VALUE`.",
+}
+# section -> (title, the class whose keys it takes, name -> annotation)
+LIBRARIES = {
+    "trainer": ("transformers.TrainingArguments", fields.training_arguments),
+    "lora": ("peft.LoraConfig", fields.lora_config),
+    "generation": ("transformers.GenerationConfig", fields.generation_config),
+    "model.quantization": ("transformers.BitsAndBytesConfig", fields.quantization_config),
+}
+
+
+@dataclass
+class Key:
+    """One line of a reference table."""
+
+    name: str
+    default: str
+    comment: str
+
+
+def keys_of(text: str, prefix: str = "") -> list[Key]:
+    """The keys of a yaml text in their order, nested blocks as dotted names, each with the comment behind it or above it."""
+    lines = text.splitlines()
+
+    def comment(line: int, column: int) -> str:
+        behind = lines[line][column:].partition("#")[2].strip()
+        above = []
+        while line and lines[line - 1].lstrip().startswith("#") and not lines[line - 1].startswith("# @"):
+            line -= 1
+            above.insert(0, lines[line].lstrip(" #").strip())
+        return "; ".join(filter(None, [" ".join(above) if line else "", behind]))  # line 0 opens the file: it is the file's own comment
+
+    def walk(node: yaml.MappingNode, above: str) -> list[Key]:
+        found = []
+        for key, value in node.value:
+            name = f"{above}{key.value}"
+            if key.value in ("_target_", "defaults"):
+                continue
+            if isinstance(value, yaml.MappingNode) and not value.flow_style and value.value:
+                found += walk(value, f"{name}.")
+                continue
+            end = value.end_mark if isinstance(value, yaml.ScalarNode) or value.flow_style else key.end_mark
+            shown = text[value.start_mark.index : value.end_mark.index].strip()
+            found.append(Key(f"{prefix}{name}", shown, comment(key.start_mark.line, end.column if end.line == key.start_mark.line else 0)))
+        return found
+
+    node = yaml.compose(text)
+    return walk(node, "") if isinstance(node, yaml.MappingNode) else []
+
+
+def first_comment(text: str) -> str:
+    """What a file says of itself: its comment lines at the top, without Hydra's own."""
+    said = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        if not line.startswith("# @"):
+            said.append(line.lstrip("# ").strip())
+    return " ".join(said)
+
+
+def code(text: str) -> str:
+    """Text as inline code in a table cell."""
+    text = text.replace("|", "\\|").replace("\n", " ")
+    return f"`{text}`" if text else ""
+
+
+def cell(text: str) -> str:
+    """A comment as prose in a table cell; `???` and <angles> are text, not markup."""
+    for sign in ("|", "<", "*", "_", "[", "]", "$"):
+        text = text.replace(sign, f"\\{sign}") if "`" not in text or sign == "|" else text
+    return text
+
+
+def table(rows: list[tuple[str, ...]], head: tuple[str, ...]) -> str:
+    lines = [" | ".join(head), " | ".join("---" for _ in head), *(" | ".join(row) for row in rows)]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def signature(target: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """(name -> annotation, name -> default) of what a class takes; empty for none, and for one of a package that is not installed."""
+    if target is None:
+        return {}, {}
+    try:
+        built = resolve(target, "reference")
+    except UserError:  # the classes of Hydra's launchers are Hydra's to build, not mmft's
+        return {}, {}
+    plain = inspect.signature(built).parameters
+    shown = {True: "true", False: "false", None: "null"}
+    defaults = {n: p.default for n, p in plain.items()}
+    return parameters(built), {
+        n: "" if d is inspect.Parameter.empty or callable(d) or "<" in repr(d) else shown.get(d, str(d)) if isinstance(d, (bool, type(None))) else str(d)
+        for n, d in defaults.items()
+    }
+
+
+def bases_of(plain: dict[str, Any]) -> list[str]:
+    """What a file's defaults list names, as it would be typed: `conversations`, `/collator=chat`, `/model=qwen2vl`."""
+    found = []
+    for entry in plain.get("defaults", []):
+        if entry != "_self_":
+            named = str(entry) if isinstance(entry, str) else "=".join(map(str, *entry.items()))
+            found.append(re.sub(r"^override |@[^=]*", "", named))
+    return found
+
+
+def option(file: Path, group: str, prefix: str, shared: dict[str, str]) -> str:
+    """One yaml file of a group: what it says of itself, what it builds on, its keys. `shared`: meanings that other options give."""
+    text = file.read_text(encoding="utf-8")
+    plain = yaml.safe_load(text) or {}
+    said = [f"## {group}={file.stem}", cell(first_comment(text))]
+    bases = bases_of(plain)
+    inherited = [file.parent / f"{base}.yaml" for base in bases if (file.parent / f"{base}.yaml").is_file()]
+    if bases:
+        said.append("On top of " + ", ".join(map(code, bases)) + (": what is not listed here is as there." if inherited else "."))
+    target = plain.get("_target_")
+    if target:
+        said.append(f"Builds {code(target)}.")
+    for base in inherited:
+        target = target or (yaml.safe_load(base.read_text(encoding="utf-8")) or {}).get("_target_")
+    kinds, defaults = signature(target)
+    known = keys_of(text, prefix)
+    rows = [
+        (code(k.name), code(k.default), code(kinds.get(k.name.removeprefix(prefix), "")), cell(k.comment or shared.get(k.name, ""))) for k in known
+    ]
+    listed = {k.name.removeprefix(prefix).split(".")[0] for k in known} | set(LIVE)
+    if not inherited:
+        rows += [
+            (code(prefix + name), code(defaults[name]), code(kind), cell(shared.get(prefix + name, "")))
+            for name, kind in kinds.items() if name not in listed
+        ]  # fmt: skip
+    if rows:
+        columns = [i for i in range(4) if i == 0 or any(row[i] for row in rows)]
+        said.append(table([tuple(row[i] for i in columns) for row in rows], tuple(("key", "default", "type", "meaning")[i] for i in columns)))
+    return "\n\n".join(said)
+
+
+def group_page(group: str) -> str:
+    """A group's page: every option, and the library's own keys where the group takes them."""
+    prefix = {"task": "", "experiment": "", "hydra": ""}.get(group, f"{group}.")
+    page = [f"# {TITLES[group]}", INTROS[group]]
+    files = sorted((CONFIG_DIR / group).glob("**/*.yaml"))
+    meanings: dict[str, set[str]] = {}
+    for key in (k for file in files if prefix for k in keys_of(file.read_text(encoding="utf-8"), prefix) if k.comment):
+        meanings.setdefault(key.name, set()).add(key.comment)
+    # a key that means one thing wherever it is explained means it where it is not
+    shared = {name: next(iter(said)) for name, said in meanings.items() if len(said) == 1}
+    for file in files:
+        inner = file.relative_to(CONFIG_DIR / group).parent.as_posix()
+        if group == "hydra" and inner == ".":
+            continue  # Hydra's own settings, which are mmft's business
+        name = group if inner == "." else f"{group}/{inner}"
+        page.append(option(file, name, f"hydra.{inner}." if group == "hydra" else prefix, shared))
+    if group in LIBRARIES:
+        page.append(library(group))
+    if group == "model":
+        page.append(library("model.quantization"))
+    return "\n\n".join(page) + "\n"
+
+
+def library(section: str) -> str:
+    """Every key that a library's class has in the installed version, listed in a yaml or not."""
+    name, read = LIBRARIES[section]
+    package = name.split(".")[0]
+    keys = read()
+    head = f"## Every key of {name}\n\nAs installed here ({package} {version(package)}); what each does is in that library's documentation."
+    if not any(keys.values()):
+        return f"{head}\n\n" + ", ".join(code(f"{section}.{key}") for key in keys) + "."
+    return f"{head}\n\n" + table([(code(f"{section}.{key}"), code(kind)) for key, kind in keys.items()], ("key", "type"))
+
+
+def top_page() -> str:
+    """config.yaml: the keys that belong to no group."""
+    text = (CONFIG_DIR / "config.yaml").read_text(encoding="utf-8")
+    rows = [(code(k.name), code(k.default), cell(k.comment)) for k in keys_of(text)]
+    said = ["# Every key", "Made from the configuration files and the classes they name when this site was built.",
+            "## The top level", table(rows, ("key", "default", "meaning")), library("generation"),
+            "## The groups", "\n".join(f"- [{title}]({group}.md)" for group, title in TITLES.items())]  # fmt: skip
+    tree = "```{toctree}\n:hidden:\n\n" + "\n".join(TITLES) + "\n```"
+    return "\n\n".join([*said, tree]) + "\n"
+
+
+def write(folder: Path) -> list[Path]:
+    """All pages into `folder`, those that did not change left untouched; the paths."""
+    folder.mkdir(exist_ok=True)
+    pages = {"index": top_page(), **{group: group_page(group) for group in TITLES}}
+    for name, text in pages.items():
+        path = folder / f"{name}.md"
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+    return [folder / f"{name}.md" for name in pages]

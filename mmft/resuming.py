@@ -1,0 +1,75 @@
+"""A run that goes on where it was stopped: which checkpoint, what of its files still counts."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import checkpoints
+from .errors import UserError
+from .run import Run
+
+log = logging.getLogger("mmft")
+
+
+@dataclass
+class Resumed:
+    """Where a run goes on: its directory, the checkpoint (None: from the start), the step it was made at, seconds trained before."""
+
+    run: Run
+    checkpoint: Path | None
+    step: int
+    seconds: float
+
+
+def reopened(folder: Path) -> Resumed:
+    """Open an unfinished run to go on with it; rows of its logs that lie behind the checkpoint are taken out, to be written again.
+
+    Errors raised: UserError for a finished run.
+    """
+    if (folder / "DONE").is_file():
+        raise UserError(f"run={folder}: is finished; mmft report run={folder} shows it, mmft reproduce run={folder} trains it again")
+    checkpoint = checkpoints.newest(folder / "checkpoints")
+    step = int(checkpoint.name.removeprefix(checkpoints.PREFIX)) if checkpoint else 0
+    seconds = json.loads((checkpoint / checkpoints.STATE).read_text(encoding="utf-8"))["seconds"] if checkpoint else 0.0
+    run = Run(folder)
+    run.started -= seconds
+    for name in ("metrics.jsonl", "eval/samples.jsonl"):
+        cut(run, name, step)
+    for name in ("summary.json", "log.txt")[: 1 if checkpoint else 2]:
+        (folder / name).unlink(missing_ok=True)
+    log.info("%-14s %s from %s", "resuming", folder, f"step {step}" if checkpoint else "the start: no checkpoint of it verifies")
+    return Resumed(run, checkpoint, step, seconds)
+
+
+def cut(run: Run, name: str, step: int) -> None:
+    """Keep the lines of a log up to `step`; a last line that a kill tore is dropped, too."""
+    path = run / name
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+            if 0 < row["step"] <= step and "train_runtime" not in row:  # that is the row of an end, which this was not
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            break
+    run.write_text(name, "".join(kept))
+
+
+def can_go_on(folder: Path, cfg: Any) -> bool:
+    """Whether a directory holds an unfinished run of exactly this config."""
+    from omegaconf import OmegaConf
+
+    from .sweep import identity
+
+    if (folder / "DONE").exists() or not (folder / "snapshot.yaml").is_file():
+        return False
+    try:
+        return identity(OmegaConf.load(folder / "snapshot.yaml")) == identity(cfg)
+    except Exception:  # a torn snapshot: nothing to go on with
+        return False

@@ -1,0 +1,139 @@
+"""The steps of one training: the Trainer and its callbacks made, run to the end, made anew when a device has too little memory."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, ProgressCallback
+
+from . import checkpoints
+from .callbacks import Progress, Pruning, Recorder, Samples
+from .errors import Preempted, UserError
+from .folding import folded
+from .models.machine import mixed_precision
+from .search import is_point
+from .signals import StopAfterStep
+from .trainer import SupervisedTrainer, training_settings
+
+log = logging.getLogger("mmft")
+
+
+class Steps:
+    """`run` trains a Line's model; `trainer` is the Trainer that ended it, `first` when the first step was done."""
+
+    def __init__(self, line: Any, seat: Any):
+        self.line, self.seat = line, seat
+        self.trainer: Any = None
+        self.first: float | None = None
+        loaded, given = line.loaded, line.settings["trainer"]
+        self.settings = {**mixed_precision(loaded.dtype, loaded.device, line.plan.method == "full"), **given}
+        if line.cache is not None:
+            self.settings |= {"dataloader_num_workers": 0}  # nothing is left for workers to do
+        self.settings.setdefault("use_cpu", loaded.device == "cpu")
+        self.checkpoint = line.resumed.checkpoint if line.resumed else None
+
+    @property
+    def samples(self) -> int:
+        """Rows that were seen in this process; the last step of an epoch may have had fewer than counted here."""
+        before = self.line.resumed.step if self.line.resumed else 0
+        return (self.line.summary["steps"] - before) * self.line.summary["effective_batch_size"]
+
+    def run(self) -> None:
+        """Train to the end. Errors raised: Preempted after a signal, with a checkpoint; UserError."""
+        merged = folded(self.settings, self.line.model, self.line.collator, self.line.rows)
+        micro = None
+        if merged > 1:
+            micro = self.settings["per_device_train_batch_size"]
+            self.settings |= {"per_device_train_batch_size": micro * merged, "gradient_accumulation_steps": 1}
+            log.info("%-14s the %d micro-batches of a step are computed as one", "batch", merged)
+        self.line.summary["micro_batches_folded"] = merged
+        while True:
+            self.trainer, recorder = self._made(micro)
+            listener = self.line.listener
+            try:
+                listener.stepping += 1
+                self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+            except torch.OutOfMemoryError:
+                self._halve()
+                continue
+            finally:
+                listener.stepping -= 1
+                self._note()
+            self.first = recorder.first_step
+            if listener.heard is not None and self.trainer.state.global_step < self.trainer.state.max_steps:
+                where = f"step {self.trainer.state.global_step}"
+                raise Preempted(f"{self.line.run.path}: stopped after {where}; the same command, or mmft resume run={self.line.run.path}, goes on")
+            return
+
+    def _note(self) -> None:
+        """What the summary tells, however training ended."""
+        trainer = self.trainer
+        history = [h["loss"] for h in trainer.state.log_history if math.isfinite(h.get("loss", math.nan))]
+        args = trainer.args
+        self.line.summary |= {
+            "steps": trainer.state.global_step,
+            "train_loss": {"first": history[0] if history else None, "last": history[-1] if history else None},
+            "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "skipped_steps": trainer.skipped,
+        }
+
+    def _made(self, micro: int | None) -> tuple[SupervisedTrainer, Recorder]:
+        line = self.line
+        seed, evaluation = line.settings["seed"], line.settings["evaluation"]
+        args, callbacks = training_settings(
+            dict(self.settings), output_dir=str(line.run / "checkpoints"), seed=seed, data_seed=seed, report_to=[], remove_unused_columns=False,
+            label_names=["labels"],
+        )  # fmt: skip
+        recorder = Recorder(line.run, line.logger)
+        callbacks += [recorder, StopAfterStep(line.listener)]
+        if is_point(line.run.path):
+            callbacks.append(Pruning(line.run, line.settings["objective"], line.summary))
+        if line.held_out is not None:
+            callbacks.append(Samples(line.run, line.logger, line.evaluator, evaluation["samples"], evaluation["sample_steps"]))
+        trainer = SupervisedTrainer(
+            model=line.model,
+            args=args,
+            train_dataset=line.rows,
+            eval_dataset=line.held_out,
+            data_collator=line.collator,
+            processing_class=line.loaded.processor,
+            callbacks=callbacks,
+            evaluator=getattr(line, "evaluator", None),
+            generate=evaluation["generate"],
+            seat=self.seat,
+            folded=micro,
+            run=line.run,
+            checkpoint=self.checkpoint,
+            nonfinite=(self.settings.get("nonfinite") or "stop", self.settings.get("nonfinite_limit") or 0),
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        if not args.disable_tqdm:
+            trainer.add_callback(Progress(self.seat))
+        return trainer, recorder
+
+    def _halve(self) -> None:
+        """Half the micro-batch, twice as many of them: the same rows a step, and the step that failed is computed again.
+
+        Errors raised: UserError where there is no half.
+        """
+        size, accumulate = self.settings["per_device_train_batch_size"], self.settings.get("gradient_accumulation_steps") or 1
+        if size % 2 or self.seat is not None:
+            raise UserError(
+                f"out of memory with {size} rows a micro-batch: try trainer.gradient_checkpointing=true, a smaller trainer.per_device_train_batch_size"
+                " (and a larger trainer.gradient_accumulation_steps), model.processor.max_pixels, or model.quantization={load_in_4bit: true}"
+                + (", or hydra/launcher=basic" if self.seat is not None else "")
+            ) from None
+        trainer, step = self.trainer, self.trainer.state.global_step
+        trainer.model.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if step > 0:  # the weights are those of the last finished step: go on from them
+            trainer._save_checkpoint(trainer.model, None)
+            self.checkpoint = checkpoints.newest(self.line.run / "checkpoints")
+        self.settings |= {"per_device_train_batch_size": size // 2, "gradient_accumulation_steps": accumulate * 2}
+        log.warning("%-14s out of memory at step %d: micro-batches of %d rows from here on, %d a step", "memory", step + 1, size // 2, accumulate * 2)
+        self.line.summary.setdefault("out_of_memory", []).append({"step": step + 1, "per_device_train_batch_size": size // 2, "gradient_accumulation_steps": accumulate * 2})

@@ -1,0 +1,210 @@
+"""The documentation: every command composes, those that can be run here run, the site builds, the reference knows every key."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from pages import Shown, commands, key_cells, saved_files
+from places import ROOT
+
+from mmft import cli, config, fields
+
+COMMANDS = commands()
+# Training on the built-in data, made small; what a page types itself stays.
+SMALL = {"trainer.max_steps": 4, "data.pictures": 96, "data.splits.validation": 16, "evaluation.max_samples": 4, "generation.max_new_tokens": 8}
+
+
+@pytest.fixture(scope="session")
+def desk(tmp_path_factory):
+    """A folder that holds what the pages tell their readers to save, and a snapshot and a group for the placeholders RUN and MY_CONF."""
+    folder = tmp_path_factory.mktemp("desk")
+    files = saved_files() | {"RUN/snapshot.yaml": config.snapshot(config.compose([])), "MY_CONF/model/mine.yaml": "defaults: [tiny, _self_]\n"}
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_the_pages_hold_commands_and_files():
+    assert len(COMMANDS) > 100 and {"draw.py", "tutorial/conf/data/drawings.yaml"} <= saved_files().keys()
+    assert {c.page for c in COMMANDS} >= {"README.md", "README.zh-CN.md", "docs/tutorial.md", "docs/zh.md", "docs/launchers.md"}
+
+
+def test_every_verb_has_a_page_with_its_commands():
+    for verb in cli.verbs():
+        page = f"docs/howto/{verb}.md"
+        shown = [c for c in COMMANDS if c.page == page]
+        assert any(c.words[:1] == (verb,) or (verb == "train" and "=" in "".join(c.words[:1])) for c in shown), page
+
+
+@pytest.mark.parametrize("shown", {c.words: c for c in reversed(COMMANDS)}.values(), ids=str)
+def test_a_command_composes(shown, desk, monkeypatch):
+    monkeypatch.chdir(desk)
+    command = cli.parse(list(shown.words))
+    if command.help:
+        assert "usage" in cli.help_text(command)
+    elif command.multirun and not any("interval(" in w for w in shown.words):
+        assert config.check_sweep(command.overrides, command.config_dir, command.config_name) or any(w.startswith("experiment=search") for w in shown.words)
+    else:  # a search draws from its intervals: their first value stands for all
+        words = config.first_values(command.overrides) if command.multirun else command.overrides
+        assert config.compose(words, command.config_dir, command.config_name).model.path
+
+
+def test_the_keys_beside_other_tools_keys_are_ours():
+    """All cells of docs/coming-from.md, as many in one config as do not name the same key twice."""
+    cells = [shlex.split(code) for code in key_cells()]
+    cells = [cli.parse(words[1:]).overrides if words[0] == "mmft" else words for words in cells if words != ["mmft", "key=value", "..."]]
+    packs: list[list[str]] = []
+    for words in cells:
+        keys = {w.split("=")[0] for w in words}
+        verb = any(w.startswith("task=") for w in words)
+        for pack in packs:
+            if not verb and not keys & {w.split("=")[0] for w in pack} and not {"task", "data", "lora"} & (keys | {w.split("=")[0] for w in pack}):
+                pack += words
+                break
+        else:
+            packs.append(list(words))
+    assert len(cells) > 50
+    for words in packs:
+        given = {w.split("=")[0] for w in words}
+        if "data" in given and not given & {"data.path", "data.dataset"}:
+            words += ["data.dataset=O/N"] if "data=hub" in words else ["data.path=x"]
+        assert config.compose(words).seed == 42, words
+
+
+# --- for real -----------------------------------------------------------------------------------------------------
+
+
+def why_not(command: cli.Command) -> str | None:
+    """Why a command cannot be run here; None where it can."""
+    words = dict(w.lstrip("+").split("=", 1) for w in command.overrides if "=" in w)
+    if command.help or command.hydra:
+        return None
+    if words.get("task.ui") == "true" or "task.push" in words:
+        return "serves a page, or uploads"
+    if words.get("hydra/launcher", "joint") not in ("joint", "joblib"):
+        return "needs a cluster's packages"
+    run = words.get("task.run")
+    if run is not None:
+        return next((f"no {folder}" for folder in run.strip("[]").split(",") if not Path(folder).is_dir()), None)
+    first = config.first_values(command.overrides)
+    cfg = config.compose(first, command.config_dir, command.config_name)
+    if command.verb in ("doctor", "report"):
+        return None
+    if command.verb == "assemble":
+        return None if Path(cfg.task.llm).is_dir() else "the models of a hub"
+    if not cfg.model.path.startswith("mmft:") and not Path(cfg.model.path).is_dir():
+        return "a model of a hub"
+    if cfg.task.get("input") and not Path(cfg.task.input).exists():
+        return f"no {cfg.task.input}"
+    if cfg.data._target_.endswith((".Shapes", ".Scenes")):
+        return None
+    return None if cfg.data.get("path") and Path(cfg.data.path).exists() else "a data set of the reader's, or of a hub"
+
+
+def small(command: cli.Command, words: list[str]) -> list[str]:
+    """A page's command with less to do: built-in data, few steps, two values of a sweep, two trials of a search."""
+    if command.verb not in (None, "train") or command.hydra:
+        return words
+    given = {w.split("=")[0] for w in words}
+    if command.multirun:
+        words = [re.sub(r"^((?:lora\.r|seed)=[^,(]+,[^,]+),.*", r"\1", w) for w in words if not w.startswith("hydra.sweeper.n_trials")]
+        if any("optuna" in w or w.startswith("experiment=search") for w in words):
+            words.append("hydra.sweeper.n_trials=2")
+    if not {"data", "experiment"} & given or "experiment=rank_sweep" in words or "experiment=rank_sweep_rslora" in words:
+        words += [f"{k}={v}" for k, v in SMALL.items() if k not in given]
+    return words
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_the_commands_that_can_be_run_here_run(desk, monkeypatch, capfd):
+    """In the pages' order, in one folder: later pages use the tutorial's run."""
+    from mmft.__main__ import main
+
+    monkeypatch.chdir(desk)
+    monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: SIM115  # a conversation ends at once
+    subprocess.run([sys.executable, "draw.py"], check=True)
+    ran: list[Shown] = []
+    left: list[tuple[Shown, str]] = []
+    done: set[tuple[str, ...]] = set()
+    for shown in COMMANDS:
+        if shown.words in done:
+            continue
+        done.add(shown.words)
+        command = cli.parse(list(shown.words))
+        reason = why_not(command)
+        if reason:
+            left.append((shown, reason))
+            continue
+        capfd.readouterr()
+        code = main(small(command, list(shown.words)))
+        out, err = capfd.readouterr()
+        assert code == 0, f"{shown}\n{out[-1500:]}\n{err[-1500:]}"
+        ran.append(shown)
+    with capfd.disabled():
+        print(f"\n{len(ran)} commands of the pages ran, {len(left)} were composed only:")
+        for shown, reason in left:
+            print(f"  {shown}  ({reason})")
+    assert len(ran) > 50 and {s.page for s in ran} >= {"docs/tutorial.md", *(f"docs/howto/{v}.md" for v in ("train", "predict", "merge", "reproduce"))}
+    assert not [s for s, _ in left if s.page == "docs/tutorial.md" and "model=qwen2vl" not in s.words], "the tutorial runs whole"
+    # what the tutorial says of its figures
+    summary = json.loads((desk / "tutorial" / "run" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["base_metrics"]["exact_match"] == 0 and summary["metrics"]["exact_match"] > 0.75
+    with (desk / "tutorial" / "answers.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10 and all(r["prediction"].startswith("left ") for r in rows)
+
+
+@pytest.mark.long
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("sphinx", reason="the site needs pip install -e '.[docs]'")
+    built = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-E", str(ROOT / "docs"), str(tmp_path / "site")], capture_output=True, text=True
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    index = (tmp_path / "site" / "reference" / "index.html").read_text(encoding="utf-8")
+    top = yaml.safe_load((fields.CONFIG_DIR / "config.yaml").read_text(encoding="utf-8"))
+    assert all(f">{key}<" in index for key in top if key not in ("defaults", "evaluation", "generation"))
+    page = (tmp_path / "site" / "reference" / "trainer.html").read_text(encoding="utf-8")
+    assert "trainer.adam_beta2" in page, "a key that no yaml lists"
+    everything = "".join(p.read_text(encoding="utf-8") for p in (tmp_path / "site").rglob("*.html"))
+    assert not re.search(r"<(?:script|link|img)[^>]+(?:src|href)=\"https?://", everything), "a page that opens offline fetches nothing"
+
+
+def test_the_reference_knows_every_key_of_every_yaml(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import reference
+
+    text = "\n".join(p.read_text(encoding="utf-8") for p in reference.write(tmp_path / "reference"))
+    for file in fields.CONFIG_DIR.rglob("*.yaml"):
+        group = file.relative_to(fields.CONFIG_DIR).parts[0]
+        if file.name in ("config.yaml", "mmft.yaml"):
+            continue
+        prefix = {"task": "", "experiment": "", "hydra": f"hydra.{file.parent.name}."}.get(group, f"{group}.")
+        for key, value in (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).items():
+            if key not in ("_target_", "defaults") and not isinstance(value, dict):
+                assert f"| `{prefix}{key}` |" in text, f"{file}: {key}"
+    for section, (_, read) in reference.LIBRARIES.items():
+        assert all(f"`{section}.{key}`" in text for key in read())
+
+
+def test_a_comment_of_a_yaml_is_the_meaning_of_its_key():
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        from reference import Key, keys_of
+    finally:
+        sys.path.pop(0)
+    text = "# The file.\na: 1    # one\n# above\nb: {x: 2}   # behind\nc:\n  d: null  # inner\n  e: '#'\nlist:\n- 1\n"
+    assert keys_of(text, "p.") == [
+        Key("p.a", "1", "one"), Key("p.b", "{x: 2}", "above; behind"), Key("p.c.d", "null", "inner"), Key("p.c.e", "'#'", ""), Key("p.list", "- 1", ""),
+    ]  # fmt: skip
