@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 class Client:
     """One visitor: events of the page by the button's elem_id."""
 
-    def __init__(self, address):  # noqa: F811
+    def __init__(self, address):
         self.address, self.session = address, uuid.uuid4().hex
         self.config = json.load(urllib.request.urlopen(f"{address}config", timeout=30))
         self.ids = {c["props"].get("elem_id"): c["id"] for c in self.config["components"] if c["props"].get("elem_id")}
