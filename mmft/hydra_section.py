@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from .errors import UserError
 from .fields import CONFIG_DIR
-from .targets import PACKAGES_VARIABLE, allowed_packages
+from .targets import HYDRA_PARTS, PACKAGES_VARIABLE, allowed_packages
 
 FOLDERS = ("run", "sweep", "output_subdir", "verbose")  # keys that start nothing
 # What mmft's own config.yaml has in its defaults, so that a copy of it stays usable.
@@ -74,7 +74,7 @@ def _walk(node: Any, where: str) -> None:
         target = node.get("_target_")
         if target is not None:
             words = str(target).split(".")
-            own = words[:3] == ["hydra", "_internal", "core_plugins"] or words[0] == "hydra_plugins" or target == "mmft.search.Search"
+            own = words[:3] == ["hydra", "_internal", "core_plugins"] or words[0] == "hydra_plugins" or target in HYDRA_PARTS
             # a part in the middle of a plugin's module could be a library that it imports
             if not (own and len(words) <= 5) and words[0] not in allowed_packages() - {"mmft"}:
                 raise UserError(f"{where}: _target_ {target} is refused: only Hydra's own launchers, sweepers and plugins may stand here"

@@ -18,6 +18,7 @@ BASES = {
     "logger": "mmft.loggers.base.Logger",
 }  # fmt: skip
 TASKS = "mmft.tasks."
+HYDRA_PARTS = ("mmft.search.Search", "mmft.joint.launch.Joint")  # what mmft itself has for Hydra's section
 
 
 # Keys through which a library would import or download code; each is refused wherever it stands.
@@ -108,6 +109,8 @@ def _fits(found: Any, section: str) -> bool:
     is_task = found.__module__.startswith(TASKS)
     if section == "task":
         return is_task
+    if section in ("hydra", "config") and f"{found.__module__}.{found.__qualname__}" in HYDRA_PARTS:
+        return True
     return BASES[section] in kinds if section in BASES else is_task or bool(kinds & set(BASES.values()))
 
 

@@ -91,7 +91,7 @@ def why_not(command: cli.Command) -> str | None:
         return None
     if words.get("task.ui") == "true" or "task.push" in words:
         return "serves a page, or uploads"
-    if words.get("hydra/launcher", "joint") not in ("joint", "joblib"):
+    if words.get("hydra/launcher", "joint") not in ("joint", "joblib", "basic"):
         return "needs a cluster's packages"
     run = words.get("task.run")
     if run is not None:

@@ -8,15 +8,16 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from test_ui import address  # noqa: F401 - the fixture
+import test_ui
 
+address = test_ui.address  # the fixture
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 class Client:
     """One visitor: events of the page by the button's elem_id."""
 
-    def __init__(self, address):  # noqa: F811
+    def __init__(self, address):
         self.address, self.session = address, uuid.uuid4().hex
         self.config = json.load(urllib.request.urlopen(f"{address}config", timeout=30))
         self.ids = {c["props"].get("elem_id"): c["id"] for c in self.config["components"] if c["props"].get("elem_id")}
@@ -61,7 +62,7 @@ def file_data(path, name="x.png"):
     return {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
 
 
-def test_fifty_at_once_all_get_the_measured_answer(address, trained):  # noqa: F811
+def test_fifty_at_once_all_get_the_measured_answer(address, trained):
     wanted = [trained.lines("eval/tuned.jsonl")[i]["prediction"] for i in range(6)]
     started = time.time()
 
@@ -77,7 +78,7 @@ def test_fifty_at_once_all_get_the_measured_answer(address, trained):  # noqa: F
         assert answers[i % 6][1][-300:] == text[-300:] or "verdict" in text
 
 
-def test_an_upload_over_the_limit_is_refused_and_the_page_lives(address):  # noqa: F811
+def test_an_upload_over_the_limit_is_refused_and_the_page_lives(address):
     client = Client(address)
     with pytest.raises((urllib.error.HTTPError, urllib.error.URLError, ConnectionError)) as refused:
         client.upload("big.png", b"\0" * (65 << 20))
@@ -86,7 +87,7 @@ def test_an_upload_over_the_limit_is_refused_and_the_page_lives(address):  # noq
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n" + b"\0" * 50, b"<svg xmlns='http://www.w3.org/2000/svg'/>"], ids=["empty", "text", "torn", "svg"])
-def test_a_malformed_picture_is_said_on_the_page(address, data):  # noqa: F811
+def test_a_malformed_picture_is_said_on_the_page(address, data):
     client = Client(address)
     path = client.upload("x.png", data)
     ok, text = client.ask("compare-own", [[file_data(path)], "What is this?", "", *NUMBERS])
@@ -94,14 +95,14 @@ def test_a_malformed_picture_is_said_on_the_page(address, data):  # noqa: F811
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "mmft/cli.py", "../../../etc/passwd"])
-def test_a_file_of_this_machine_is_not_opened_by_name(address, trained, path):  # noqa: F811
+def test_a_file_of_this_machine_is_not_opened_by_name(address, trained, path):
     ok, text = Client(address).ask("compare-own", [[file_data(path)], "What is this?", "", *NUMBERS])
     assert not ok and "root:" not in text
     ok, text = Client(address).ask("compare-own", [[file_data(str(trained.pictures / "0.png"))], "What is this?", "", *NUMBERS])
     assert not ok and "data:image" not in text
 
 
-def test_a_visitor_who_leaves_in_the_middle_holds_nobody_up(address, trained):  # noqa: F811
+def test_a_visitor_who_leaves_in_the_middle_holds_nobody_up(address, trained):
     for _ in range(5):
         leaving = Client(address)
         leaving.join("compare-sample", ["validation", 0, 400, 0, 1, 1, 1])
