@@ -34,7 +34,7 @@ def reopened(folder: Path) -> Resumed:
         raise UserError(f"run={folder}: is finished; mmft report run={folder} shows it, mmft reproduce run={folder} trains it again")
     checkpoint = checkpoints.newest(folder / "checkpoints")
     step = int(checkpoint.name.removeprefix(checkpoints.PREFIX)) if checkpoint else 0
-    kept = json.loads((checkpoint / checkpoints.STATE).read_text(encoding="utf-8")) if checkpoint else {"seconds": 0.0, "files": {}}
+    kept: dict[str, Any] = json.loads((checkpoint / checkpoints.STATE).read_text(encoding="utf-8")) if checkpoint else {"seconds": 0.0, "files": {}}
     seconds = kept["seconds"]
     run = Run(folder)
     run.started -= seconds
