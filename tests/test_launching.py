@@ -2,10 +2,14 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 SMALL = ["experiment=debug", "data.pictures=24", "data.splits.validation=4", "logger=none", "trainer.max_steps=1", "name=carried", "lora.r=2,4,8"]
 
@@ -90,6 +94,33 @@ def test_submitit_runs_points_on_this_machine(mmft, tmp_path):
     code, _, err = mmft("-m", "hydra/launcher=submitit_local", *SMALL)
     assert code == 0 and len(runs(tmp_path)) == 3, err
     assert list((tmp_path / "outputs" / "sweeps" / "carried" / ".submitit").iterdir())
+
+
+@pytest.mark.long
+def test_a_submitit_job_that_is_preempted_is_queued_again_and_goes_on(tmp_path):
+    """USR2, as Slurm sends it before a preemption, to every job: each saves, is started again by submitit, and ends from its checkpoint."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    import psutil
+
+    words = [*SMALL, "trainer.max_steps=150", "trainer.logging_steps=1", "hydra/launcher=submitit_local", f"output_dir={(tmp_path / 'outputs').as_posix()}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-m", "mmft", "-m", *words], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.time() + 200
+    while time.time() < deadline and sum(1 for _ in tmp_path.rglob("metrics.jsonl")) < 3:
+        time.sleep(0.2)
+    jobs = [p for p in psutil.process_iter(["cmdline", "environ"]) if "submitit.core._submit" in " ".join(p.info["cmdline"] or ()) and str(tmp_path) in " ".join(p.info["cmdline"])]
+    assert jobs, "no job was under way"
+    for job in jobs:
+        job.send_signal(signal.SIGUSR2)
+    said, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, said[-3000:]
+    found = [p.parent for p in tmp_path.rglob("DONE")]
+    assert len(found) == 3 and not list(tmp_path.rglob("earlier"))
+    went_on = [run for run in found if (run / "resumed.jsonl").is_file()]
+    assert went_on
+    for run in found:
+        steps = [row["step"] for row in map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) if "loss" in row]
+        assert steps == list(range(1, 151))
 
 
 @pytest.mark.long

@@ -176,6 +176,24 @@ def test_a_kill_while_saving_leaves_the_checkpoints_before_it(mmft, tmp_path, un
     assert final(run) == final(undisturbed)
 
 
+def test_a_kill_after_each_file_of_a_save(tmp_path, undisturbed):
+    """However many of its files are written: until the renaming the checkpoint is not there, and the one before it is the newest."""
+    from mmft import checkpoints
+
+    whole = undisturbed / "checkpoints" / "checkpoint-5"
+    files = sorted(p.name for p in whole.iterdir())
+    assert len(files) >= 10 and checkpoints.MANIFEST in files
+    for n in range(1, len(files) + 1):
+        home = tmp_path / str(n)
+        shutil.copytree(undisturbed / "checkpoints" / "checkpoint-4", home / "checkpoint-4")
+        (home / checkpoints.SAVING / "checkpoint-5").mkdir(parents=True)
+        for name in files[:n]:
+            shutil.copy(whole / name, home / checkpoints.SAVING / "checkpoint-5" / name)
+        torn = home / checkpoints.SAVING / "checkpoint-5" / files[n - 1]
+        torn.write_bytes(torn.read_bytes()[:-1])
+        assert checkpoints.newest(home).name == "checkpoint-4" and not (home / checkpoints.SAVING).exists()
+
+
 def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     from mmft import checkpoints
 
@@ -257,6 +275,28 @@ def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(mmft, tmp
     said, err = process.communicate(timeout=120)
     assert f"from step {summary['steps']}" in said and process.returncode == 75, err[-2000:]
     assert [r["step"] for r in rows(run) if "loss" in r] == list(range(1, json.loads((run / "summary.json").read_text())["steps"] + 1)), "no row twice, none lost"
+
+
+def test_a_scheduler_that_listens_too_is_asked_once_the_run_is_saved(mmft, tmp_path, monkeypatch):
+    """submitit's own handler queues the job again and leaves; called before the run is saved, it would lose the step."""
+    from mmft import checkpoints
+    from mmft.callbacks import Recorder
+
+    run, asked = tmp_path / "run", []
+    earlier = signal.signal(signal.SIGUSR2, lambda number, frame: asked.append(checkpoints.newest(run / "checkpoints").name))
+    recorded = Recorder.on_step_end
+
+    def kill(self, args, state, control, **kwargs):
+        recorded(self, args, state, control, **kwargs)
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+    monkeypatch.setattr(Recorder, "on_step_end", kill)
+    try:
+        code, _, err = mmft(*SMALL, "trainer.save_strategy=no", f"run_dir={run.as_posix()}")
+    finally:
+        signal.signal(signal.SIGUSR2, earlier)
+    assert code == 75 and asked == ["checkpoint-2"], err
 
 
 @pytest.mark.long
