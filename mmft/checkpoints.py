@@ -16,7 +16,7 @@ from .errors import UserError
 log = logging.getLogger("mmft")
 
 MANIFEST, STATE = "manifest.json", "mmft_state.json"
-SAVING, DAMAGED = ".saving", "damaged"
+SAVING, REPLACED, DAMAGED = ".saving", ".replaced-", "damaged"
 PREFIX = "checkpoint-"
 
 
@@ -59,7 +59,8 @@ def problem(folder: Path) -> str | None:
         return f"{MANIFEST} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
-    return None
+    more = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST} - set(files)
+    return f"{min(more)} is not in {MANIFEST}" if more else None  # transformers would read weights by other names, too
 
 
 def all_in(home: Path) -> list[Path]:
@@ -69,10 +70,16 @@ def all_in(home: Path) -> list[Path]:
 
 
 def newest(home: Path) -> Path | None:
-    """The newest checkpoint that verifies. Newer ones that do not are moved to damaged/, each named with what is wrong."""
+    """The newest checkpoint that verifies. Newer ones that do not are moved to damaged/, each named with what is wrong.
+
+    Nor does one serve whose best checkpoint so far (load_best_model_at_end) is gone or damaged: it would end with other weights.
+    """
     shutil.rmtree(home / SAVING, ignore_errors=True)  # what a kill left half written
+    for old in home.glob(f"{REPLACED}*"):
+        final = home / f"{PREFIX}{old.name.removeprefix(REPLACED)}"
+        shutil.rmtree(old) if final.is_dir() else os.replace(old, final)
     for folder in reversed(all_in(home)):
-        wrong = problem(folder)
+        wrong = problem(folder) or _lost_best(home, folder)
         if wrong is None:
             return folder
         aside = home / DAMAGED / folder.name
@@ -101,18 +108,23 @@ def save(trainer: Any, write: Callable[[], None]) -> None:
         if free < need:
             raise UserError(f"{home}: the checkpoint of step {step} needs {need >> 20} MB and {free >> 20} MB are free; free some, and go on with mmft resume")
     trainer.staging = str(home / SAVING)
+    trainer.accelerator.wait_for_everyone()  # each process adds its own random state
     try:
         write()
+        trainer.accelerator.wait_for_everyone()
         if not writes:
             return
         (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle, and it may hold a token
         _point_to_best(trainer, home, staged)
         (staged / STATE).write_text(json.dumps(trainer.own_state()), encoding="utf-8")
         seal(staged)
-        if final.exists():  # trained again from an older one
-            shutil.rmtree(final)
+        old = home / f"{REPLACED}{step}"
+        if final.exists():  # saved twice at one step; it may be the only one, so it stays until the new one is in its place
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(final, old)
         os.replace(staged, final)
         _sync(home)
+        shutil.rmtree(old, ignore_errors=True)
         rotate(home, final, trainer.args.save_total_limit, trainer.state.best_model_checkpoint)
     except OSError as error:
         raise UserError(f"{home}: the checkpoint of step {step} could not be written: {error.strerror or error}; earlier ones are untouched") from None
@@ -147,6 +159,25 @@ def _point_to_best(trainer: Any, home: Path, staged: Path) -> None:
     if folder.is_dir() or best == trainer.state.global_step:
         trainer.state.best_model_checkpoint = str(folder)
         trainer.state.save_to_json(str(staged / "trainer_state.json"))
+
+
+def _lost_best(home: Path, folder: Path) -> str | None:
+    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8")) if (folder / "trainer_state.json").is_file() else {}
+    name = Path(state["best_model_checkpoint"]).name if state.get("best_model_checkpoint") else folder.name
+    wrong = problem(home / name) if name != folder.name else None
+    return f"the best checkpoint it refers to, {name}, is damaged: {wrong}" if wrong else None
+
+
+def flushed(folder: Path, names: tuple[str, ...]) -> dict[str, int]:
+    """Bytes of the logs as they are at a checkpoint, and they are on the disk; 0 for one that is not there."""
+    sizes = {}
+    for name in names:
+        path = folder / name
+        sizes[name] = path.stat().st_size if path.is_file() else 0
+        if sizes[name]:
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+    return sizes
 
 
 def _sync(folder: Path) -> None:

@@ -155,7 +155,7 @@ class Line:
         steps = Steps(self, seat)
         steps.run()
         self.trainer = steps.trainer
-        self.times["train"] = time.time() - started
+        self.times["train"] = time.time() - started + self.trainer.seconds_before
         if "import" in self.times and steps.first:  # what a user waits for; later points of a process start warm
             self.times["to_first_step"] = steps.first - process_started()
         self.weights = whole_weights(self.trainer)

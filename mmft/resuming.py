@@ -34,31 +34,27 @@ def reopened(folder: Path) -> Resumed:
         raise UserError(f"run={folder}: is finished; mmft report run={folder} shows it, mmft reproduce run={folder} trains it again")
     checkpoint = checkpoints.newest(folder / "checkpoints")
     step = int(checkpoint.name.removeprefix(checkpoints.PREFIX)) if checkpoint else 0
-    seconds = json.loads((checkpoint / checkpoints.STATE).read_text(encoding="utf-8"))["seconds"] if checkpoint else 0.0
+    kept: dict[str, Any] = json.loads((checkpoint / checkpoints.STATE).read_text(encoding="utf-8")) if checkpoint else {"seconds": 0.0, "files": {}}
+    seconds = kept["seconds"]
     run = Run(folder)
     run.started -= seconds
     for name in ("metrics.jsonl", "eval/samples.jsonl"):
-        cut(run, name, step)
+        cut(run, name, kept["files"].get(name, 0))
     for name in ("summary.json", "log.txt")[: 1 if checkpoint else 2]:
         (folder / name).unlink(missing_ok=True)
     log.info("%-14s %s from %s", "resuming", folder, f"step {step}" if checkpoint else "the start: no checkpoint of it verifies")
     return Resumed(run, checkpoint, step, seconds)
 
 
-def cut(run: Run, name: str, step: int) -> None:
-    """Keep the lines of a log up to `step`; a last line that a kill tore is dropped, too."""
+def cut(run: Run, name: str, size: int) -> None:
+    """Keep the first `size` bytes of a log: rows at the checkpoint's own step may have been written before it or behind it."""
     path = run / name
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-            if 0 < row["step"] <= step and "train_runtime" not in row:  # that is the row of an end, which this was not
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            break
-    run.write_text(name, "".join(kept))
+    if (there := path.stat().st_size) < size:
+        log.warning("%-14s %s has %d bytes and had %d at the checkpoint: rows of it are lost", "damaged", path, there, size)
+    with path.open("rb+") as file:
+        file.truncate(min(size, there))
 
 
 def can_go_on(folder: Path, cfg: Any) -> bool:

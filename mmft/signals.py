@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from .distributed import world_size
 from .errors import Preempted
 
 log = logging.getLogger("mmft")
@@ -64,11 +65,30 @@ def listening(running: list[Listener]) -> Iterator[Listener]:
 
 
 class StopAfterStep(TrainerCallback):
-    """Ends training after the step in which a signal came, with a checkpoint of it."""
+    """After the step in which a signal came: what was due at it, a checkpoint, then Preempted.
 
-    def __init__(self, listener: Listener):
-        self.listener = listener
+    By an exception, not by should_training_stop: that would do what is due at the end of an epoch in the middle of one.
+    """
+
+    def __init__(self, listener: Listener, run: Any):
+        self.listener, self.run, self.stopping = listener, run, False
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.listener.heard is not None and state.global_step < state.max_steps:
-            control.should_save = control.should_training_stop = True
+        if _any(self.listener.heard is not None, args.device):
+            self.stopping = control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.stopping:
+            raise Preempted(f"{self.run.path}: stopped after step {state.global_step}; the same command, or mmft resume run={self.run.path}, goes on")
+
+
+def _any(here: bool, device: Any) -> bool:
+    """Whether a signal reached any of the processes that train one model: they stop after the same step."""
+    if world_size() == 1:
+        return here
+    import torch
+    import torch.distributed as dist
+
+    flag = torch.tensor(float(here), device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag)

@@ -11,7 +11,7 @@ from transformers import PrinterCallback, ProgressCallback
 
 from . import checkpoints
 from .callbacks import Progress, Pruning, Recorder, Samples
-from .errors import Preempted, UserError
+from .errors import UserError
 from .folding import folded
 from .models.machine import mixed_precision
 from .search import is_point
@@ -63,9 +63,6 @@ class Steps:
                 listener.stepping -= 1
                 self._note()
             self.first = recorder.first_step
-            if listener.heard is not None and self.trainer.state.global_step < self.trainer.state.max_steps:
-                where = f"step {self.trainer.state.global_step}"
-                raise Preempted(f"{self.line.run.path}: stopped after {where}; the same command, or mmft resume run={self.line.run.path}, goes on")
             return
 
     def _note(self) -> None:
@@ -88,7 +85,7 @@ class Steps:
             label_names=["labels"],
         )  # fmt: skip
         recorder = Recorder(line.run, line.logger)
-        callbacks += [recorder, StopAfterStep(line.listener)]
+        callbacks += [recorder, StopAfterStep(line.listener, line.run)]
         if is_point(line.run.path):
             callbacks.append(Pruning(line.run, line.settings["objective"], line.summary))
         if line.held_out is not None:
@@ -129,6 +126,8 @@ class Steps:
             ) from None
         trainer, step = self.trainer, self.trainer.state.global_step
         trainer.model.zero_grad(set_to_none=True)
+        if step > 0:
+            trainer._tr_loss, trainer.supervised_tokens = trainer.before
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if step > 0:  # the weights are those of the last finished step: go on from them

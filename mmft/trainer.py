@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 
 from . import checkpoints
 from .config import arguments
-from .distributed import share, world_size
+from .distributed import is_main, share, total, world_size
 from .errors import UserError
 from .evaluation import Evaluator
 from .fields import OWN_TRAINER, training_arguments
@@ -38,6 +40,10 @@ class SupervisedTrainer(Trainer):
         self.run, self.staging = run, None
         self.skips = nonfinite[0] == "skip"
         self.skipped = 0  # steps left out for a loss or a gradient that was not finite
+        self.began, self.seconds_before = time.time(), 0.0  # of training; what earlier parts of the run took
+        self.epoch_ended = False  # whether what is due at an epoch's end has been done at this step
+        self.epoch_open = self.done = False  # of a checkpoint that is gone on from: that is still to do; there is no step left
+        self.last: tuple[Any, float | None] = (None, None)  # gradient norm and learning rate of the last step
         self.folded = folded  # rows of one of the micro-batches that are computed as one (mmft/folding.py)
         self.seat = seat  # in a group that is trained together (joint/group.py)
         self.evaluator, self.generate = evaluator, generate
@@ -94,6 +100,7 @@ class SupervisedTrainer(Trainer):
         return loss
 
     def _save_checkpoint(self, model, trial):
+        self.all_tokens = int(total(self.supervised_tokens))  # asked of every process, written by one
         checkpoints.save(self, lambda: super(SupervisedTrainer, self)._save_checkpoint(model, trial))
 
     def _get_output_dir(self, trial):
@@ -102,9 +109,41 @@ class SupervisedTrainer(Trainer):
     def own_state(self) -> dict[str, Any]:
         """What transformers does not save: the loss since the last log, what was counted, how long it took."""
         return {
-            "seconds": self.run.seconds, "supervised_tokens": int(self.supervised_tokens), "skipped": self.skipped, "loss": self._tr_loss.item(),
+            "seconds": self.run.seconds, "train_seconds": self.seconds_before + time.time() - self.began,
+            "supervised_tokens": self.all_tokens, "skipped": self.skipped, "loss": self._tr_loss.item(),
             "total_loss": self._total_loss_scalar, "logged": self._globalstep_last_logged,
+            "last": [float(x) if x is not None else None for x in self.last],
+            "epoch_ended": self.epoch_ended, "done": self.state.global_step >= self.state.max_steps or self.control.should_training_stop,
+            "files": checkpoints.flushed(self.run.path, ("metrics.jsonl", "eval/samples.jsonl")),
         }  # fmt: skip
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, learning_rate=None, **kwargs):
+        self.last = (grad_norm, learning_rate)
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, learning_rate=learning_rate, **kwargs)
+
+    def _run_epoch(self, **kwargs):
+        """Go on behind a checkpoint: transformers would forget what is due at the end of its epoch, and take a step too many behind the last."""
+        self._close_epoch()
+        if self.done:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
+
+    def _finalize_training(self, trial, num_train_samples, start_time):
+        self._close_epoch()
+        return super()._finalize_training(trial, num_train_samples, start_time - self.seconds_before)
+
+    def _close_epoch(self) -> None:
+        if self.epoch_open:
+            self.epoch_open, (norm, rate) = False, self.last
+            self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+            super()._maybe_log_save_evaluate(self._tr_loss, norm, self.model, None, int(self.state.epoch), None, None, learning_rate=rate)
+            self.done = self.done or self.control.should_training_stop
+
+    def _load_best_model(self):
+        if wrong := checkpoints.problem(Path(self.state.best_model_checkpoint)):
+            raise UserError(f"{self.state.best_model_checkpoint}: the best checkpoint is damaged ({wrong}); mmft resume goes on without it, from an earlier one")
+        super()._load_best_model()
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Token-weighted loss, and with `generate` the text metrics, on the held-out rows."""
@@ -128,6 +167,10 @@ class FiniteStep(TrainerCallback):
             raise UserError(f"trainer.nonfinite={mode}: must be stop or skip")
         self.trainer, self.mode, self.limit = trainer, mode, limit
 
+    def on_step_begin(self, args, state, control, **kwargs):
+        # of the finished steps alone, for a step that is left out or runs out of memory
+        self.trainer.before = self.trainer._tr_loss.clone(), torch.as_tensor(self.trainer.supervised_tokens).clone()
+
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         trainer = self.trainer
         losses = torch.stack([loss.float() for loss in trainer.losses]) if trainer.losses else None
@@ -142,6 +185,8 @@ class FiniteStep(TrainerCallback):
         named = f"rows {', '.join(rows[:16])}"
         if self.mode == "skip" and trainer.skipped < self.limit:
             trainer.skipped += 1
+            trainer._tr_loss, _ = trainer.before  # a step that was not made counts in no mean
+            trainer._globalstep_last_logged += 1
             trainer.model.zero_grad(set_to_none=True)  # an optimizer leaves a weight without a gradient as it is
             log.warning("%-14s %s, %s; left out, %d of at most %d", "skipped", what, named, trainer.skipped, self.limit)
             return
@@ -158,15 +203,31 @@ class GoOn(TrainerCallback):
     def __init__(self, trainer: SupervisedTrainer, checkpoint: Any):
         self.trainer, self.checkpoint = trainer, checkpoint
 
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.trainer.epoch_ended = False
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.trainer.epoch_ended = True
+
     def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.began = time.time()
         if self.checkpoint is None:
             return
         kept = json.loads((self.checkpoint / checkpoints.STATE).read_text(encoding="utf-8"))
         trainer = self.trainer
         trainer._tr_loss = torch.tensor(kept["loss"], device=args.device)
         trainer._total_loss_scalar, trainer._globalstep_last_logged = kept["total_loss"], kept["logged"]
-        trainer._initial_global_step = 0  # the mean loss is that of the whole run
-        trainer.supervised_tokens, trainer.skipped = kept["supervised_tokens"], kept["skipped"]
+        trainer.supervised_tokens, trainer.skipped = kept["supervised_tokens"] if is_main() else 0, kept["skipped"]
+        trainer._initial_global_step, trainer.seconds_before = 0, kept["train_seconds"]  # loss and speed are those of the whole run
+        trainer.last, trainer.done = tuple(kept["last"]), kept["done"]
+        trainer.epoch_open = not kept["epoch_ended"] and (kept["done"] or state.epoch == int(state.epoch))
+        for callback in trainer.callback_handler.callbacks:
+            # transformers' own restoring of callbacks would bring back what was due at the checkpoint's step, too
+            if isinstance(callback, EarlyStoppingCallback) and "EarlyStoppingCallback" in state.stateful_callbacks:
+                vars(callback).update(state.stateful_callbacks["EarlyStoppingCallback"]["attributes"])
+        if state.best_global_step:  # by its number: the run may have been moved since
+            best = Path(args.output_dir) / f"{checkpoints.PREFIX}{state.best_global_step}"
+            state.best_model_checkpoint = str(best) if best.is_dir() else None
 
 
 def whole_weights(trainer: Trainer) -> dict[str, Any] | None:
