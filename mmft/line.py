@@ -100,14 +100,14 @@ class Line:
         def measure() -> tuple[float, dict[str, float], list[dict[str, Any]]]:
             return self.evaluator.loss(self.loaded.model), *self.evaluator.measure(self.loaded.model)
 
-        if self.resumed and (self.run / "eval" / "base.json").is_file():
-            known = self.run.read_json("eval/base.json")
+        if self.resumed and (self.run / "base.json").is_file():
+            known = self.run.read_json("base.json")
             found = known["loss"], known["metrics"], [json.loads(row) for row in (self.run / "eval" / "base.jsonl").read_text(encoding="utf-8").splitlines()]
         else:
             found = self.shared.measure(self._base_key(), measure) if self.shared else measure()
         self.summary["base_eval_loss"], self.summary["base_metrics"], self.base = found
         self.run.write_lines("eval/base.jsonl", self.base)
-        self.run.write_json("eval/base.json", {"loss": found[0], "metrics": found[1]})
+        self.run.write_json("base.json", {"loss": found[0], "metrics": found[1]})
         self.times["measure_base"] = time.time() - started
 
     def _base_key(self) -> str:

@@ -5,7 +5,7 @@ import json
 import sys
 
 import pytest
-from watch import mmft
+from watching import mmft
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600), pytest.mark.skipif(sys.platform == "win32", reason="counts file descriptors")]
 
