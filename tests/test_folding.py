@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 SMALL = ["data.pictures=17", "data.splits.validation=2", "trainer.logging_steps=1", "trainer.per_device_train_batch_size=2", "trainer.num_train_epochs=2",
-         "trainer.gradient_accumulation_steps=3", "lora.lora_dropout=0.3", "evaluation.split=null", "logger=none"]  # fmt: skip
+         "trainer.gradient_accumulation_steps=3", "lora.lora_dropout=0.3", "trainer.fold_accumulation=always", "evaluation.split=null", "logger=none"]  # fmt: skip
 
 
 def trained(mmft, folder, *words):
@@ -35,6 +35,13 @@ def test_without_memory_for_it_micro_batches_stay(mmft, tmp_path, monkeypatch):
     monkeypatch.setattr(folding, "free_memory", lambda device: 1000)
     *_, summary, _ = trained(mmft, tmp_path / "tight", "trainer.max_steps=1")
     assert summary["micro_batches_folded"] == 1
+
+
+def test_auto_folds_on_gpus_alone(monkeypatch):
+    from mmft.folding import foldable
+
+    assert [foldable({"gradient_accumulation_steps": 4}, device) for device in ("cpu", "cuda")] == [1, 4]
+    assert foldable({"gradient_accumulation_steps": 4, "fold_accumulation": "always"}, "cpu") == 4
 
 
 def test_a_wrong_value_is_one_line(mmft):
