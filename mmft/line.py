@@ -151,11 +151,10 @@ class Line:
         if is_main() and seat is None:
             terminal.show(terminal.plan_table(self.plan_report))
 
-        started = time.time()
         steps = Steps(self, seat)
         steps.run()
         self.trainer = steps.trainer
-        self.times["train"] = time.time() - started + self.trainer.seconds_before
+        self.times["train"] = steps.seconds + self.trainer.seconds_before
         if "import" in self.times and steps.first:  # what a user waits for; later points of a process start warm
             self.times["to_first_step"] = steps.first - process_started()
         self.weights = whole_weights(self.trainer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class Steps:
         self.line, self.seat = line, seat
         self.trainer: Any = None
         self.first: float | None = None
+        self.seconds = 0.0  # in the Trainer's loop, here
         loaded, given = line.loaded, line.settings["trainer"]
         self.settings = {**mixed_precision(loaded.dtype, loaded.device, line.plan.method == "full"), **given}
         if line.cache is not None:
@@ -53,6 +55,7 @@ class Steps:
         while True:
             self.trainer, recorder = self._made(micro)
             listener = self.line.listener
+            began = time.time()
             try:
                 listener.stepping += 1
                 self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
@@ -61,6 +64,7 @@ class Steps:
                 continue
             finally:
                 listener.stepping -= 1
+                self.seconds += time.time() - began
                 self._note()
             self.first = recorder.first_step
             return
