@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .digest import sha256
 from .errors import UserError
 
 log = logging.getLogger("mmft")
@@ -25,11 +25,8 @@ def seal(folder: Path) -> None:
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
         with path.open("rb+") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
             os.fsync(file.fileno())
-        files[path.relative_to(folder).as_posix()] = {"sha256": digest.hexdigest(), "bytes": path.stat().st_size}
+        files[path.relative_to(folder).as_posix()] = {"sha256": sha256(path), "bytes": path.stat().st_size}
     beside = folder / f".{MANIFEST}"
     with beside.open("w", encoding="utf-8") as file:
         json.dump({"format": 1, "files": files}, file, indent=1)
@@ -49,11 +46,7 @@ def problem(folder: Path) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != known["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {known['bytes']}"
-            with path.open("rb") as file:
-                digest = hashlib.sha256()
-                while block := file.read(1 << 20):
-                    digest.update(block)
-            if digest.hexdigest() != known["sha256"]:
+            if sha256(path) != known["sha256"]:
                 return f"{name} is not what was written"
     except FileNotFoundError:
         return f"{MANIFEST} is missing"

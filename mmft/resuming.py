@@ -17,12 +17,11 @@ log = logging.getLogger("mmft")
 
 @dataclass
 class Resumed:
-    """Where a run goes on: its directory, the checkpoint (None: from the start), the step it was made at, seconds trained before."""
+    """Where a run goes on: its directory, the checkpoint (None: from the start), the step it was made at."""
 
     run: Run
     checkpoint: Path | None
     step: int
-    seconds: float
 
 
 def reopened(folder: Path) -> Resumed:
@@ -35,15 +34,14 @@ def reopened(folder: Path) -> Resumed:
     checkpoint = checkpoints.newest(folder / "checkpoints")
     step = int(checkpoint.name.removeprefix(checkpoints.PREFIX)) if checkpoint else 0
     kept: dict[str, Any] = json.loads((checkpoint / checkpoints.STATE).read_text(encoding="utf-8")) if checkpoint else {"seconds": 0.0, "files": {}}
-    seconds = kept["seconds"]
     run = Run(folder)
-    run.started -= seconds
+    run.started -= kept["seconds"]
     for name in ("metrics.jsonl", "eval/samples.jsonl"):
         cut(run, name, kept["files"].get(name, 0))
     for name in ("summary.json", "log.txt")[: 1 if checkpoint else 2]:
         (folder / name).unlink(missing_ok=True)
     log.info("%-14s %s from %s", "resuming", folder, f"step {step}" if checkpoint else "the start: no checkpoint of it verifies")
-    return Resumed(run, checkpoint, step, seconds)
+    return Resumed(run, checkpoint, step)
 
 
 def cut(run: Run, name: str, size: int) -> None:

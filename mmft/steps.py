@@ -39,9 +39,8 @@ class Steps:
 
     @property
     def samples(self) -> int:
-        """Rows that were seen in this process; the last step of an epoch may have had fewer than counted here."""
-        before = self.line.resumed.step if self.line.resumed else 0
-        return (self.line.summary["steps"] - before) * self.line.summary["effective_batch_size"]
+        """Rows seen in all parts of the run; the last step of an epoch may have had fewer than counted here."""
+        return self.line.summary["steps"] * self.line.summary["effective_batch_size"]
 
     def run(self) -> None:
         """Train to the end. Errors raised: Preempted after a signal, with a checkpoint; UserError."""

@@ -38,7 +38,6 @@ class SupervisedTrainer(Trainer):
     ):  # fmt: skip
         super().__init__(*args, **kwargs)
         self.run, self.staging = run, None
-        self.skips = nonfinite[0] == "skip"
         self.skipped = 0  # steps left out for a loss or a gradient that was not finite
         self.began, self.seconds_before = time.time(), 0.0  # of training; what earlier parts of the run took
         self.epoch_ended = False  # whether what is due at an epoch's end has been done at this step
@@ -60,11 +59,9 @@ class SupervisedTrainer(Trainer):
         if (stream := getattr(self.model, "dropout_stream", None)) is not None:
             stream.at = (self.state.global_step, len(self.losses))
             stream.parts = micro_batches(inputs["attention_mask"], self.folded) if self.folded else []
-        return self._counted(super().training_step(model, inputs, num_items_in_batch) if self.seat is None else self._common_step(model, inputs, num_items_in_batch))
-
-    def _counted(self, loss: Any) -> Any:
-        """The loss as it enters the mean that is logged; that of a step to be skipped would turn every later mean into NaN."""
-        return loss.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) if self.skips else loss
+        if self.seat is not None:
+            return self._common_step(model, inputs, num_items_in_batch)
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def _common_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Any:
         """The same with one pass for all members of a group."""

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..digest import sha256
+
 log = logging.getLogger("mmft")
 
 PACK = 64 * 1024 * 1024  # bytes of new entries that are written as one file
@@ -105,7 +107,7 @@ class Store:
             if path.name in self._packs:
                 continue
             try:
-                if _sha256(path) != path.stem:
+                if sha256(path) != path.stem:
                     raise ValueError("its contents are not what its name says")
                 self._open(path)
             except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -157,8 +159,3 @@ def _write(path: Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
