@@ -28,13 +28,17 @@ class Stream:
         self.parts: list[tuple[int, int]] = []
         self._generators: dict[Any, torch.Generator] = {}
 
-    def mask(self, layer: int, x: torch.Tensor, dropped: int) -> torch.Tensor:
-        """True where a value of x stays; `dropped` of LEVELS do not."""
-        if not self.parts:
-            return self.kept(layer, 0, x.shape, x.device, dropped)
-        rows = x.view(sum(n for n, _ in self.parts), -1, x.shape[-1])  # some layers see rows x positions in one dimension
-        masks = [self.kept(layer, micro, torch.Size((n, length, x.shape[-1])), x.device, dropped) for micro, (n, length) in enumerate(self.parts)]
-        return torch.cat([F.pad(m, (0, 0, 0, rows.shape[1] - m.shape[1]), value=True) for m in masks]).view(x.shape)
+    def mask(self, layer: int, rows: int, length: int, width: int, device: torch.device, dropped: int) -> torch.Tensor:
+        """(rows x length, width), True where a value stays; `dropped` of LEVELS do not."""
+        parts = self.parts or [(rows, length)]
+        masks = [self.drawn(layer, micro, torch.Size((n, own, width)), device, dropped) for micro, (n, own) in enumerate(parts)]
+        return torch.cat([F.pad(m, (0, 0, 0, length - m.shape[1]), value=True) for m in masks]).view(-1, width) if self.parts else masks[0].view(-1, width)
+
+    def laid_out(self, x: torch.Tensor) -> tuple[int, int]:
+        """(rows, positions of each) of x (rows, positions, d); some layers see both in one dimension."""
+        count = x.numel() // x.shape[-1]
+        rows = sum(n for n, _ in self.parts) if self.parts else x.shape[0] if x.dim() > 2 else 1
+        return rows, count // rows
 
     def key(self, layer: int, micro: int) -> int:
         """The seed of this layer's draws for a micro-batch of this step; processes of one training draw apart."""
@@ -42,7 +46,7 @@ class Stream:
         drawn = hashlib.blake2b(struct.pack("<5q", self.seed, step, first + micro, layer, rank()), digest_size=8).digest()
         return int.from_bytes(drawn, "little") >> 1
 
-    def kept(self, layer: int, micro: int, shape: torch.Size, device: torch.device, dropped: int) -> torch.Tensor:
+    def drawn(self, layer: int, micro: int, shape: torch.Size, device: torch.device, dropped: int) -> torch.Tensor:
         """The mask of one micro-batch, of `shape`.
 
         On the CPU from numpy's SFC64, four to a draw: torch's own generator there takes several times as long, one by one.
@@ -63,12 +67,28 @@ class SeededDropout(torch.nn.Module):
         super().__init__()
         self.p, self.stream, self.layer = p, stream, layer
         self.dropped = round(p * LEVELS)
+        self.places: Any = None  # of a layer that computes only some positions (mmft/narrow.py)
+
+    def on(self) -> bool:
+        return self.training and self.dropped > 0
+
+    @property
+    def factor(self) -> float:
+        """What a value that stays is multiplied by."""
+        return LEVELS / max(LEVELS - self.dropped, 1)
+
+    def kept(self, x: torch.Tensor) -> torch.Tensor | None:
+        """True where a value of x stays, in its shape; None where all do. Of x that is narrowed, what the whole would have got."""
+        if not self.on():
+            return None
+        if self.places is None or self.places.index is None:
+            rows, length = self.stream.laid_out(x)
+            return self.stream.mask(self.layer, rows, length, x.shape[-1], x.device, self.dropped).view(x.shape)
+        return self.places.read(self.stream.mask(self.layer, *self.places.shape, x.shape[-1], x.device, self.dropped))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.dropped == 0:
-            return x
-        kept = self.stream.mask(self.layer, x, self.dropped)
-        return torch.where(kept, x, 0.0).mul_(LEVELS / max(LEVELS - self.dropped, 1))
+        kept = self.kept(x)
+        return x if kept is None else torch.where(kept, x, 0.0).mul_(self.factor)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -146,6 +146,7 @@ class Line:
             self.cache_features()
         if self.cache is not None:
             self._cache_training_rows()
+        self._narrow()
         self.plan_report = lora.report(self.model, self.plan)
         self.run.write_json("lora_plan.json", self.plan_report)
         if is_main() and seat is None:
@@ -163,6 +164,17 @@ class Line:
             "trained_together": seat.size if seat else 1,  # the time and the memory are those of so many points at once
             "supervised_tokens": int(total(self.trainer.supervised_tokens)),
         }
+
+    def _narrow(self) -> None:
+        """Where a LoRA is trained, its last layer computes only what is read."""
+        from .evaluation import to_device
+        from .narrow import checked
+
+        trainer = self.settings["trainer"]
+        if self.plan.method == "full" or any(trainer.get(key) for key in ("torch_compile", "fsdp", "deepspeed")):
+            return
+        batch = to_device(self.collator([self.rows[0]]), self.model.device)
+        self.model.places = checked(self.model, batch)
 
     def _cache_training_rows(self) -> None:
         """All of them, where all will be seen; else each when its turn comes."""

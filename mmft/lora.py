@@ -171,6 +171,7 @@ def attach(model: Any, plan: Plan, seed: int = 0) -> Any:
     from peft.tuners.lora import LoraLayer
 
     from .dropout import seed_dropout
+    from .product import fuse
 
     settings = {k: v for k, v in plan.settings.items() if v is not None}
     settings = arguments(settings, lora_config())
@@ -192,6 +193,7 @@ def attach(model: Any, plan: Plan, seed: int = 0) -> Any:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # half-precision trained copies lose small steps (modules_to_save)
     peft_model.dropout_stream = seed_dropout(peft_model, seed)
+    fuse(peft_model)
     return peft_model
 
 

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..collators.base import IGNORE
 from ..freeze import freeze
+from ..narrow import narrow
 from ..objective import supervised_logits
+from ..product import Part, Product, one_dtype
 from ..shared import modules_over
 
 PREFIX = "base_model.model."  # of module names in a PeftModel
@@ -18,12 +21,17 @@ PREFIX = "base_model.model."  # of module names in a PeftModel
 
 @dataclass
 class Rows:
-    """Whose rows stand where in the batch that is on its way: (member's number, how many rows, how long they are), in order."""
+    """Whose rows stand where in the batch that is on its way.
+
+    of: (member's number, how many rows, how long they are), in order. read: supervised positions of each, in the same order,
+    which is what a narrowed layer sees (mmft/narrow.py).
+    """
 
     of: list[tuple[int, int, int]] = field(default_factory=list)
+    read: list[int] = field(default_factory=list)
 
     def sizes(self, length: int) -> list[int]:
-        """The same as lengths of a first dimension of `length`, which some layers flatten to rows x positions."""
+        """Entries of each member among `length` of all, rows x positions."""
         total = sum(n for _, n, _ in self.of)
         if length % total:
             raise RuntimeError(f"a layer got {length} entries for {total} rows; the members' rows cannot be told apart in it")
@@ -31,37 +39,66 @@ class Rows:
 
 
 class JointLinear(torch.nn.Module):
-    """A linear layer over the stacked rows of all members, and each member's adapter over its own rows.
+    """A linear layer over the stacked rows of all members, and each member's adapter over its own rows (mmft/product.py).
 
-    y[rows of k] = W x[rows of k] + scaling_k B_k A_k dropout_k(x[rows of k]), as peft's `lora.Linear.forward` computes it
-    for one adapter. W's product is one for all. The adapters are the members' own layers, not copies.
+    W's product is one for all. The adapters are the members' own layers, not copies.
     """
 
     def __init__(self, base_layer: torch.nn.Module, rows: Rows):
         super().__init__()
         self.base_layer, self.rows = base_layer, rows
         self.members = torch.nn.ModuleDict()
+        self.places: Any = None  # where this layer computes only some positions
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        narrowed = self.places is not None and self.places.index is not None
+        sizes = self.rows.read if narrowed else self.rows.sizes(flat.shape[0])
+        parts, weights, start = [], [], 0
+        drawn: dict[Any, torch.Tensor] = {}
+        for position, size in enumerate(sizes):
+            number = str(self.rows.of[position][0])
+            if number in self.members:
+                layer = self.members[number]
+                (name,) = layer.active_adapters
+                part = Part(start, start + size, layer.scaling[name])
+                dropout = layer.lora_dropout[name]
+                if getattr(dropout, "dropped", 0) and dropout.training:
+                    part.kept, part.factor = self._kept(dropout, position, start, flat, narrowed, drawn), dropout.factor
+                parts.append(part)
+                weights += [layer.lora_A[name].weight, layer.lora_B[name].weight]
+            start += size
+        base = self.base_layer
+        if type(base) is torch.nn.Linear and one_dtype(flat, base, *weights):
+            return Product.apply(flat, base.weight, base.bias, parts, *weights).view(*x.shape[:-1], -1)
+        return self._apart(x, parts, weights)
+
+    def _kept(self, dropout: Any, position: int, start: int, x: torch.Tensor, narrowed: bool, drawn: dict[Any, torch.Tensor]) -> torch.Tensor:
+        """The mask of one member's entries: drawn for its own batch, whose rows may be shorter than the longest of all; the rest is padding."""
+        _, n, own = self.rows.of[position]
+        length = self.places.shape[1] if narrowed else x.shape[0] // sum(n for _, n, _ in self.rows.of)
+        stream = dropout.stream
+        key = (stream.seed, stream.at, tuple(stream.parts), dropout.layer, dropout.dropped, n, own)
+        if key not in drawn:  # points with one seed drop the same values
+            mask = stream.mask(dropout.layer, n, own, x.shape[1], x.device, dropout.dropped)
+            drawn[key] = F.pad(mask.view(n, own, -1), (0, 0, 0, length - own), value=True).view(n * length, -1)
+        if not narrowed:
+            return drawn[key]
+        first = sum(rows for _, rows, _ in self.rows.of[:position]) * length
+        return drawn[key].index_select(0, self.places.index[start : start + self.rows.read[position]] - first)
+
+    def _apart(self, x: torch.Tensor, parts: list[Part], weights: list[torch.Tensor]) -> torch.Tensor:
+        """The same where values are cast on the way, as peft's `lora.Linear.forward` computes it for one adapter."""
         result = self.base_layer(x)
-        pieces = []
-        # split, not slices: the gradient of all pieces is put together once
-        for (member, n, length), own in zip(self.rows.of, x.split(self.rows.sizes(x.shape[0]))):
-            if str(member) not in self.members:
-                pieces.append(own.new_zeros(*own.shape[:-1], result.shape[-1]))
-                continue
-            # only as long as the member's own batch is: dropout's masks are drawn for that shape, and the rest is padding
-            filled = own.view(n, -1, own.shape[-1])
-            added = delta(self.members[str(member)], filled[:, :length])
-            pieces.append(F.pad(added, (0, 0, 0, filled.shape[1] - length)).view(*own.shape[:-1], -1))
-        return (result + torch.cat(pieces)).to(result.dtype)
-
-
-def delta(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """What one adapter adds to its layer's output."""
-    (name,) = layer.active_adapters
-    a, b = layer.lora_A[name], layer.lora_B[name]
-    return b(a(layer.lora_dropout[name](layer._cast_input_dtype(x, a.weight.dtype)))) * layer.scaling[name]
+        flat, pieces, at = x.reshape(-1, x.shape[-1]), [], 0
+        for part, a, b in zip(parts, weights[::2], weights[1::2]):
+            own = part.of(flat)
+            if part.kept is not None:
+                own = torch.where(part.kept, own, 0.0) * part.factor
+            pieces += [flat.new_zeros(part.start - at, result.shape[-1]), F.linear(F.linear(own.to(a.dtype), a), b) * part.scaling]
+            at = part.stop
+        pieces.append(flat.new_zeros(flat.shape[0] - at, result.shape[-1]))
+        return (result + torch.cat(pieces).view(result.shape)).to(result.dtype)
 
 
 def carrier(base: Any, members: dict[int, Any], rows: Rows, checkpointing: dict[str, Any] | None) -> Any:
@@ -83,6 +120,8 @@ def carrier(base: Any, members: dict[int, Any], rows: Rows, checkpointing: dict[
                 model.set_submodule(name, place)
             place.members[str(number)] = layer
     freeze(model)
+    if all(getattr(member, "places", None) is not None for member in members.values()):
+        narrow(model)
     model.train()
     if checkpointing is not None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
@@ -92,15 +131,16 @@ def carrier(base: Any, members: dict[int, Any], rows: Rows, checkpointing: dict[
 def losses(model: Any, rows: Rows, batches: Sequence[tuple[int, dict[str, Any], float]]) -> list[tuple[Any, Any]]:
     """(sum of the loss over supervised tokens, their number) of each (member, batch, label smoothing), from one pass."""
     rows.of = [(member, *batch["input_ids"].shape) for member, batch, _ in batches]
+    rows.read = [int((batch["labels"][:, 1:] != IGNORE).sum()) for _, batch, _ in batches]
     logits, targets, keep = supervised_logits(model, stacked([batch for _, batch, _ in batches]))
-    counts = [int(part.sum()) for part in keep.split([n for _, n, _ in rows.of])]
+    counts = rows.read
     return [
         (F.cross_entropy(own.float(), wanted.to(own.device), reduction="sum", label_smoothing=smoothing), keep.new_tensor(n, dtype=torch.long))
         for own, wanted, n, (_, _, smoothing) in zip(logits.split(counts), targets.split(counts), counts, batches)
     ]
 
 
-FILL = {"labels": -100}  # what a row is filled up with to the longest; everything else ends in zeros, behind the attention mask
+FILL = {"labels": IGNORE}  # what a row is filled up with to the longest; everything else ends in zeros, behind the attention mask
 
 
 def stacked(batches: list[dict[str, Any]]) -> dict[str, Any]:

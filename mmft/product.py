@@ -1,0 +1,131 @@
+"""A linear layer and the LoRA adapters over it as one operation, with fewer passes over memory than peft's layer by layer.
+
+    y[rows of k] = W x[rows of k] + b + scaling_k B_k A_k dropout_k(x[rows of k])
+
+One adapter over all rows is a run of its own; several, each over its own rows, are points of a sweep trained in step.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+
+@dataclass
+class Part:
+    """One adapter's share of a product: its rows `start`:`stop` of x (M, in), its scaling, its dropout.
+
+    kept: True where dropout keeps a value of those rows, or None without dropout; what is kept is multiplied by `factor`.
+    """
+
+    start: int
+    stop: int
+    scaling: float
+    kept: torch.Tensor | None = None
+    factor: float = 1.0
+
+    def of(self, x: torch.Tensor) -> torch.Tensor:
+        return x[self.start : self.stop]
+
+    def dropped(self, x: torch.Tensor) -> torch.Tensor:
+        """x with zeros where dropout takes a value away; `factor` is left to the narrow side of the product."""
+        return x if self.kept is None else torch.where(self.kept, x, 0.0)
+
+
+class Product(torch.autograd.Function):
+    """`forward(x (M, in), W (out, in), b (out) or None, parts, A_1 (r_1, in), B_1 (out, r_1), A_2, ...)` -> (M, out), in one dtype.
+
+    W and b are frozen. Kept for the backward pass: x once for all layers that read it, the masks (a byte a value), and the
+    products of rank r; peft's way keeps x after dropout, too, once for each layer, and what each adapter adds to y.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any, bias: Any, parts: list[Part], *adapters: Any) -> Any:
+        y = F.linear(x, weight, bias)
+        inner = []
+        for part, a, b in zip(parts, adapters[::2], adapters[1::2]):
+            h = part.dropped(part.of(x)) @ a.t()
+            inner.append(h)
+            part.of(y).addmm_(h, b.t(), alpha=part.scaling * part.factor)
+        ctx.parts = parts
+        ctx.save_for_backward(x, weight, *adapters, *inner)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Any) -> Any:
+        x, weight, *rest = ctx.saved_tensors
+        n = len(ctx.parts)
+        adapters, inner = rest[: 2 * n], rest[2 * n :]
+        of_x = gradient @ weight if ctx.needs_input_grad[0] else None
+        found = []
+        for i, part in enumerate(ctx.parts):
+            a, b, own, alpha = adapters[2 * i], adapters[2 * i + 1], part.of(gradient), part.scaling * part.factor
+            narrow = (own @ b).mul_(alpha)
+            found.append(narrow.t() @ part.dropped(part.of(x)) if ctx.needs_input_grad[4 + 2 * i] else None)
+            found.append((own.t() @ inner[i]).mul_(alpha) if ctx.needs_input_grad[5 + 2 * i] else None)
+            if of_x is None:
+                continue
+            if part.kept is None:
+                part.of(of_x).addmm_(narrow, a)
+            else:
+                part.of(of_x).add_(part.dropped(narrow @ a))
+        return (of_x, None, None, None, *found)
+
+
+def plain(layer: Any, x: torch.Tensor) -> bool:
+    """Whether a LoRA layer does now, for this x, what `Product` does: one adapter, nothing merged or switched off, one dtype."""
+    if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
+        return False
+    name = layer.active_adapters[0]
+    if name not in layer.lora_A or layer.lora_variant.get(name) is not None:
+        return False
+    return one_dtype(x, layer.base_layer, layer.lora_A[name].weight)
+
+
+def one_dtype(x: torch.Tensor, base: Any, *weights: torch.Tensor) -> bool:
+    """Whether nothing would be cast on the way (autocast does, and fp32 adapters on a half-precision base)."""
+    return not torch.is_autocast_enabled(x.device.type) and all(w.dtype == x.dtype for w in (base.weight, *weights))
+
+
+def fusable(layer: Any) -> bool:
+    """By its kind: peft's LoRA over a plain frozen linear layer (quantised ones compute their product themselves)."""
+    from peft.tuners.lora import Linear
+
+    if type(layer) is not Linear or type(layer.base_layer) is not torch.nn.Linear:
+        return False
+    biased = any(module.bias is not None for module in layer.lora_B.values())  # lora_bias
+    return not (biased or any(p.requires_grad for p in layer.base_layer.parameters()))
+
+
+def fuse(model: Any) -> int:
+    """Let the LoRA layers of a PeftModel compute by `Product` where they may; the number of layers that do."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [m for m in model.modules() if isinstance(m, LoraLayer) and fusable(m)]
+    for layer in layers:
+        layer.forward = types.MethodType(_forward, layer)
+    return len(layers)
+
+
+def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    if args or kwargs or not plain(layer, x):
+        return type(layer).forward(layer, x, *args, **kwargs)
+    (name,) = layer.active_adapters
+    dropout = layer.lora_dropout[name]
+    if not hasattr(dropout, "kept"):
+        if not isinstance(dropout, torch.nn.Identity):
+            return type(layer).forward(layer, x)
+        kept, factor = None, 1.0
+    else:
+        kept, factor = dropout.kept(x), dropout.factor
+    flat = x.reshape(-1, x.shape[-1])
+    part = Part(0, flat.shape[0], layer.scaling[name], kept if kept is None else kept.reshape(flat.shape), factor if kept is not None else 1.0)
+    base = layer.base_layer
+    y = Product.apply(flat, base.weight, base.bias, [part], layer.lora_A[name].weight, layer.lora_B[name].weight)
+    return y.view(*x.shape[:-1], -1)
