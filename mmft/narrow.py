@@ -52,14 +52,9 @@ def narrow(model: Any) -> Places | None:
     found = _by_position(top)
     if not found:
         return None
-    places, whole = Places(), top.forward
-
-    @functools.wraps(whole)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        places.begin(kwargs.get("logits_to_keep"))
-        return whole(*args, **kwargs)
-
-    top.forward = forward
+    places = Places()
+    for door in _doors(top):
+        door.forward = _beginning(door.forward, places)
     for module in found:
         module.forward = _where_read(module.forward, places)
         for inner in module.modules():
@@ -79,7 +74,7 @@ def checked(model: Any, batch: dict[str, Any]) -> Places | None:
     with torch.no_grad():
         wanted = supervised_logits(model, batch)[0]
         top = model.get_base_model() if hasattr(model, "get_base_model") else model
-        before = {module: module.__dict__.get("forward") for module in [top, *_by_position(top)]}
+        before = {module: module.__dict__.get("forward") for module in [*_doors(top), *_by_position(top)]}
         places = narrow(model)
         differs = places is not None and (supervised_logits(model, batch)[0] - wanted).abs().max() > CLOSE * wanted.abs().max()
     model.train(training)
@@ -92,6 +87,22 @@ def checked(model: Any, batch: dict[str, Any]) -> Places | None:
             module.forward = forward
     log.info("%-14s computed whole: %s gives other logits otherwise", "last layer", type(top).__name__)
     return None
+
+
+def _doors(top: Any) -> list[Any]:
+    """Where a forward pass begins: the model, and a language model in it that generates by itself (BLIP-2's)."""
+    from transformers import GenerationMixin
+
+    return [m for m in top.modules() if isinstance(m, GenerationMixin)]
+
+
+def _beginning(whole: Any, places: Places) -> Any:
+    @functools.wraps(whole)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        places.begin(kwargs.get("logits_to_keep"))
+        return whole(*args, **kwargs)
+
+    return forward
 
 
 def _by_position(top: Any) -> list[Any]:
