@@ -1,7 +1,6 @@
 """Sweeps through a real Slurm, which the test starts and ends itself; skipped where it is not installed."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -60,6 +59,15 @@ def test_each_point_is_a_job_and_the_leaderboard_ends_it(tmp_path, cluster):
     assert {env["placement"]["launcher"] for env in envs.values()} == {"submitit_slurm"}
     assert len((folder / "leaderboard.csv").read_text(encoding="utf-8").splitlines()) == 3
     assert "lora.r" in said
+
+
+def test_what_slurm_refuses_is_said_in_one_line(tmp_path, cluster):
+    """This Slurm has no GPUs, and the preset asks for one."""
+    process = sweep(tmp_path, cluster, "hydra.launcher.gpus_per_node=1")
+    said, _ = process.communicate(timeout=200)
+    last = said.splitlines()[-1]
+    assert process.returncode == 2 and "Traceback" not in said, said[-3000:]
+    assert last.startswith("mmft: hydra/launcher=submitit_slurm: ") and "generic resource" in last and "gpus_per_node" in last
 
 
 @pytest.mark.parametrize("how", ["signal", "requeue"])

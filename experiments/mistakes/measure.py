@@ -81,8 +81,9 @@ def blip2_rows(runs: list[Path]) -> list[str]:
         moved = [Swapped(row, rows[(i + 1) % len(rows)].load_images()) for i, row in enumerate(rows)]
         assert all(row.references != rows[(i + 1) % len(rows)].references for i, row in enumerate(rows))
         own, other = loss(found, found.collator, rows), loss(found, found.collator, moved)
+        difference = "0, to the bit" if other == own else f"{other - own:+.6f}"
         first, last = steps(run)
-        lines.append(f"| {kind(found)} | {found.cfg.seed} | {first:.3f} | {last:.3f} | {own:.6f} | {other:.6f} | {"0, to the bit" if other == own else f"{other - own:+.6f}"} |")
+        lines.append(f"| {kind(found)} | {found.cfg.seed} | {first:.3f} | {last:.3f} | {own:.6f} | {other:.6f} | {difference} |")
     return lines
 
 
