@@ -23,3 +23,4 @@ refused name=refused collator=pad_end output_dir=$out
 cp $out/sweeps/chat/*pad_end*seed-1/snapshot.yaml $here/snapshot.yaml
 $python $here/measure.py $here/README.md $out/refusals.txt $out/sweeps/blip2 $out/sweeps/chat
 $python experiments/picture.py $out/sweeps/chat/report.html $here/leaderboard.png
+$python experiments/again.py $here/README.md $out $out/sweeps/blip2/collator-caption_seed-1
