@@ -46,7 +46,7 @@ class Carried:
         self.cfg = cfg
 
     def __call__(self, points: list[tuple[str, list[str], str]]) -> list[dict[str, Any]]:
-        """What run_point returned for each point. Errors raised: UserError for a plugin that is not installed."""
+        """What run_point returned for each point. Errors raised: UserError for a plugin that is not installed, for jobs that are refused."""
         from hydra._internal.callbacks import Callbacks
         from hydra.core.plugins import Plugins
         from hydra.types import HydraContext
@@ -71,7 +71,16 @@ class Carried:
                 raise UserError(f"this launcher is not installed: pip install mmft[{EXTRAS[missing[1]]}]") from None
             raise
         placement.hand_down()
-        returned = launcher.launch([[f"point={n}"] for n in range(len(points))], initial_job_idx=0)
+        try:
+            returned = launcher.launch([[f"point={n}"] for n in range(len(points))], initial_job_idx=0)
+        except RuntimeError as error:
+            if type(error).__module__ != "submitit.core.utils":  # what sbatch refuses, and jobs that ended without a word
+                raise
+            said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise UserError(
+                f"hydra/launcher={cfg.hydra.runtime.choices['hydra/launcher']}: {said}; hydra.launcher.KEY=... sets what a job asks for"
+                " (gpus_per_node=null: no GPU); what finished stays finished, and the same command goes on"
+            ) from None
         return [r.return_value for r in returned]
 
 

@@ -1,0 +1,55 @@
+"""Collators that make a known mistake on purpose, each a few lines over mmft's own. Named in conf/collator/, allowed by MMFT_PACKAGES=mistakes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmft.collators.base import IGNORE, Encoded
+from mmft.collators.caption import CaptionCollator
+from mmft.collators.chat import ChatCollator
+
+
+class BlindCaption(CaptionCollator):
+    """BLIP-2 rows without image placeholders: the pixels are computed and go nowhere. The model's forward says nothing."""
+
+    def encode(self, samples: Any, images: Any, generation: bool) -> Any:
+        rows, tensors = super().encode(samples, images, generation)
+        n = self.processor.num_query_tokens
+        return [Encoded(row.ids[n:], row.labels[n:], row.extra) for row in rows], tensors
+
+    def _check_images(self, *_: Any) -> None:
+        """mmft's own check would refuse every row."""
+
+
+class PromptLoss(ChatCollator):
+    """`labels = input_ids.clone()`: loss on the prompt and on the image's placeholders as on the answer."""
+
+    def encode(self, samples: Any, images: Any, generation: bool) -> Any:
+        rows, tensors = super().encode(samples, images, generation)
+        return [Encoded(row.ids, list(row.ids), row.extra) for row in rows], tensors
+
+
+class _WrongEnd(ChatCollator):
+    def encode(self, samples: Any, images: Any, generation: bool) -> Any:
+        rows, tensors = super().encode(samples, images, generation)
+        return [self.spoil(row) for row in rows], tensors
+
+    def ends(self, row: Encoded) -> list[int]:
+        return [i for i, label in enumerate(row.labels) if label == self.end_token_id]
+
+
+class NoEnd(_WrongEnd):
+    """The end token carries no loss, as where it is also the padding and padding is masked."""
+
+    def spoil(self, row: Encoded) -> Encoded:
+        ends = self.ends(row)
+        return Encoded(row.ids, [IGNORE if i in ends else label for i, label in enumerate(row.labels)], row.extra)
+
+
+class PadEnd(_WrongEnd):
+    """Answers are closed by the padding token, which the model's own settings do not know as an end."""
+
+    def spoil(self, row: Encoded) -> Encoded:
+        ends, pad = self.ends(row), self.tokenizer.pad_token_id
+        ids, labels = ([pad if i in ends else value for i, value in enumerate(values)] for values in (row.ids, row.labels))
+        return Encoded(ids, labels, row.extra)
