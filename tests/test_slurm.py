@@ -56,7 +56,6 @@ def test_each_point_is_a_job_and_the_leaderboard_ends_it(tmp_path, cluster):
     folder = tmp_path / "outputs" / "sweeps" / "queued"
     envs = {p.name: json.loads((p / "env.json").read_text(encoding="utf-8")) for p in folder.iterdir() if (p / "DONE").is_file()}
     assert set(envs) == {"lora.r-4", "lora.r-8"}
-    assert {env["placement"]["launcher"] for env in envs.values()} == {"submitit_slurm"}
     assert len((folder / "leaderboard.csv").read_text(encoding="utf-8").splitlines()) == 3
     assert "lora.r" in said
 
