@@ -12,6 +12,7 @@ import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from . import checkpoints
+from .augment import Augmented
 from .config import arguments
 from .distributed import is_main, share, total, world_size
 from .errors import UserError
@@ -54,6 +55,12 @@ class SupervisedTrainer(Trainer):
         self.row_ids: list[str] = []
         self.add_callback(FiniteStep(self, *nonfinite))
         self.add_callback(GoOn(self, checkpoint))
+
+    def get_train_dataloader(self):
+        loader = super().get_train_dataloader()
+        if isinstance(self.train_dataset, Augmented):
+            self.train_dataset.follow(loader)
+        return loader
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if (stream := getattr(self.model, "dropout_stream", None)) is not None:
@@ -120,6 +127,8 @@ class SupervisedTrainer(Trainer):
 
     def _run_epoch(self, **kwargs):
         """Go on behind a checkpoint: transformers would forget what is due at the end of its epoch, and take a step too many behind the last."""
+        if isinstance(self.train_dataset, Augmented):
+            self.train_dataset.epoch = kwargs["epoch"]
         self._close_epoch()
         if self.done:
             self.control.should_training_stop = True

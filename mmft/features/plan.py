@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..augment import described
 from ..errors import UserError
 from ..models.parts import part_of
 from .cache import Cache, packed
@@ -35,8 +36,8 @@ def forbidden(settings: dict[str, Any], plan: Any) -> str | None:
     for name in plan.settings.get("modules_to_save") or []:
         if part_of(name) in PARTS:
             return f"lora.modules_to_save trains {name}"
-    if settings["collator"].get("augment"):
-        return "collator.augment changes the pictures at every step"
+    if on := described(settings.get("augment")):
+        return f"augment.{on.split('(')[0]} changes the training pictures in every epoch"
     for key in ("fsdp", "deepspeed"):
         if settings["trainer"].get(key):
             return f"trainer.{key} spreads the model over processes"

@@ -29,6 +29,7 @@ class Train:
     def __call__(self, cfg: Any, overrides: list[str], parent: dict[str, Any] | None = None, shared: Any = None) -> Run:
         """`parent` describes the run that this one repeats (parent.json); `shared` is what the runs of a sweep share."""
         from .. import lora
+        from ..augment import augmented, made
         from ..data.store import describe
         from ..environment import process_started
         from ..loggers.base import Logger
@@ -44,12 +45,14 @@ class Train:
         settings = to_plain(cfg)
         family, logger = build(cfg.model), build(cfg.logger) if is_main() else Logger(hardware=False)
         training_settings(settings["trainer"], output_dir=os.devnull)
+        made(settings.get("augment"))
         if shared:
             shared.begin_point()
         started = time.time()
         prepared = shared.prepared(cfg) if shared else prepared_data(cfg)
         times["prepare"] = time.time() - started
         rows, held_out = split_rows(prepared, settings["evaluation"])
+        rows = augmented(rows, settings.get("augment"), settings["seed"])
         located = shared.locate(family) if shared else family.locate()
         plan = lora.plan(shared.skeleton(family) if shared else family.skeleton(located), settings["lora"])
 
