@@ -28,7 +28,7 @@ class Train:
 
     def __call__(self, cfg: Any, overrides: list[str], parent: dict[str, Any] | None = None, shared: Any = None) -> Run:
         """`parent` describes the run that this one repeats (parent.json); `shared` is what the runs of a sweep share."""
-        from .. import disk, lora
+        from .. import disk, lora, memory
         from ..augment import augmented, made
         from ..data.store import describe
         from ..environment import process_started
@@ -91,6 +91,8 @@ class Train:
                     if not disk.is_full(full):
                         raise
                     log.warning("%-14s no room for %s", "disk", run / "summary.json")
+                if memory.is_out(error):
+                    raise UserError(f"{run.path}: out of memory ({' '.join(str(error).split())[:160]}): try {memory.SMALLER}") from None
                 if disk.is_full(error):
                     raise UserError(f"{run.path}: {error.strerror}; its checkpoints are as they were: free some, and go on with mmft resume run={run.path}") from None
                 raise
