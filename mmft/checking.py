@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from . import fields, secrecy
+from . import augment, fields, secrecy
 from .errors import UserError, nearest
 from .fields import CONFIG_DIR, GROUPS
 from .metrics import METRICS
@@ -27,6 +27,7 @@ def check(cfg: DictConfig) -> None:
     defaults = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "config.yaml"))
     check_keys("", plain, {k: "" for k in (*defaults, *GROUPS)})
     check_keys("evaluation", plain["evaluation"], {k: "" for k in defaults["evaluation"]})
+    augment.check(plain.get("augment"))
     for key, kind in (("seed", "int"), ("output_dir", "str"), ("name", "str | None"), ("run_dir", "str | None"),
                       ("objective", "str")):  # fmt: skip
         _check_value(key, plain.get(key), kind)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from . import disk
 from .digest import sha256
 from .errors import UserError
 
@@ -97,9 +98,12 @@ def save(trainer: Any, write: Callable[[], None]) -> None:
     if writes:
         shutil.rmtree(home / SAVING, ignore_errors=True)
         staged.parent.mkdir(parents=True)
-        need, free = needed(trainer), shutil.disk_usage(home).free
+        need, free = disk.checkpoint_bytes(trainer, next(reversed(all_in(home)), None)), shutil.disk_usage(home).free
         if free < need:
-            raise UserError(f"{home}: the checkpoint of step {step} needs {need >> 20} MB and {free >> 20} MB are free; free some, and go on with mmft resume")
+            raise UserError(
+                f"{home}: the checkpoint of step {step} needs {disk.megabytes(need)} and {disk.megabytes(free)} are free; earlier ones are untouched:"
+                f" free some, and go on with mmft resume run={home.parent}"
+            )
     trainer.staging = str(home / SAVING)
     trainer.accelerator.wait_for_everyone()  # each process adds its own random state
     try:
@@ -125,12 +129,6 @@ def save(trainer: Any, write: Callable[[], None]) -> None:
         trainer.staging = None
         if writes:
             shutil.rmtree(home / SAVING, ignore_errors=True)
-
-
-def needed(trainer: Any) -> int:
-    """Bytes of a checkpoint: what is trained, and two moments of each weight, with a tenth to spare."""
-    trained = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
-    return int(1.1 * 3 * trained) + (4 << 20)
 
 
 def rotate(home: Path, latest: Path, limit: int | None, best: str | None) -> None:

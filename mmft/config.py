@@ -55,7 +55,7 @@ def normalise(overrides: list[str]) -> list[str]:
 
     `trainer.adam_beta2=0.95` becomes `++trainer.adam_beta2=0.95`; what is not a known key is found by `check`.
     """
-    sections = {g for g in GROUPS if g != "experiment"} | {"generation", "evaluation"}
+    sections = {g for g in GROUPS if g != "experiment"} | {"generation", "evaluation", "augment"}
     open_ended = ("hydra.sweeper.", "hydra.launcher.ray.", "hydra.launcher.additional_parameters.")
     return [
         f"++{o}" if re.match(r"[A-Za-z_]+\.[^=]*=", o) and (o.split(".", 1)[0] in sections or o.startswith(open_ended)) else o

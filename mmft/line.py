@@ -37,6 +37,7 @@ class Line:
     times: dict[str, float] = field(default_factory=dict)
     resumed: Any = None  # resuming.py, of a run that goes on
     listener: Any = None  # signals.py
+    need: int = 0  # bytes that the run itself will leave on the disk
     cache: Any = None  # features/cache.py, where what is frozen is computed once
 
     def load(self) -> None:
@@ -81,7 +82,7 @@ class Line:
 
         started = time.time()
         self.cached_rows = needed(self.settings, len(self.rows))
-        self.cache = opened(self.settings, self.loaded, self.plan, self.collator, self.prepared, self.rows, self.cached_rows, self.shared)
+        self.cache = opened(self.settings, self.loaded, self.plan, self.collator, self.prepared, self.rows, self.cached_rows, self.shared, self.need)
         if self.cache is not None:
             self.collator = CachedCollator(self.collator, self.cache)
             self.rows = self.shared.rows(self.prepared, lambda: Remembered(self.rows)) if self.shared else Remembered(self.rows)

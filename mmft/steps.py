@@ -7,10 +7,9 @@ import math
 import time
 from typing import Any
 
-import torch
 from transformers import PrinterCallback, ProgressCallback
 
-from . import checkpoints
+from . import checkpoints, memory
 from .callbacks import Progress, Pruning, Recorder, Samples
 from .errors import UserError
 from .folding import folded
@@ -58,15 +57,20 @@ class Steps:
             try:
                 listener.stepping += 1
                 self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
-            except torch.OutOfMemoryError:
-                self._halve()
-                continue
+                ended = True
+            except Exception as error:
+                ended = False
+                if not memory.is_out(error):
+                    raise
             finally:
                 listener.stepping -= 1
                 self.seconds += time.time() - began
                 self._note()
-            self.first = recorder.first_step
-            return
+            if ended:
+                self.first = recorder.first_step
+                return
+            self._halve()  # out here, where the error no longer holds what the step had computed
+            self.trainer = None  # its optimizer's state lies in the checkpoint
 
     def _note(self) -> None:
         """What the summary tells, however training ended."""
@@ -121,21 +125,25 @@ class Steps:
         Errors raised: UserError where there is no half.
         """
         size, accumulate = self.settings["per_device_train_batch_size"], self.settings.get("gradient_accumulation_steps") or 1
-        if size % 2 or self.seat is not None:
-            raise UserError(
-                f"out of memory with {size} rows a micro-batch: try trainer.gradient_checkpointing=true, a smaller trainer.per_device_train_batch_size"
-                " (and a larger trainer.gradient_accumulation_steps), model.processor.max_pixels, or model.quantization={load_in_4bit: true}"
-                + (", or hydra/launcher=basic" if self.seat is not None else "")
-            ) from None
         trainer, step = self.trainer, self.trainer.state.global_step
         trainer.model.zero_grad(set_to_none=True)
-        if step > 0:
+        made = step - (int(self.checkpoint.name.removeprefix(checkpoints.PREFIX)) if self.checkpoint else 0)  # steps of this Trainer's own
+        if trainer.doing == "update":  # half of the weights may be those of the next step: nothing to go on from but what was saved
+            raise UserError(
+                f"out of memory in the update of step {step + 1}: a smaller micro-batch would not help; try trainer.optim=adamw_bnb_8bit or a smaller lora.r"
+                " (mmft resume goes on from the newest checkpoint)"
+            )
+        if trainer.doing == "measure":
+            raise UserError(f"out of memory while measuring after step {step}: try a smaller trainer.per_device_eval_batch_size or evaluation.batch_size")
+        if size % 2 or self.seat is not None:
+            raise UserError(f"out of memory with {size} rows a micro-batch: try {memory.SMALLER}" + (", or hydra/launcher=basic" if self.seat is not None else ""))
+        if trainer.before is not None:
             trainer._tr_loss, trainer.supervised_tokens = trainer.before
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if step > 0:  # the weights are those of the last finished step: go on from them
+        memory.freed()
+        if made and trainer.begun:  # the weights are those of the last finished step: go on from them
             trainer._save_checkpoint(trainer.model, None)
             self.checkpoint = checkpoints.newest(self.line.run / "checkpoints")
+            self.seconds = 0.0  # the checkpoint has counted them
         self.settings |= {"per_device_train_batch_size": size // 2, "gradient_accumulation_steps": accumulate * 2}
         log.warning("%-14s out of memory at step %d: micro-batches of %d rows from here on, %d a step", "memory", step + 1, size // 2, accumulate * 2)
         self.line.summary.setdefault("out_of_memory", []).append({"step": step + 1, "per_device_train_batch_size": size // 2, "gradient_accumulation_steps": accumulate * 2})

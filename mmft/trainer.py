@@ -12,6 +12,7 @@ import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from . import checkpoints
+from .augment import Augmented
 from .config import arguments
 from .distributed import is_main, share, total, world_size
 from .errors import UserError
@@ -38,6 +39,9 @@ class SupervisedTrainer(Trainer):
     ):  # fmt: skip
         super().__init__(*args, **kwargs)
         self.run, self.staging = run, None
+        self.before: Any = None  # loss and tokens of the finished steps alone, while one is being made
+        self.begun = False  # whether what a checkpoint kept is back in its place
+        self.doing = "step"  # or "update", "measure": what memory may run out in
         self.skipped = 0  # steps left out for a loss or a gradient that was not finite
         self.began, self.seconds_before = time.time(), 0.0  # of training; what earlier parts of the run took
         self.epoch_ended = False  # whether what is due at an epoch's end has been done at this step
@@ -54,6 +58,12 @@ class SupervisedTrainer(Trainer):
         self.row_ids: list[str] = []
         self.add_callback(FiniteStep(self, *nonfinite))
         self.add_callback(GoOn(self, checkpoint))
+
+    def get_train_dataloader(self):
+        loader = super().get_train_dataloader()
+        if isinstance(self.train_dataset, Augmented):
+            self.train_dataset.follow(loader)
+        return loader
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if (stream := getattr(self.model, "dropout_stream", None)) is not None:
@@ -120,6 +130,8 @@ class SupervisedTrainer(Trainer):
 
     def _run_epoch(self, **kwargs):
         """Go on behind a checkpoint: transformers would forget what is due at the end of its epoch, and take a step too many behind the last."""
+        if isinstance(self.train_dataset, Augmented):
+            self.train_dataset.epoch = kwargs["epoch"]
         self._close_epoch()
         if self.done:
             self.control.should_training_stop = True
@@ -144,6 +156,7 @@ class SupervisedTrainer(Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Token-weighted loss, and with `generate` the text metrics, on the held-out rows."""
+        self.doing = "measure"
         # every process measures all rows: weights that are spread over processes are gathered in step, and it takes no longer
         metrics = {f"{metric_key_prefix}_loss": self.evaluator.loss(self.model)}
         if self.generate:
@@ -151,6 +164,7 @@ class SupervisedTrainer(Trainer):
             metrics |= {f"{metric_key_prefix}_{key}": value for key, value in values.items()}
         measured = metrics
         metrics = share(lambda: measured)  # a last digit that differs must not let one process stop early and another go on
+        self.doing = "step"
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -165,8 +179,14 @@ class FiniteStep(TrainerCallback):
         self.trainer, self.mode, self.limit = trainer, mode, limit
 
     def on_step_begin(self, args, state, control, **kwargs):
-        # of the finished steps alone, for a step that is left out or runs out of memory
+        # for a step that is left out or runs out of memory
         self.trainer.before = self.trainer._tr_loss.clone(), torch.as_tensor(self.trainer.supervised_tokens).clone()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.before = None
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.doing = "step"
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         trainer = self.trainer
@@ -177,6 +197,7 @@ class FiniteStep(TrainerCallback):
         bad_loss = losses is not None and not torch.isfinite(losses).all()
         bad_gradient = bool(gradients) and not torch.isfinite(torch.stack([n.float() for n in torch._foreach_norm(gradients)])).all()
         if not (bad_loss or bad_gradient):
+            trainer.doing = "update"
             return
         what = f"step {state.global_step + 1}: the {'loss' if bad_loss else 'gradient'} is not finite (losses {[round(x, 4) for x in losses.tolist()]})"
         named = f"rows {', '.join(rows[:16])}"
@@ -207,7 +228,7 @@ class GoOn(TrainerCallback):
         self.trainer.epoch_ended = True
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer.began = time.time()
+        self.trainer.began, self.trainer.begun = time.time(), True
         if self.checkpoint is None:
             return
         kept = json.loads((self.checkpoint / checkpoints.STATE).read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..augment import chosen, described, sided
 from ..collators.base import IGNORE, Collator
 from ..errors import UserError
 from ..evaluation import evaluating, to_device
@@ -47,6 +48,19 @@ def quick(model: Any, collator: Collator, rows: Sequence[Any]) -> list[Check]:
     """The part that training does by itself: the first rows' end tokens, and one batch with its pictures swapped."""
     first = [rows[i] for i in range(min(2, len(rows)))]
     return [end_token(collator, collator(first)), blindness(model, collator, first)]
+
+
+def augmentation(node: Any, rows: Sequence[Any]) -> list[Check]:
+    """Whether training pictures are changed at random, and whether mirroring them fits their texts; nothing where it is off."""
+    on = chosen(node)
+    if not on:
+        return []
+    found = [Check("augment", f"on for training pictures: {described(node)}; shown and measured here are pictures as they are", True)]
+    if "RandomHorizontalFlip" in on:
+        wrong = sided(rows)
+        said = f"{len(wrong)} rows name a side, e.g. {wrong[0].id}: mirrored, they may teach the wrong one" if wrong else "no row names a side"
+        found.append(Check("mirrored texts", said, None if wrong else True))
+    return found
 
 
 def refuse(checks: list[Check], remedy: str) -> None:

@@ -2,7 +2,7 @@
 
     memory = weights + optimizer + the larger of activations and UPDATE x gradients
       weights      the bytes of all parameters and buffers as they are loaded
-      optimizer    8 bytes for each trained weight with AdamW (others: OPTIMIZER)
+      optimizer    8 bytes for each trained weight with AdamW (others: disk.STATES)
       activations  a + b x tokens: what a forward and a backward pass hold at most beside the gradients. Measured here on
                    one row and on a few, and drawn out to a batch in a straight line, since all but the attention's small
                    part grows with the tokens
@@ -22,11 +22,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..collators.base import Collator
+from ..disk import optimizer_bytes
 from ..evaluation import to_device
 from ..models.parts import size
 from ..objective import supervised_loss
 
-OPTIMIZER = {"adamw": 8, "adam": 8, "8bit": 2, "sgd": 0, "adafactor": 1, "lion": 4}  # bytes of state a trained weight
 RESERVED = 0.6e9  # bytes: CUDA context and libraries
 SLACK = 1.08
 USED = 0.35  # of the rate on paper; what training loops of this size commonly reach
@@ -74,14 +74,6 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"memory": self.memory, "memory_longest": self.memory_longest}
-
-
-def optimizer_bytes(name: str) -> int:
-    """Bytes of optimizer state a trained weight needs, by the name TrainingArguments.optim has for it."""
-    name = str(name).split(".")[-1].lower()
-    if "8bit" in name:
-        return OPTIMIZER["8bit"]
-    return next((b for key, b in OPTIMIZER.items() if name.startswith(key)), 8)
 
 
 def estimate(model: Any, collator: Collator, rows: Sequence[Any], counts: Any, trainer: dict[str, Any]) -> Estimate:

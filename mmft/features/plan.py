@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..augment import described
 from ..errors import UserError
 from ..models.parts import part_of
 from .cache import Cache, packed
@@ -35,8 +36,8 @@ def forbidden(settings: dict[str, Any], plan: Any) -> str | None:
     for name in plan.settings.get("modules_to_save") or []:
         if part_of(name) in PARTS:
             return f"lora.modules_to_save trains {name}"
-    if settings["collator"].get("augment"):
-        return "collator.augment changes the pictures at every step"
+    if on := described(settings.get("augment")):
+        return f"augment.{on.split('(')[0]} changes the training pictures in every epoch"
     for key in ("fsdp", "deepspeed"):
         if settings["trainer"].get(key):
             return f"trainer.{key} spreads the model over processes"
@@ -58,11 +59,13 @@ def live(model: Any) -> str | None:
 
 
 def opened(
-    settings: dict[str, Any], loaded: Any, plan: Any, collator: Any, prepared: Any, rows: Sequence[Any], seen: int, shared: Any = None
+    settings: dict[str, Any], loaded: Any, plan: Any, collator: Any, prepared: Any, rows: Sequence[Any], seen: int, shared: Any = None,
+    own: int = 0,
 ) -> Cache | None:
     """The cache that vision_cache asks for, with whatever earlier runs left in it, or None, with the reason said.
 
     rows: the training rows, of which `seen` will be seen. shared: what the runs of one process share (mmft/shared.py).
+    own: bytes that the run itself will leave on the disk.
     auto: in memory where a quarter of the free memory holds it, else on disk, else off; `vision_cache_gb` is the limit.
     Errors raised: UserError when a cache was asked for by name and cannot be.
     """
@@ -84,7 +87,7 @@ def opened(
         except Uncacheable as error:
             reason = str(error)
     if reason is None:
-        mode, reason = _place(mode, need, settings)
+        mode, reason = _place(mode, need, settings, own)
     if reason is not None:
         if settings["vision_cache"] != "auto":
             raise UserError(f"vision_cache={settings['vision_cache']}: {reason}; use vision_cache=off")
@@ -150,7 +153,7 @@ def _size(taken: Taken, model: Any, collator: Any, prepared: Any, rows: Sequence
     return int(an_image * n_images + a_row * (seen + sum(p["rows"] for name, p in parts.items() if name != "train")))
 
 
-def _place(mode: str, need: int, settings: dict[str, Any]) -> tuple[str, str | None]:
+def _place(mode: str, need: int, settings: dict[str, Any], own: int) -> tuple[str, str | None]:
     """(memory or disk, None), or (mode, why not)."""
     import psutil
 
@@ -165,7 +168,7 @@ def _place(mode: str, need: int, settings: dict[str, Any]) -> tuple[str, str | N
     home = _home(settings)
     there = next(p for p in (home, *home.absolute().parents) if p.is_dir())
     free = shutil.disk_usage(there).free
-    return "disk", None if need <= 0.9 * free else f"it would take {_bytes(need)} below {home}, and {_bytes(free)} is free"
+    return "disk", None if need + own <= 0.9 * free else f"it would take {_bytes(need)} below {home} and the run itself {_bytes(own)}, and {_bytes(free)} is free"
 
 
 def _bytes(n: float) -> str:

@@ -26,6 +26,7 @@ from greenlet import getcurrent, greenlet
 
 from ..errors import Preempted
 from ..folding import fitting
+from ..memory import freed, is_out
 from .carrier import Rows, carrier, losses
 
 log = logging.getLogger("mmft")
@@ -153,30 +154,29 @@ class Group:
 
     def _one_pass(self, seats: list[Seat]) -> None:
         """Forward and backward for these members; out of memory, in two halves."""
-        import torch
-
         fresh = all(p.grad is None for s in seats for p in s.posted.trainer.model.parameters() if p.requires_grad)
         try:
             answers = self._losses(seats)
             total = sum(s.posted.trainer.scaled(loss) for s, (loss, _) in zip(seats, answers))
             total.backward()
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not is_out(error):
+                self._answer(seats, [error] * len(seats))
+                return
             if len(seats) == 1 or not fresh:  # gradients of earlier micro-batches may have half of this one's in them
                 self._answer(seats, [error] * len(seats))
                 return
-            for seat in seats:
-                seat.posted.trainer.model.zero_grad(set_to_none=True)
             answers = total = None
-            torch.cuda.empty_cache()
-            self.most = (len(seats) + 1) // 2
-            log.info("%-14s out of memory; %d adapters a pass from here on", "joint", self.most)
-            for start in range(0, len(seats), self.most):
-                self._one_pass(seats[start : start + self.most])
+        if answers is not None:
+            self._answer(seats, [(loss.detach(), count) for loss, count in answers])
             return
-        except Exception as error:
-            self._answer(seats, [error] * len(seats))
-            return
-        self._answer(seats, [(loss.detach(), count) for loss, count in answers])
+        for seat in seats:  # out here, where the error no longer holds what was computed
+            seat.posted.trainer.model.zero_grad(set_to_none=True)
+        freed()
+        self.most = (len(seats) + 1) // 2
+        log.info("%-14s out of memory; %d adapters a pass from here on", "joint", self.most)
+        for start in range(0, len(seats), self.most):
+            self._one_pass(seats[start : start + self.most])
 
     def _losses(self, seats: list[Seat]) -> list[tuple[Any, Any]]:
         batches = [(s.number, s.posted.inputs, s.posted.trainer.args.label_smoothing_factor) for s in seats]

@@ -30,6 +30,7 @@ class Audit:
         """Errors raised: AuditFailed (exit code 1) when something is wrong; the page is written all the same."""
         from .. import lora
         from ..audit import checks, counts, page, tokens
+        from ..augment import made
         from ..data.store import describe
         from ..freeze import freeze
         from ..report import terminal
@@ -42,6 +43,7 @@ class Audit:
             raise UserError(f"out={self.out}: exists already; choose another name, or remove it")
         family = build(cfg.model)
         training_settings(settings["trainer"], output_dir="unused")
+        made(settings.get("augment"))
         prepared = prepared_data(cfg)
         if not prepared.splits.get("train"):
             raise UserError(f"{prepared.path}: the set has no training rows; it holds {prepared.splits}")
@@ -58,6 +60,7 @@ class Audit:
         usable = [r for r in (rows[i] for i in range(min(len(rows), self.rows + len(left_out) + 16))) if r.id not in left_out and _collates(collator, r)]
         asked = [checks.Check("rows", f"the collator refuses {len(found.refused)} of {len(found.refused) + len(found.lengths)} rows looked at"
                               + (f", e.g. {found.refused[0][0]}: {found.refused[0][1]}" if found.refused else ""), not found.refused)]  # fmt: skip
+        asked += checks.augmentation(settings.get("augment"), rows)
         shown, answers, cost = [], [], {}
         if usable:
             first = usable[: self.rows]

@@ -28,7 +28,8 @@ class Train:
 
     def __call__(self, cfg: Any, overrides: list[str], parent: dict[str, Any] | None = None, shared: Any = None) -> Run:
         """`parent` describes the run that this one repeats (parent.json); `shared` is what the runs of a sweep share."""
-        from .. import lora
+        from .. import disk, lora, memory
+        from ..augment import augmented, made
         from ..data.store import describe
         from ..environment import process_started
         from ..loggers.base import Logger
@@ -44,18 +45,25 @@ class Train:
         settings = to_plain(cfg)
         family, logger = build(cfg.model), build(cfg.logger) if is_main() else Logger(hardware=False)
         training_settings(settings["trainer"], output_dir=os.devnull)
+        made(settings.get("augment"))
         if shared:
             shared.begin_point()
         started = time.time()
         prepared = shared.prepared(cfg) if shared else prepared_data(cfg)
         times["prepare"] = time.time() - started
         rows, held_out = split_rows(prepared, settings["evaluation"])
+        rows = augmented(rows, settings.get("augment"), settings["seed"])
         located = shared.locate(family) if shared else family.locate()
-        plan = lora.plan(shared.skeleton(family) if shared else family.skeleton(located), settings["lora"])
+        skeleton = shared.skeleton(family) if shared else family.skeleton(located)
+        plan = lora.plan(skeleton, settings["lora"])
+        need = disk.needed(skeleton, plan, settings, located.folder, len(rows), len(held_out) if held_out is not None else 0)
 
         words = [settings["name"] or Path(located.path.split(":")[-1]).name, "" if settings["name"] else prepared.manifest["name"]]
         given = Path(settings["run_dir"]) if settings["run_dir"] else None
         resumed = share(lambda: reopened(given)) if given and can_go_on(given, cfg) else None
+        place = given or Path(settings["output_dir"])
+        together = shared.seat.size if shared and shared.seat else 1
+        share(lambda: disk.check(place, need, together, disk.size(place) if resumed else 0))
         run = resumed.run if resumed else Run(share(lambda: Run.create(settings["output_dir"], words, settings["run_dir"]).path))
         log.info("run directory  %s", run.path)
         for text in describe(prepared):
@@ -68,7 +76,7 @@ class Train:
                 run.write_json("parent.json", parent)
             line = Line(
                 cfg, settings, run, logger, family, located, plan, prepared, rows, held_out, shared, self.audit and resumed is None, times=times,
-                resumed=resumed, listener=listener,
+                resumed=resumed, listener=listener, need=need.bytes * together,
             )  # fmt: skip
             try:
                 line.load()
@@ -77,7 +85,16 @@ class Train:
                 line.measure_tuned()
                 line.finish()
             except BaseException as error:
-                line.fail(error)
+                try:
+                    line.fail(error)
+                except OSError as full:
+                    if not disk.is_full(full):
+                        raise
+                    log.warning("%-14s no room for %s", "disk", run / "summary.json")
+                if memory.is_out(error):
+                    raise UserError(f"{run.path}: out of memory ({' '.join(str(error).split())[:160]}): try {memory.SMALLER}") from None
+                if disk.is_full(error):
+                    raise UserError(f"{run.path}: {error.strerror}; its checkpoints are as they were: free some, and go on with mmft resume run={run.path}") from None
                 raise
         return run
 

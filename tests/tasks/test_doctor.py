@@ -41,7 +41,7 @@ def test_something_needed_that_is_broken_is_exit_code_1(mmft, monkeypatch, tmp_p
     code, out, err = mmft("doctor")
     assert code == 1 and err == "mmft: needed and broken: packages, disk\n"
     found = rows(out)
-    assert "peft 0.1 is not >=0.21" in found["packages"][1] and "a run needs 200 MB" in found["disk"][1]
+    assert "peft 0.1 is not >=0.21" in found["packages"][1] and "a run needs 64 MB" in found["disk"][1]
 
 
 def test_a_torch_and_torchvision_that_do_not_fit_are_found(monkeypatch):
