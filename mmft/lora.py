@@ -192,9 +192,34 @@ def attach(model: Any, plan: Plan, seed: int = 0) -> Any:
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # half-precision trained copies lose small steps (modules_to_save)
+    whole_in_float(peft_model)
     peft_model.dropout_stream = seed_dropout(peft_model, seed)
     fuse(peft_model)
     return peft_model
+
+
+def whole_in_float(model: Any) -> None:
+    """Modules trained whole (modules_to_save) compute in fp32 inside a half-precision base, also where no autocast is open.
+
+    Training runs under autocast, measuring and every later verb do not: without the casts an fp32 projector refuses bf16 states.
+    """
+    import torch
+    from peft.utils.other import ModulesToSaveWrapper
+
+    def cast(value: Any, dtype: Any) -> Any:
+        return value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+
+    def before(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(cast(a, torch.float32) for a in args)
+
+    for wrapper in [m for m in model.modules() if isinstance(m, ModulesToSaveWrapper)]:
+        half = next((p.dtype for p in wrapper.original_module.parameters()), torch.float32)
+        if half not in (torch.float16, torch.bfloat16):
+            continue
+        for module in wrapper.modules_to_save.values():
+            module.float()
+            module.register_forward_pre_hook(before)
+            module.register_forward_hook(lambda module, args, output, half=half: cast(output, half))
 
 
 def report(model: Any, plan: Plan) -> dict[str, Any]:

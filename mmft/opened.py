@@ -160,9 +160,11 @@ def trained_weights(run: Run, checkpoint: int | None) -> tuple[Path, bool]:
 
 def with_adapter(model: Any, folder: Path) -> Any:
     """The model with the adapter of `folder`. peft only warns about keys that fit nothing; here every weight must be in place."""
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+
+    from .lora import whole_in_float
 
     try:
         stored = load_file(folder / "adapter_model.safetensors")
@@ -178,6 +180,9 @@ def with_adapter(model: Any, folder: Path) -> Any:
         tuned = PeftModel.from_pretrained(model, folder)
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(f"{folder}: this adapter does not fit the base model: {str(error).strip().splitlines()[0]}") from None
+    if any("float32" in str(v.dtype) for v in stored.values()):
+        whole_in_float(tuned)  # peft loads a module that was trained whole in the base's precision, which rounds it
+        set_peft_model_state_dict(tuned, stored)
     own = get_peft_model_state_dict(tuned, save_embedding_layers=False)
     odd = sorted(set(stored) ^ set(own)) or sorted(k for k in stored if stored[k].shape != own[k].shape)
     if odd:

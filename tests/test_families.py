@@ -165,6 +165,26 @@ def test_the_projector_is_trained_with_the_adapter(small, drawn, mmft, tmp_path)
         assert not saved[key].equal(base[name])
 
 
+def test_a_projector_trained_in_a_bf16_base_is_measured_and_opened_again(small, drawn, mmft, tmp_path):
+    """The LLaVA recipe as a GPU runs it: the projector is fp32 in a bf16 base, under autocast in training and without it ever after."""
+    import torch
+    from safetensors.torch import load_file
+
+    folder, summary, _ = run(
+        mmft, tmp_path,
+        *words("llava", small, drawn, "model.dtype=bf16", "lora.target_modules=[q_proj,v_proj]", "lora.modules_to_save=[multi_modal_projector]"),
+    )  # fmt: skip
+    saved = load_file(folder / "adapter" / "adapter_model.safetensors")
+    whole = [v for k, v in saved.items() if "multi_modal_projector" in k and k.endswith("weight")]
+    assert whole and not all(v.equal(v.to(torch.bfloat16).float()) for v in whole)  # more than bf16 holds
+    code, _, err = mmft("evaluate", f"run={folder.as_posix()}", "base=true")
+    assert code == 0, err[-2000:]
+    (file,) = (folder / "eval").glob("*_validation_*.json")
+    again = json.loads(file.read_text(encoding="utf-8"))
+    assert again["base_eval_loss"] == summary["base_eval_loss"] != summary["eval_loss"]
+    assert again["eval_loss"] == pytest.approx(summary["eval_loss"], rel=2e-3)  # the run's own was measured under autocast
+
+
 @pytest.mark.parametrize(
     ("bits", "line"),
     [("{load_in_4bit: true, bnb_4bit_quant_type: nf4}", r"4-bit base (nf4)"), ("{load_in_8bit: true}", "8-bit base")],
