@@ -84,7 +84,8 @@ class SeededDropout(torch.nn.Module):
         if self.places is None or self.places.index is None:
             rows, length = self.stream.laid_out(x)
             return self.stream.mask(self.layer, rows, length, x.shape[-1], x.device, self.dropped).view(x.shape)
-        return self.places.read(self.stream.mask(self.layer, *self.places.shape, x.shape[-1], x.device, self.dropped))
+        rows, length = self.places.shape
+        return self.places.read(self.stream.mask(self.layer, rows, length, x.shape[-1], x.device, self.dropped))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         kept = self.kept(x)

@@ -94,7 +94,7 @@ class Train:
                 if memory.is_out(error):
                     raise UserError(f"{run.path}: out of memory ({' '.join(str(error).split())[:160]}): try {memory.SMALLER}") from None
                 if disk.is_full(error):
-                    raise UserError(f"{run.path}: {error.strerror}; its checkpoints are as they were: free some, and go on with mmft resume run={run.path}") from None
+                    raise UserError(f"{run.path}: {getattr(error, 'strerror', error)}; its checkpoints are as they were: free some, and go on with mmft resume run={run.path}") from None
                 raise
         return run
 
