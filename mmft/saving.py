@@ -19,7 +19,8 @@ def save_trained(run: Run, model: Any, plan: Any, loaded: Any, located: Any, gen
         return
     name = "model" if plan.method == "full" else "adapter"
     final, beside = run / name, run / f".{name}.{os.getpid()}"
-    shutil.rmtree(beside, ignore_errors=True)
+    for torn in run.path.glob(f".{name}.*"):  # of a save that was killed
+        shutil.rmtree(torn, ignore_errors=True)
     if plan.method == "lora":
         config = model.peft_config["default"]
         on_hub = located.hub in ("huggingface", "modelscope")
@@ -32,4 +33,10 @@ def save_trained(run: Run, model: Any, plan: Any, loaded: Any, located: Any, gen
     loaded.processor.save_pretrained(beside)
     if generation_config is not None:
         generation_config.save_pretrained(beside)
-    os.replace(beside, final)
+    if final.exists():  # killed behind its saving, and gone on with from a checkpoint
+        old = run / f".{name}.old"
+        os.replace(final, old)
+        os.replace(beside, final)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(beside, final)

@@ -1,10 +1,12 @@
 """The page of `mmft compare ui=true`: samples of the data set and own pictures, every model's answer side by side, streamed.
 
-For this machine only: bound to 127.0.0.1, no share link, no analytics, pictures sent as data, no file of this machine served.
+For this machine only, unless an address for others is named, and then only with a login. No share link, no analytics, pictures sent as
+data, no file of this machine served.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import random
 import signal
@@ -23,23 +25,46 @@ from .inputs import ask
 from .report import live
 
 HOST = "127.0.0.1"
+# The login comes from the environment: what a config or a command holds is kept in files, and shown to all who list processes.
+USER, PASSWORD = "MMFT_UI_USER", "MMFT_UI_PASSWORD"
+SHORTEST = 12  # characters of the password; the page itself does not slow down who tries many
 
 
-def free_port(port: int) -> int:
+def login(host: str) -> tuple[str, str] | None:
+    """(user, password) that the page asks for; None where it needs none, on this machine alone with none set.
+
+    Errors raised: UserError for an address that others can reach without a password.
+    """
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise UserError(f"host={host}: must be an address of this machine, as 127.0.0.1 or 0.0.0.0 (all of them)") from None
+    password = os.environ.get(PASSWORD, "")
+    if not password and host == HOST:
+        return None
+    if len(password) < SHORTEST:
+        what = f"is {len(password)} characters long" if password else "is not set"
+        raise UserError(f"host={host}: others can reach this page, so it needs a login: put a password of {SHORTEST} characters or more into the"
+                        f" environment variable {PASSWORD} (it {what}), or leave host=127.0.0.1 and reach it by ssh -L")  # fmt: skip
+    return os.environ.get(USER) or "mmft", password
+
+
+def free_port(port: int, host: str = HOST) -> int:
     """`port`, or any free one for 0. Errors raised: UserError when it is taken."""
     if not 0 <= port <= 65535:
         raise UserError(f"port={port}: must lie between 0 and 65535")
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         if os.name != "nt":  # on Windows this option would take a port from its owner
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError as error:
-            raise UserError(f"port={port}: cannot be used ({error.strerror or error}); name another, or port=0 for any free one") from None
+            where = f"host={host} port={port}" if host != HOST else f"port={port}"
+            raise UserError(f"{where}: cannot be used ({error.strerror or error}); name another, or port=0 for any free one") from None
         return probe.getsockname()[1]
 
 
-def serve(paths: list[str], checkpoint: int | None, cfg: Any, overrides: list[str], port: int) -> None:
+def serve(paths: list[str], checkpoint: int | None, cfg: Any, overrides: list[str], port: int, host: str = HOST) -> None:
     """Load the models and show the page until Ctrl-C. Errors raised: UserError before a weight is read."""
     from .opened import open_run, run_config
     from .tasks.evaluate import rows_of
@@ -47,7 +72,8 @@ def serve(paths: list[str], checkpoint: int | None, cfg: Any, overrides: list[st
 
     if find_spec("gradio") is None:
         raise UserError("ui=true needs Gradio: pip install 'mmft[ui]'")
-    free_port(port)
+    asked = login(host)
+    free_port(port, host)
     _, kept = run_config(paths[0], cfg, overrides)
     prepared = prepared_data(kept)
     split = kept.evaluation.split
@@ -64,16 +90,18 @@ def serve(paths: list[str], checkpoint: int | None, cfg: Any, overrides: list[st
         for key, value in (("GRADIO_TEMP_DIR", folder), ("GRADIO_ANALYTICS_ENABLED", "False"), ("HF_HUB_DISABLE_TELEMETRY", "1")):
             os.environ[key] = value
         for key in ("NO_PROXY", "no_proxy"):  # Gradio asks its own address whether it is up
-            os.environ[key] = ",".join(filter(None, [os.environ.get(key), HOST]))
+            os.environ[key] = ",".join(filter(None, [os.environ.get(key), HOST, host]))
         page, options = build(models, prepared, split)
         try:
             page.launch(
-                server_name=HOST, server_port=free_port(port), share=False, allowed_paths=[], max_file_size="64mb", ssr_mode=False, quiet=True,
+                server_name=host, server_port=free_port(port, host), auth=asked, share=False, allowed_paths=[], max_file_size="64mb", ssr_mode=False, quiet=True,
                 prevent_thread_lock=True, show_error=True, inbrowser=False, enable_monitoring=False, mcp_server=False, **options,
             )  # fmt: skip
         except OSError as error:
             raise UserError(f"port={port}: cannot be used ({error}); name another, or port=0 for any free one") from None
-        print(f"\n{page.local_url}  (only on this machine; Ctrl-C ends it)", flush=True)
+        print(f"\n{page.local_url}  ({'only on this machine' if host == HOST else 'for all who can reach this machine'}{f', user {asked[0]}' if asked else ''}; Ctrl-C ends it)", flush=True)
+        if asked and host != HOST:
+            print("The login and the pictures travel unencrypted: for a network you do not trust, put https before it, or use ssh -L", flush=True)
         try:
             # uploaded pictures are removed when the page ends, also when it is told to from elsewhere
             signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -35,6 +35,7 @@ class Compare:
     out: str | None = None
     ui: bool = False
     port: int = 7860
+    host: str = "127.0.0.1"
 
     def __call__(self, cfg: Any, overrides: list[str]) -> Any:
         from ..opened import run_config, trained_weights
@@ -51,7 +52,7 @@ class Compare:
         if self.ui:
             from ..ui import serve
 
-            return serve(paths, self.checkpoint, cfg, overrides, self.port)
+            return serve(paths, self.checkpoint, cfg, overrides, self.port, self.host)
         run, kept = opened[0]
         asked, what = self.asked(run, kept)
         page = self.page(run, kept, paths, asked, what)

@@ -21,12 +21,23 @@ class Watched:
     output: str = ""
     memory: list[float] = field(default_factory=list)
     files: list[int] = field(default_factory=list)
+    names: list[list[str]] = field(default_factory=list)
 
     def tenths(self, warm_up: float = 0.1) -> tuple[float, float, int, int]:
-        """(mean memory of the first tenth after warm-up, of the last tenth, most files in the first, most in the last)."""
+        """(mean memory of the first tenth after warm-up, of the last tenth, files held in the first, in the last).
+
+        Held is what is open in most looks. The most in any one look says nothing: a look may fall into the milliseconds in which
+        a picture, /proc/PID/stat or a part of the report is read, and at a run's end more of them are.
+        """
         memory, files = (values[int(len(values) * warm_up):] for values in (self.memory, self.files))
         n = max(1, len(memory) // 10)
-        return sum(memory[:n]) / n, sum(memory[-n:]) / n, max(files[:n]), max(files[-n:])
+        return sum(memory[:n]) / n, sum(memory[-n:]) / n, sorted(files[:n])[n // 2], sorted(files[-n:])[n // 2]
+
+    def held(self, first: bool = False, warm_up: float = 0.1) -> list[str]:
+        """The handles of a look with the median number, in the last tenth or the first."""
+        names = self.names[int(len(self.names) * warm_up):]
+        n = max(1, len(names) // 10)
+        return sorted(sorted(names[:n] if first else names[-n:], key=len)[n // 2])
 
 
 def mmft(words: list[str], log: Path, **environment: str) -> Watched:
@@ -43,7 +54,19 @@ def mmft(words: list[str], log: Path, **environment: str) -> Watched:
                 break
             seen.memory.append(memory)
             seen.files.append(files)
+            seen.names.append(open_names(process.pid))
             time.sleep(0.1)
         seen.code = process.wait()
     seen.seconds, seen.output = time.time() - started, log.read_text(encoding="utf-8", errors="replace")
     return seen
+
+
+def open_names(pid: int) -> list[str]:
+    """What the handles of a process are, on Linux."""
+    names = []
+    for handle in Path(f"/proc/{pid}/fd").glob("*"):
+        try:
+            names.append(os.readlink(handle))
+        except OSError:  # closed between the two looks
+            continue
+    return names
