@@ -1,0 +1,75 @@
+"""One operation for a layer and its adapter, and a last layer that computes what is read: peft's and the whole layer's losses and gradients."""
+
+from __future__ import annotations
+
+import pytest
+from small_models import KINDS
+from test_freeze import adapted, batch
+
+from mmft import narrow as narrowing
+from mmft.freeze import freeze
+from mmft.objective import supervised_loss
+
+
+def measured(model, inputs, checkpointing=False):
+    """(loss, gradient by name), in training mode."""
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    loss, _ = supervised_loss(model, inputs)
+    loss.backward()
+    return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+
+
+def unfused(model):
+    """peft's own way through its layers."""
+    taken = [m for m in model.modules() if hasattr(m, "lora_A") and m.__dict__.pop("forward", None)]
+    assert taken, "no layer was computed as one operation"
+    return model
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_and_gradients_are_those_of_peft_over_the_whole_last_layer(small, kind, dropout):
+    wanted, collator = adapted(small, kind, lora_dropout=dropout)
+    inputs = batch(small, kind, collator)
+    freeze(unfused(wanted))
+    loss, gradients = measured(wanted, inputs)
+    for checkpointing in (False, True):
+        model, _ = adapted(small, kind, lora_dropout=dropout)
+        freeze(model)
+        places = narrowing.checked(model, inputs)
+        assert places is not None
+        got, found = measured(model, inputs, checkpointing)
+        assert places.index is not None and 0 < len(places.index) < inputs["labels"].numel()
+        assert got == pytest.approx(loss, rel=1e-5)
+        assert found.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            assert (found[name] - gradient).abs().max() <= 1e-4 * max(gradient.abs().max(), 1e-3), name
+
+
+def test_generation_and_full_logits_are_computed_whole(small):
+    import torch
+
+    model, collator = adapted(small, "qwen2vl")
+    inputs = batch(small, "qwen2vl", collator)
+    plain = {k: v for k, v in inputs.items() if k not in ("labels", "row_ids")}
+    with torch.no_grad():
+        wanted = model.eval()(**plain).logits
+        places = narrowing.checked(model, inputs)
+        supervised_loss(model, inputs)
+        assert places.index is not None
+        assert torch.equal(model(**plain).logits, wanted) and places.index is None
+
+
+def test_a_model_that_reads_more_than_the_head_is_left_whole(small, monkeypatch):
+    """A last layer whose other positions are read after all (here: mixed by a norm over positions) shows in the comparison."""
+    model, collator = adapted(small, "llava")
+    inputs = batch(small, "llava", collator)
+    top = model.get_base_model()
+    norm = next(m for n, m in top.named_modules() if n.endswith("language_model.norm"))
+    whole = norm.forward
+    monkeypatch.setattr(norm, "forward", lambda x: whole(x + x.mean(dim=1, keepdim=True)))
+    loss = supervised_loss(model.eval(), inputs)[0].item()
+    assert narrowing.checked(model, inputs) is None
+    assert supervised_loss(model, inputs)[0].item() == loss
