@@ -156,9 +156,10 @@ def swanlab() -> Finding:
 
 def disk(output_dir: str) -> Iterator[Finding]:
     """Room and permission where runs go, room where downloads go."""
+    from .disk import nearest
     from .run import MINIMUM_FREE
 
-    place = nearest_there(Path(output_dir))
+    place = nearest(Path(output_dir).expanduser().resolve())
     free = shutil.disk_usage(place).free
     text = f"{free / 2**30:.1f} GB free for output_dir={output_dir}"
     if not os.access(place, os.W_OK):
@@ -168,14 +169,9 @@ def disk(output_dir: str) -> Iterator[Finding]:
     else:
         yield Finding("disk", OK, text)
     cache = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
-    room = shutil.disk_usage(nearest_there(cache)).free / 2**30
+    room = shutil.disk_usage(nearest(cache.expanduser().resolve())).free / 2**30
     yield Finding("downloads", OK, f"{room:.1f} GB free in {cache}") if room > 20 else Finding(
         "downloads", LESS, f"{room:.1f} GB free in {cache}", "a 7B model takes 15 GB; HF_HOME=... puts downloads elsewhere")  # fmt: skip
-
-
-def nearest_there(path: Path) -> Path:
-    path = path.expanduser().resolve()
-    return next(p for p in (path, *path.parents) if p.is_dir())
 
 
 def extras() -> Iterator[Finding]:

@@ -32,7 +32,9 @@ class Stream:
         """(rows x length, width), True where a value stays; `dropped` of LEVELS do not."""
         parts = self.parts or [(rows, length)]
         masks = [self.drawn(layer, micro, torch.Size((n, own, width)), device, dropped) for micro, (n, own) in enumerate(parts)]
-        return torch.cat([F.pad(m, (0, 0, 0, length - m.shape[1]), value=True) for m in masks]).view(-1, width) if self.parts else masks[0].view(-1, width)
+        if self.parts:
+            masks = [torch.cat([F.pad(m, (0, 0, 0, length - m.shape[1]), value=True) for m in masks])]
+        return masks[0].view(-1, width)
 
     def laid_out(self, x: torch.Tensor) -> tuple[int, int]:
         """(rows, positions of each) of x (rows, positions, d); some layers see both in one dimension."""

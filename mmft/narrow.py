@@ -30,13 +30,14 @@ class Places:
     """
 
     def __init__(self) -> None:
+        self.on = True  # off: all positions, whatever is read
         self.index: torch.Tensor | None = None
         self.shape: tuple[int, int] = (0, 0)
 
     def begin(self, keep: Any) -> None:
-        whole = not (isinstance(keep, torch.Tensor) and keep.dtype == torch.bool and keep.dim() == 2)
-        self.index = None if whole else keep.flatten().nonzero().squeeze(1)
-        self.shape = (0, 0) if whole else tuple(keep.shape)
+        self.index, self.shape = None, (0, 0)
+        if self.on and isinstance(keep, torch.Tensor) and keep.dtype == torch.bool and keep.dim() == 2:
+            self.index, self.shape = keep.flatten().nonzero().squeeze(1), tuple(keep.shape)
 
     def read(self, x: torch.Tensor) -> torch.Tensor:
         """(B, S, d) or (B x S, d) -> (n, d)"""
@@ -65,27 +66,20 @@ def narrow(model: Any) -> Places | None:
 
 def checked(model: Any, batch: dict[str, Any]) -> Places | None:
     """`narrow`, and the logits of one batch with and without it compared; a model that gives others is left whole."""
+    from .evaluation import evaluating
     from .objective import supervised_logits, takes_logits_to_keep
 
-    if not takes_logits_to_keep(model):
+    places = narrow(model) if takes_logits_to_keep(model) else None
+    if places is None:
         return None
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        wanted = supervised_logits(model, batch)[0]
-        top = model.get_base_model() if hasattr(model, "get_base_model") else model
-        before = {module: module.__dict__.get("forward") for module in [*_doors(top), *_by_position(top)]}
-        places = narrow(model)
-        differs = places is not None and (supervised_logits(model, batch)[0] - wanted).abs().max() > CLOSE * wanted.abs().max()
-    model.train(training)
-    if not differs:
+    logits = {}
+    with torch.no_grad(), evaluating(model):
+        for places.on in (True, False):
+            logits[places.on] = supervised_logits(model, batch)[0]
+    places.on = bool((logits[True] - logits[False]).abs().max() <= CLOSE * logits[False].abs().max())
+    if places.on:
         return places
-    for module, forward in before.items():
-        if forward is None:
-            del module.__dict__["forward"]
-        else:
-            module.forward = forward
-    log.info("%-14s computed whole: %s gives other logits otherwise", "last layer", type(top).__name__)
+    log.info("%-14s computed whole: this model gives other logits otherwise", "last layer")
     return None
 
 

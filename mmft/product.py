@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from .dropout import SeededDropout
+
 
 @dataclass
 class Part:
@@ -118,14 +120,13 @@ def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Te
         return type(layer).forward(layer, x, *args, **kwargs)
     (name,) = layer.active_adapters
     dropout = layer.lora_dropout[name]
-    if not hasattr(dropout, "kept"):
-        if not isinstance(dropout, torch.nn.Identity):
-            return type(layer).forward(layer, x)
-        kept, factor = None, 1.0
-    else:
-        kept, factor = dropout.kept(x), dropout.factor
+    if not isinstance(dropout, (SeededDropout, torch.nn.Identity)):
+        return type(layer).forward(layer, x)
     flat = x.reshape(-1, x.shape[-1])
-    part = Part(0, flat.shape[0], layer.scaling[name], kept if kept is None else kept.reshape(flat.shape), factor if kept is not None else 1.0)
+    part = Part(0, flat.shape[0], layer.scaling[name])
+    kept = dropout.kept(x) if isinstance(dropout, SeededDropout) else None
+    if kept is not None:
+        part.kept, part.factor = kept.reshape(flat.shape), dropout.factor
     base = layer.base_layer
     y = Product.apply(flat, base.weight, base.bias, [part], layer.lora_A[name].weight, layer.lora_B[name].weight)
     return y.view(*x.shape[:-1], -1)

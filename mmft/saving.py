@@ -33,10 +33,8 @@ def save_trained(run: Run, model: Any, plan: Any, loaded: Any, located: Any, gen
     loaded.processor.save_pretrained(beside)
     if generation_config is not None:
         generation_config.save_pretrained(beside)
+    old = run / f".{name}.old"
     if final.exists():  # killed behind its saving, and gone on with from a checkpoint
-        old = run / f".{name}.old"
         os.replace(final, old)
-        os.replace(beside, final)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.replace(beside, final)
+    os.replace(beside, final)
+    shutil.rmtree(old, ignore_errors=True)

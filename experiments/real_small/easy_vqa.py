@@ -15,7 +15,6 @@ import random
 import sys
 from pathlib import Path
 
-
 HELD_OUT = 400
 
 

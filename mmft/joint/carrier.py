@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..collators.base import IGNORE
+from ..dropout import SeededDropout
 from ..freeze import freeze
 from ..narrow import narrow
 from ..objective import supervised_logits
@@ -63,7 +64,7 @@ class JointLinear(torch.nn.Module):
                 (name,) = layer.active_adapters
                 part = Part(start, start + size, layer.scaling[name])
                 dropout = layer.lora_dropout[name]
-                if getattr(dropout, "dropped", 0) and dropout.training:
+                if isinstance(dropout, SeededDropout) and dropout.on():
                     part.kept, part.factor = self._kept(dropout, position, start, flat, narrowed, drawn), dropout.factor
                 parts.append(part)
                 weights += [layer.lora_A[name].weight, layer.lora_B[name].weight]
@@ -133,10 +134,9 @@ def losses(model: Any, rows: Rows, batches: Sequence[tuple[int, dict[str, Any], 
     rows.of = [(member, *batch["input_ids"].shape) for member, batch, _ in batches]
     rows.read = [int((batch["labels"][:, 1:] != IGNORE).sum()) for _, batch, _ in batches]
     logits, targets, keep = supervised_logits(model, stacked([batch for _, batch, _ in batches]))
-    counts = rows.read
     return [
         (F.cross_entropy(own.float(), wanted.to(own.device), reduction="sum", label_smoothing=smoothing), keep.new_tensor(n, dtype=torch.long))
-        for own, wanted, n, (_, _, smoothing) in zip(logits.split(counts), targets.split(counts), counts, batches)
+        for own, wanted, n, (_, _, smoothing) in zip(logits.split(rows.read), targets.split(rows.read), rows.read, batches)
     ]
 
 

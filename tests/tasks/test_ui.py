@@ -1,17 +1,14 @@
 """The page of compare ui=true: in a real headless browser, and the parts behind it without one."""
 
 import json
-import os
-import re
 import shutil
 import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 
 import pytest
+from page_served import served
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -101,21 +98,9 @@ def address(trained, tmp_path_factory):
     pytest.importorskip("gradio", reason="the page needs Gradio: pip install 'mmft[ui]'")
     log = tmp_path_factory.mktemp("ui") / "log.txt"
     temporary = tmp_path_factory.mktemp("temporary")
-    command = [sys.executable, "-m", "mmft", "compare", f"run={trained.run.as_posix()}", "ui=true", "port=0", f"output_dir={trained.outputs.as_posix()}"]
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": str(temporary)})
-    try:
-        for _ in range(1200):
-            found = re.search(r"http://127\.0\.0\.1:\d+/", log.read_text(encoding="utf-8"))
-            if found:
-                break
-            assert process.poll() is None, log.read_text(encoding="utf-8")
-            time.sleep(0.1)
-        yield found[0]
-    finally:
-        process.terminate()
-        process.wait(20)
-        assert not list(temporary.iterdir()), "uploaded pictures were left behind"
+    with served(log, [f"run={trained.run.as_posix()}", f"output_dir={trained.outputs.as_posix()}"], TMPDIR=str(temporary)) as found:
+        yield found
+    assert not list(temporary.iterdir()), "uploaded pictures were left behind"
 
 
 def test_no_file_of_this_machine_is_served(address, trained):

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import http.cookiejar
 import json
-import os
-import re
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
 
 import pytest
+from page_served import served
 
 SECRET = "correct horse battery"
 ELSEWHERE = "127.0.0.2"  # an address that is not the loopback's own, and that nobody else can reach
@@ -48,21 +44,9 @@ def page(trained, tmp_path_factory):
     """(address, what was said) of a page for others."""
     pytest.importorskip("gradio", reason="the page needs Gradio: pip install 'mmft[ui]'")
     log = tmp_path_factory.mktemp("login") / "log.txt"
-    command = [sys.executable, "-m", "mmft", "compare", f"run={trained.run.as_posix()}", "ui=true", "port=0", f"host={ELSEWHERE}"]
-    with log.open("w") as file:
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "MMFT_UI_PASSWORD": SECRET, "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
-    try:
-        for _ in range(1200):
-            found = re.search(rf"http://{re.escape(ELSEWHERE)}:\d+/", log.read_text(encoding="utf-8"))
-            if found:
-                break
-            assert process.poll() is None, log.read_text(encoding="utf-8")
-            time.sleep(0.1)
-        yield found[0], log
-    finally:
-        process.terminate()
-        process.wait(20)
+    words = [f"run={trained.run.as_posix()}", f"host={ELSEWHERE}"]
+    with served(log, words, ELSEWHERE, MMFT_UI_PASSWORD=SECRET, OMP_NUM_THREADS="1") as found:
+        yield found, log
 
 
 def visitor(address: str, user: str | None = None, password: str = "") -> urllib.request.OpenerDirector:
