@@ -116,7 +116,7 @@ class Benchmark:
 
     def task(self, group: Group, r: int = 16) -> Work:
         model, rows = self.home / group.family, self.home / "data" / "captions.jsonl"
-        return Work(group.family, str(model), str(rows), epochs=group.epochs, checkpointing=group.checkpointing, r=r)
+        return Work(group.family, str(model), str(rows), lr=commands.RATES[group.family], epochs=group.epochs, checkpointing=group.checkpointing, r=r)
 
     def command(self, key: str, name: str, out: Path) -> list[Command]:
         """What one turn of a contender runs: one process, or for the plain loop's sweep one for each point."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from .dropout import SeededDropout
+from .dropout import SeededDropout, ones_and_zeros
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Part:
 
     def dropped(self, x: torch.Tensor) -> torch.Tensor:
         """x with zeros where dropout takes a value away; `factor` is left to the narrow side of the product."""
-        return x if self.kept is None else torch.where(self.kept, x, 0.0)
+        return x if self.kept is None else ones_and_zeros(self.kept, x.dtype).mul_(x)
 
 
 class Product(torch.autograd.Function):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoints
-from .errors import UserError
 from .run import Run
 
 log = logging.getLogger("mmft")
@@ -25,12 +24,7 @@ class Resumed:
 
 
 def reopened(folder: Path) -> Resumed:
-    """Open an unfinished run to go on with it; rows of its logs that lie behind the checkpoint are taken out, to be written again.
-
-    Errors raised: UserError for a finished run.
-    """
-    if (folder / "DONE").is_file():
-        raise UserError(f"run={folder}: is finished; mmft report run={folder} shows it, mmft reproduce run={folder} trains it again")
+    """Open an unfinished run to go on with it; rows of its logs that lie behind the checkpoint are taken out, to be written again."""
     checkpoint = checkpoints.newest(folder / "checkpoints")
     step = int(checkpoint.name.removeprefix(checkpoints.PREFIX)) if checkpoint else 0
     kept: dict[str, Any] = json.loads((checkpoint / checkpoints.STATE).read_text(encoding="utf-8")) if checkpoint else {"seconds": 0.0, "files": {}}
@@ -55,13 +49,13 @@ def cut(run: Run, name: str, size: int) -> None:
         file.truncate(min(size, there))
 
 
-def can_go_on(folder: Path, cfg: Any) -> bool:
-    """Whether a directory holds an unfinished run of exactly this config."""
+def of_this_config(folder: Path, cfg: Any) -> bool:
+    """Whether a directory holds a run, finished or not, of exactly this config."""
     from omegaconf import OmegaConf
 
     from .sweep import identity
 
-    if (folder / "DONE").exists() or not (folder / "snapshot.yaml").is_file():
+    if not (folder / "snapshot.yaml").is_file():
         return False
     try:
         return identity(OmegaConf.load(folder / "snapshot.yaml")) == identity(cfg)

@@ -16,6 +16,7 @@ from typing import Any
 from .distributed import is_main
 from .errors import UserError
 
+BEGUN = (".lock", ".snapshot.yaml.")  # in a directory before it is a run
 MINIMUM_FREE = 64 * 1024 * 1024  # bytes; the smallest run; what a training takes is counted (disk.py)
 
 
@@ -37,7 +38,7 @@ class Run:
             if free < MINIMUM_FREE:
                 raise UserError(f"{parent}: only {free >> 20} MB free; a run needs at least {MINIMUM_FREE >> 20} MB (output_dir=... to write elsewhere)")
             if run_dir:
-                return cls(_make(Path(run_dir)))
+                return cls(_make(Path(run_dir), bare=True))
             stem = "_".join([datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), *(plain_name(w) for w in words if w)])
             for n in range(1, 1000):
                 try:
@@ -126,8 +127,13 @@ class Run:
             raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
-def _make(path: Path) -> Path:
-    path.mkdir()  # exclusive: fails when another process was first
+def _make(path: Path, bare: bool = False) -> Path:
+    """A new directory; with `bare` also one that holds nothing yet: a process that was killed may have made it."""
+    try:
+        path.mkdir()  # exclusive: fails when another process was first
+    except FileExistsError:
+        if not (bare and path.is_dir() and all(p.name.startswith(BEGUN) for p in path.iterdir())):
+            raise
     return path
 
 

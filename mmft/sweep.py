@@ -154,7 +154,7 @@ def run_point(cfg_yaml: str, overrides: list[str], sweep_dir: str, shared: Any =
     from filelock import Timeout
 
     from . import checkpoints
-    from .resuming import can_go_on
+    from .resuming import of_this_config
 
     sweep, cfg = Sweep(sweep_dir), OmegaConf.create(cfg_yaml)
     objective = cfg.get("objective", "eval_loss")
@@ -172,7 +172,7 @@ def run_point(cfg_yaml: str, overrides: list[str], sweep_dir: str, shared: Any =
         status = sweep.status(point)
         if status in ("finished", "pruned"):
             return sweep.outcome(point, objective, reused=True)
-        if status != "missing" and not (checkpoints.newest(sweep.path / point.name / "checkpoints") and can_go_on(sweep.path / point.name, cfg)):
+        if status != "missing" and not (checkpoints.newest(sweep.path / point.name / "checkpoints") and of_this_config(sweep.path / point.name, cfg)):
             log.info("%-14s %s was %s; what it left is now in %s", "again", point.name, status, sweep.set_aside(point))
         _train(sweep, point, shared)
         return sweep.outcome(point, objective)

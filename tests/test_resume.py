@@ -67,6 +67,31 @@ def test_resume_gives_the_same_bytes_and_the_same_log(mmft, tmp_path, undisturbe
     assert (run / "resumed.jsonl").is_file() and not list(run.rglob("training_args.bin"))
 
 
+def test_the_same_command_behind_the_last_line_has_nothing_left_to_do(mmft, undisturbed):
+    """A job that was killed while it left, and is queued again; any other config is still refused."""
+    words = [*SMALL, f"output_dir={(undisturbed.parent / 'o').as_posix()}", f"run_dir={undisturbed.as_posix()}"]
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")}
+    code, out, err = mmft(*words, output_dir=False)
+    assert code == 0 and "is finished already" in out and "step 1/6" not in out, err
+    code, _, err = mmft(*words, "trainer.learning_rate=0.001", output_dir=False)
+    assert code == 2 and "exists already" in err
+    assert before == {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")}
+
+
+def test_a_directory_that_was_made_and_not_begun_is_taken(mmft, tmp_path, undisturbed):
+    """Killed between the first two things a run does; with anything else in it, the directory is somebody's."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".snapshot.yaml.123").write_text("seed: 4", encoding="utf-8")  # torn
+    words = [*SMALL, f"output_dir={(undisturbed.parent / 'o').as_posix()}", f"run_dir={run.as_posix()}"]
+    (run / "mine.txt").write_text("x", encoding="utf-8")
+    code, _, err = mmft(*words, output_dir=False)
+    assert code == 2 and "exists already" in err
+    (run / "mine.txt").unlink()
+    code, _, err = mmft(*words, output_dir=False)
+    assert code == 0 and final(run) == final(undisturbed), err
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["qwen2vl", "llava", "blip2"])
 @pytest.mark.parametrize("accumulate, workers", [(1, 0), (3, 2)])
@@ -223,9 +248,9 @@ def test_a_full_disk_stops_the_run_in_one_line_and_keeps_what_is_there(mmft, tmp
     assert mmft("resume", f"run={run.as_posix()}")[0] == 0 and final(run) == final(undisturbed)
 
 
-def test_a_finished_run_and_a_changed_one_are_refused(mmft, undisturbed, tmp_path):
-    code, _, err = mmft("resume", f"run={undisturbed.as_posix()}")
-    assert code == 2 and "exists already" in err or "is finished" in err
+def test_a_finished_run_has_nothing_left_and_a_changed_one_is_refused(mmft, undisturbed, tmp_path):
+    code, out, _ = mmft("resume", f"run={undisturbed.as_posix()}")
+    assert code == 0 and "is finished already" in out and "resuming" not in out
     run = killed_after(undisturbed, 2, tmp_path / "run")
     code, _, err = mmft("resume", f"run={run.as_posix()}", "lora.r=3")
     assert code == 2 and "lora.r=3: a run goes on as it began" in err

@@ -61,10 +61,14 @@ class Cache:
 
     def _keep(self, group: list[Any], new: bool, encoded: Any, generation: bool) -> None:
         rows, tensors = encoded.result()
-        self.rows.add({row_key(s, generation): packed(row) for s, row in zip(group, rows, strict=True)})
-        if new:
-            names = [sha for sample in group for sha in sample.sha256]
-            self.images.add(dict(zip(names, self.taken.compute(self.model, tensors, len(names)), strict=True)))
+        images = self.taken.compute(self.model, tensors, sum(len(s.sha256) for s in group)) if new else None
+        self.keep(group, rows, images, generation)
+
+    def keep(self, samples: Sequence[Any], rows: Sequence[Encoded], images: list[dict[str, Any]] | None, generation: bool = False) -> None:
+        """Samples that have been encoded; `images`: the features of all their images in order, where they were computed."""
+        self.rows.add({row_key(s, generation): packed(row) for s, row in zip(samples, rows, strict=True)})
+        if images is not None:
+            self.images.add(dict(zip((sha for s in samples for sha in s.sha256), images, strict=True)))
 
     def knows(self, samples: Sequence[Any], generation: bool) -> bool:
         return all(row_key(s, generation) in self.rows and all(i in self.images for i in s.sha256) for s in samples)

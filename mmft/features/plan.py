@@ -84,7 +84,8 @@ def opened(
     taken = Taken()
     if reason is None:
         try:
-            need = _size(taken, loaded.model, collator, prepared, rows, seen)
+            probed = Probed(taken, loaded.model, collator, rows)
+            need = probed.size(prepared, seen)
         except Uncacheable as error:
             reason = str(error)
     if reason is None:
@@ -96,7 +97,9 @@ def opened(
         return None
     log.info("%-14s %s, about %s", "vision cache", "in memory" if mode == "memory" else f"on disk, {_home(settings)}", _bytes(need))
     stores = _stores(mode, settings, loaded, collator) if shared is None else shared.features(mode, settings, loaded, collator, _stores)
-    return Cache(collator, loaded.model, taken, *stores)
+    cache = Cache(collator, loaded.model, taken, *stores)
+    cache.keep(probed.samples, probed.encoded, probed.images)
+    return cache
 
 
 def identities(settings: dict[str, Any], loaded: Any, collator: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -140,18 +143,23 @@ def _few(settings: dict[str, Any], prepared: Any, rows: Sequence[Any]) -> str | 
     return None
 
 
-def _size(taken: Taken, model: Any, collator: Any, prepared: Any, rows: Sequence[Any], seen: int) -> int:
-    """Bytes of the rows that will be seen and of their images, drawn from a few."""
-    chosen = [rows[i * len(rows) // PROBED] for i in range(min(PROBED, len(rows)))]
-    chosen = [sample for sample in chosen if sample.sha256]
-    encoded, tensors = collator.encode_checked(chosen, False)
-    images = taken.compute(model, tensors, sum(len(s.sha256) for s in chosen))
-    an_image = sum(t.nbytes for entry in images for t in entry.values()) / len(images)
-    a_row = sum(t.nbytes for row in encoded for t in packed(row).values()) / len(encoded)
-    parts = prepared.manifest["splits"]
-    n_images = sum(p["images"] for name, p in parts.items() if name != "train")
-    n_images += min(parts["train"]["images"], seen * max(len(s.sha256) for s in chosen))
-    return int(an_image * n_images + a_row * (seen + sum(p["rows"] for name, p in parts.items() if name != "train")))
+class Probed:
+    """A few rows computed as the cache would keep them. Errors raised: Uncacheable."""
+
+    def __init__(self, taken: Taken, model: Any, collator: Any, rows: Sequence[Any]):
+        chosen = (rows[i * len(rows) // PROBED] for i in range(min(PROBED, len(rows))))
+        self.samples = [sample for sample in chosen if sample.sha256]
+        self.encoded, tensors = collator.encode_checked(self.samples, False)
+        self.images = taken.compute(model, tensors, sum(len(s.sha256) for s in self.samples))
+
+    def size(self, prepared: Any, seen: int) -> int:
+        """Bytes of `seen` training rows, the held-out rows, and the images of both."""
+        an_image = sum(t.nbytes for entry in self.images for t in entry.values()) / len(self.images)
+        a_row = sum(t.nbytes for row in self.encoded for t in packed(row).values()) / len(self.encoded)
+        parts = prepared.manifest["splits"]
+        n_images = sum(p["images"] for name, p in parts.items() if name != "train")
+        n_images += min(parts["train"]["images"], seen * max(len(s.sha256) for s in self.samples))
+        return int(an_image * n_images + a_row * (seen + sum(p["rows"] for name, p in parts.items() if name != "train")))
 
 
 def _place(mode: str, need: int, settings: dict[str, Any], own: int) -> tuple[str, str | None]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..collators.base import IGNORE
-from ..dropout import SeededDropout
+from ..dropout import SeededDropout, ones_and_zeros
 from ..freeze import freeze
 from ..narrow import narrow
 from ..objective import supervised_logits
@@ -82,7 +82,8 @@ class JointLinear(torch.nn.Module):
         key = (stream.seed, stream.at, tuple(stream.parts), dropout.layer, dropout.dropped, n, own)
         if key not in drawn:  # points with one seed drop the same values
             mask = stream.mask(dropout.layer, n, own, x.shape[1], x.device, dropout.dropped)
-            drawn[key] = F.pad(mask.view(n, own, -1), (0, 0, 0, length - own), value=True).view(n * length, -1)
+            padded = mask if own == length else F.pad(mask.view(n, own, -1), (0, 0, 0, length - own), value=True)
+            drawn[key] = padded.view(n * length, -1)
         if not narrowed:
             return drawn[key]
         first = sum(rows for _, rows, _ in self.rows.of[:position]) * length
@@ -95,7 +96,7 @@ class JointLinear(torch.nn.Module):
         for part, a, b in zip(parts, weights[::2], weights[1::2]):
             own = part.of(flat)
             if part.kept is not None:
-                own = torch.where(part.kept, own, 0.0) * part.factor
+                own = own * ones_and_zeros(part.kept, own.dtype) * part.factor
             pieces += [flat.new_zeros(part.start - at, result.shape[-1]), F.linear(F.linear(own.to(a.dtype), a), b) * part.scaling]
             at = part.stop
         pieces.append(flat.new_zeros(flat.shape[0] - at, result.shape[-1]))

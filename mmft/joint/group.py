@@ -154,7 +154,7 @@ class Group:
 
     def _one_pass(self, seats: list[Seat]) -> None:
         """Forward and backward for these members; out of memory, in two halves."""
-        fresh = all(p.grad is None for s in seats for p in s.posted.trainer.model.parameters() if p.requires_grad)
+        fresh = not any(s.posted.trainer.losses for s in seats)  # no earlier micro-batch of the step has left gradients
         try:
             answers = self._losses(seats)
             total = sum(s.posted.trainer.scaled(loss) for s, (loss, _) in zip(seats, answers))

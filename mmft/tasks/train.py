@@ -33,7 +33,7 @@ class Train:
         from ..data.store import describe
         from ..environment import process_started
         from ..loggers.base import Logger
-        from ..resuming import can_go_on, reopened
+        from ..resuming import of_this_config, reopened
         from ..signals import listening
         from ..trainer import training_settings
 
@@ -46,6 +46,11 @@ class Train:
         family, logger = build(cfg.model), build(cfg.logger) if is_main() else Logger(hardware=False)
         training_settings(settings["trainer"], output_dir=os.devnull)
         made(settings.get("augment"))
+        given = Path(settings["run_dir"]) if settings["run_dir"] else None
+        known = given if given and share(lambda: of_this_config(given, cfg)) else None
+        if known and share(lambda: (known / "DONE").is_file()):  # a job that was killed behind its last line and queued again
+            log.info("%-14s %s is finished already; mmft report run=%s shows it, mmft reproduce run=%s trains it again", "run", *[known] * 3)
+            return Run(known)
         if shared:
             shared.begin_point()
         started = time.time()
@@ -59,8 +64,7 @@ class Train:
         need = disk.needed(skeleton, plan, settings, located.folder, len(rows), len(held_out) if held_out is not None else 0)
 
         words = [settings["name"] or Path(located.path.split(":")[-1]).name, "" if settings["name"] else prepared.manifest["name"]]
-        given = Path(settings["run_dir"]) if settings["run_dir"] else None
-        resumed = share(lambda: reopened(given)) if given and can_go_on(given, cfg) else None
+        resumed = share(lambda: reopened(known)) if known else None
         place = given or Path(settings["output_dir"])
         together = shared.seat.size if shared and shared.seat else 1
         share(lambda: disk.check(place, need, together, disk.size(place) if resumed else 0))
