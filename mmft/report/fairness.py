@@ -51,6 +51,10 @@ def _kind(key: str) -> str | None:
         return "other order of data"
     if key in AMOUNT:
         return "other amount of training"
+    if key == "collator._target_":
+        return "its loss counts other labels"
+    if key.startswith("collator.") and key != "collator.max_length":  # that refuses rows and changes none
+        return "other prompts"
     return "other generation" if key.startswith("generation.") else None
 
 

@@ -20,7 +20,8 @@ def run(folder, name, words, score, **more):
     at = folder / name
     (at / "eval").mkdir(parents=True)
     settings = {"lora": {"r": words.get("lora.r", 4), "lora_alpha": 32, "use_rslora": False}, "seed": int(words.get("seed", 1)),
-                "generation": {"max_new_tokens": more.pop("tokens", 8)}, "trainer": {"max_steps": 5}}  # fmt: skip
+                "generation": {"max_new_tokens": more.pop("tokens", 8)}, "trainer": {"max_steps": 5},
+                "collator": {"_target_": words.get("collator", "chat"), "max_length": more.pop("max_length", None)}}  # fmt: skip
     (at / "snapshot.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     (at / "overrides.txt").write_text("".join(f"{k}={v}\n" for k, v in {**words, "trainer.max_steps": 5}.items()), encoding="utf-8")
     r = settings["lora"]["r"]
@@ -85,13 +86,15 @@ def test_the_changing_scale_is_said_and_a_point_on_other_terms_is_flagged(tmp_pa
     for n, r in enumerate((2, 4, 8)):
         run(tmp_path, f"r-{r}", {"lora.r": r}, 0.5, tokens=8 if n else 99)
     run(tmp_path, "r-16", {"lora.r": 16}, 0.5, held_out_samples=7, data_fingerprint="other")
+    run(tmp_path, "r-32", {"lora.r": 32, "collator": "prompt_loss"}, 0.5, max_length=99)
     plan(tmp_path, ["r-2", "never"])
     board = leaderboard.read(tmp_path)
     flags = {r["run"]: r["flags"] for r in board["rows"]}
+    assert flags["r-32"] == ["its loss counts other labels: collator._target_=prompt_loss"], "a limit that refuses rows changes no label"
     assert flags["r-2"] == ["other generation: generation.max_new_tokens=99"] and flags["r-4"] == []
     assert flags["r-16"] == ["other data", "measured on 7 rows, most on 10"]
     notes = " ".join(board["notes"])
-    assert "alpha / r, here from 16 to 2" in notes and "1 planned points have no run yet: never" in notes
+    assert "alpha / r, here from 16 to 1" in notes and "1 planned points have no run yet: never" in notes
 
 
 def test_the_table_fits_into_80_columns_and_the_csv_holds_every_run(seeded, capsys):
