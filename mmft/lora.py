@@ -170,8 +170,8 @@ def attach(model: Any, plan: Plan, seed: int = 0) -> Any:
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
 
+    from . import gated, product
     from .dropout import seed_dropout
-    from .product import fuse
 
     settings = {k: v for k, v in plan.settings.items() if v is not None}
     settings = arguments(settings, lora_config())
@@ -194,7 +194,8 @@ def attach(model: Any, plan: Plan, seed: int = 0) -> Any:
             parameter.data = parameter.data.float()  # half-precision trained copies lose small steps (modules_to_save)
     whole_in_float(peft_model)
     peft_model.dropout_stream = seed_dropout(peft_model, seed)
-    fuse(peft_model)
+    product.fuse(peft_model)
+    peft_model.gated = gated.fuse(peft_model)
     return peft_model
 
 

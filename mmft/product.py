@@ -8,6 +8,7 @@ One adapter over all rows is a run of its own; several, each over its own rows, 
 from __future__ import annotations
 
 import types
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,45 +40,64 @@ class Part:
         return x if self.kept is None else ones_and_zeros(self.kept, x.dtype).mul_(x)
 
 
-class Product(torch.autograd.Function):
-    """`forward(x (M, in), W (out, in), b (out) or None, parts, A_1 (r_1, in), B_1 (out, r_1), A_2, ...)` -> (M, out), in one dtype.
+def multiplied(x: Any, base: Any, parts: list[Part], adapters: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """(y (M, out), what each part's A makes of x, (its rows, r)); adapters: A_1, B_1, A_2, ..."""
+    y = F.linear(x, base.weight, base.bias)
+    inner = []
+    for part, a, b in zip(parts, adapters[::2], adapters[1::2]):
+        h = part.dropped(part.of(x)) @ a.t()
+        inner.append(h)
+        part.of(y).addmm_(h, b.t(), alpha=part.scaling * part.factor)
+    return y, inner
 
-    W and b are frozen. Kept for the backward pass: x once for all layers that read it, the masks (a byte a value), and the
-    products of rank r; peft's way keeps x after dropout, too, once for each layer, and what each adapter adds to y.
+
+def gradients(
+    x: Any, gradient: Any, base: Any, parts: list[Part], adapters: Sequence[Any], inner: Sequence[Any], wanted: Sequence[bool], of_x: Any = True
+) -> tuple[Any, list[Any]]:
+    """(gradient of x, gradients of the adapters' matrices where they are `wanted`), of the gradient of y (M, out).
+
+    of_x: a tensor that the gradient of x is added to in place, True for a new one, or None where it is not needed.
+    """
+    if of_x is True:
+        of_x = gradient @ base.weight
+    elif of_x is not None:
+        of_x.addmm_(gradient, base.weight)
+    found = []
+    for i, part in enumerate(parts):
+        a, b, own, alpha = adapters[2 * i], adapters[2 * i + 1], part.of(gradient), part.scaling * part.factor
+        narrow = (own @ b).mul_(alpha)
+        found.append(narrow.t() @ part.dropped(part.of(x)) if wanted[2 * i] else None)
+        found.append((own.t() @ inner[i]).mul_(alpha) if wanted[2 * i + 1] else None)
+        if of_x is None:
+            continue
+        if part.kept is None:
+            part.of(of_x).addmm_(narrow, a)
+        else:
+            part.of(of_x).add_(part.dropped(narrow @ a))
+    return of_x, found
+
+
+class Product(torch.autograd.Function):
+    """`forward(x (M, in), base (a frozen torch.nn.Linear), parts, A_1 (r_1, in), B_1 (out, r_1), A_2, ...)` -> (M, out), in one dtype.
+
+    Kept for the backward pass: x once for all layers that read it, the masks (a byte a value), and the products of rank r;
+    peft's way keeps x after dropout, too, once for each layer, and what each adapter adds to y.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, bias: Any, parts: list[Part], *adapters: Any) -> Any:
-        y = F.linear(x, weight, bias)
-        inner = []
-        for part, a, b in zip(parts, adapters[::2], adapters[1::2]):
-            h = part.dropped(part.of(x)) @ a.t()
-            inner.append(h)
-            part.of(y).addmm_(h, b.t(), alpha=part.scaling * part.factor)
-        ctx.parts = parts
-        ctx.save_for_backward(x, weight, *adapters, *inner)
+    def forward(ctx: Any, x: Any, base: Any, parts: list[Part], *adapters: Any) -> Any:
+        y, inner = multiplied(x, base, parts, adapters)
+        ctx.base, ctx.parts = base, parts
+        ctx.save_for_backward(x, *adapters, *inner)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Any) -> Any:
-        x, weight, *rest = ctx.saved_tensors
-        n = len(ctx.parts)
-        adapters, inner = rest[: 2 * n], rest[2 * n :]
-        of_x = gradient @ weight if ctx.needs_input_grad[0] else None
-        found = []
-        for i, part in enumerate(ctx.parts):
-            a, b, own, alpha = adapters[2 * i], adapters[2 * i + 1], part.of(gradient), part.scaling * part.factor
-            narrow = (own @ b).mul_(alpha)
-            found.append(narrow.t() @ part.dropped(part.of(x)) if ctx.needs_input_grad[4 + 2 * i] else None)
-            found.append((own.t() @ inner[i]).mul_(alpha) if ctx.needs_input_grad[5 + 2 * i] else None)
-            if of_x is None:
-                continue
-            if part.kept is None:
-                part.of(of_x).addmm_(narrow, a)
-            else:
-                part.of(of_x).add_(part.dropped(narrow @ a))
-        return (of_x, None, None, None, *found)
+        x, *rest = ctx.saved_tensors
+        n, needs = 2 * len(ctx.parts), ctx.needs_input_grad
+        of_x, found = gradients(x, gradient, ctx.base, ctx.parts, rest[:n], rest[n:], needs[3:], needs[0] or None)
+        return (of_x, None, None, *found)
 
 
 def plain(layer: Any, x: torch.Tensor) -> bool:
@@ -115,18 +135,33 @@ def fuse(model: Any) -> int:
     return len(layers)
 
 
-def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    if args or kwargs or not plain(layer, x):
-        return type(layer).forward(layer, x, *args, **kwargs)
+@dataclass
+class Share:
+    """What a layer puts into a product: its frozen linear layer, its adapters' parts, and their matrices A_1, B_1, A_2, ..."""
+
+    base: Any
+    parts: list[Part]
+    adapters: list[torch.Tensor]
+
+
+def share(layer: Any, x: torch.Tensor) -> Share | None:
+    """That of a LoRA layer for x (..., in), of which only shape, dtype and device are looked at; None where it must compute by itself."""
+    if not plain(layer, x):
+        return None
     (name,) = layer.active_adapters
     dropout = layer.lora_dropout[name]
     if not isinstance(dropout, (SeededDropout, torch.nn.Identity)):
-        return type(layer).forward(layer, x)
-    flat = x.reshape(-1, x.shape[-1])
-    part = Part(0, flat.shape[0], layer.scaling[name])
+        return None
+    part = Part(0, x.numel() // x.shape[-1], layer.scaling[name])
     kept = dropout.kept(x) if isinstance(dropout, SeededDropout) else None
     if kept is not None:
-        part.kept, part.factor = kept.reshape(flat.shape), dropout.factor
-    base = layer.base_layer
-    y = Product.apply(flat, base.weight, base.bias, [part], layer.lora_A[name].weight, layer.lora_B[name].weight)
+        part.kept, part.factor = kept.reshape(-1, x.shape[-1]), dropout.factor
+    return Share(layer.base_layer, [part], [layer.lora_A[name].weight, layer.lora_B[name].weight])
+
+
+def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    own = share(layer, x) if not (args or kwargs) else None
+    if own is None:
+        return type(layer).forward(layer, x, *args, **kwargs)
+    y = Product.apply(x.reshape(-1, x.shape[-1]), own.base, own.parts, *own.adapters)
     return y.view(*x.shape[:-1], -1)

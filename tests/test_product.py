@@ -22,9 +22,9 @@ def measured(model, inputs, checkpointing=False):
 
 
 def unfused(model):
-    """peft's own way through its layers."""
-    taken = [m for m in model.modules() if hasattr(m, "lora_A") and m.__dict__.pop("forward", None)]
-    assert taken, "no layer was computed as one operation"
+    """peft's own way through its layers, and transformers' through the MLPs."""
+    taken = [m for m in model.modules() if m.__dict__.pop("forward", None)]
+    assert any(hasattr(m, "lora_A") for m in taken), "no layer was computed as one operation"
     return model
 
 
@@ -46,6 +46,46 @@ def test_losses_and_gradients_are_those_of_peft_over_the_whole_last_layer(small,
         assert found.keys() == gradients.keys()
         for name, gradient in gradients.items():
             assert (found[name] - gradient).abs().max() <= 1e-4 * max(gradient.abs().max(), 1e-3), name
+
+
+def kept_bytes(model, inputs):
+    """Of what autograd keeps for the backward pass, weights left out."""
+    import torch
+
+    kept = {}
+
+    def pack(tensor):
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss, _ = supervised_loss(model, inputs)
+    del loss
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("kind, gated", [("qwen2vl", {"Qwen2MLP"}), ("llava", {"Qwen2MLP"}), ("blip2", set())])
+def test_a_gated_mlp_is_one_operation_and_keeps_less(small, kind, gated, monkeypatch):
+    """Equality is tested above; here: which models have one, what it saves, and that one of another formula is left alone."""
+    model, collator = adapted(small, kind, lora_dropout=0.0)
+    inputs = batch(small, kind, collator)
+    assert {k.__name__ for k in model.gated} == gated
+    mlps = [m for m in model.modules() if type(m) in model.gated]
+    if not gated:
+        return
+    assert mlps and all("forward" in vars(m) for m in mlps)
+    less = kept_bytes(model, inputs)
+    for mlp in mlps:
+        del mlp.forward
+    more = kept_bytes(model, inputs)
+    width, tokens = mlps[0].gate_proj.out_features, inputs["input_ids"].numel()
+    assert more - less >= 2 * 4 * width * tokens * len(mlps), "two tensors of the inner width, in fp32, in each layer"
+
+    forward = type(mlps[0]).forward
+    monkeypatch.setattr(type(mlps[0]), "forward", lambda self, x: forward(self, x) * 1.01)
+    assert adapted(small, kind, lora_dropout=0.0)[0].gated == set()
 
 
 def test_generation_and_full_logits_are_computed_whole(small):

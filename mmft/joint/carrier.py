@@ -9,12 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from .. import gated
 from ..collators.base import IGNORE
 from ..dropout import SeededDropout, ones_and_zeros
 from ..freeze import freeze
 from ..narrow import narrow
 from ..objective import supervised_logits
-from ..product import Part, Product, one_dtype
+from ..product import Part, Product, Share, one_dtype
 from ..shared import modules_over
 
 PREFIX = "base_model.model."  # of module names in a PeftModel
@@ -52,10 +53,25 @@ class JointLinear(torch.nn.Module):
         self.places: Any = None  # where this layer computes only some positions
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        own = self._share(x)
+        if not self._in_one(x, own):
+            return self._apart(x, own.parts, own.adapters)
+        return Product.apply(x.reshape(-1, x.shape[-1]), own.base, own.parts, *own.adapters).view(*x.shape[:-1], -1)
+
+    def share(self, x: torch.Tensor) -> Share | None:
+        """What it puts into a product for x, of which only shape, dtype and device are looked at; None where values are cast on the way."""
+        own = self._share(x)
+        return own if self._in_one(x, own) else None
+
+    @staticmethod
+    def _in_one(x: torch.Tensor, own: Share) -> bool:
+        return type(own.base) is torch.nn.Linear and one_dtype(x, own.base, *own.adapters)
+
+    def _share(self, x: torch.Tensor) -> Share:
         flat = x.reshape(-1, x.shape[-1])
         narrowed = self.places is not None and self.places.index is not None
         sizes = self.rows.read if narrowed else self.rows.sizes(flat.shape[0])
-        parts, weights, start = [], [], 0
+        own, start = Share(self.base_layer, [], []), 0
         drawn: dict[Any, torch.Tensor] = {}
         for position, size in enumerate(sizes):
             number = str(self.rows.of[position][0])
@@ -66,13 +82,10 @@ class JointLinear(torch.nn.Module):
                 dropout = layer.lora_dropout[name]
                 if isinstance(dropout, SeededDropout) and dropout.on():
                     part.kept, part.factor = self._kept(dropout, position, start, flat, narrowed, drawn), dropout.factor
-                parts.append(part)
-                weights += [layer.lora_A[name].weight, layer.lora_B[name].weight]
+                own.parts.append(part)
+                own.adapters += [layer.lora_A[name].weight, layer.lora_B[name].weight]
             start += size
-        base = self.base_layer
-        if type(base) is torch.nn.Linear and one_dtype(flat, base, *weights):
-            return Product.apply(flat, base.weight, base.bias, parts, *weights).view(*x.shape[:-1], -1)
-        return self._apart(x, parts, weights)
+        return own
 
     def _kept(self, dropout: Any, position: int, start: int, x: torch.Tensor, narrowed: bool, drawn: dict[Any, torch.Tensor]) -> torch.Tensor:
         """The mask of one member's entries: drawn for its own batch, whose rows may be shorter than the longest of all; the rest is padding."""
@@ -121,6 +134,10 @@ def carrier(base: Any, members: dict[int, Any], rows: Rows, checkpointing: dict[
                 place = JointLinear(place, rows)
                 model.set_submodule(name, place)
             place.members[str(number)] = layer
+    gated.take(
+        model, set.intersection(*(set(member.gated) for member in members.values())),
+        lambda layer, x: layer.share(x) if isinstance(layer, JointLinear) else gated.of_layer(layer, x),
+    )  # fmt: skip
     freeze(model)
     if all(getattr(member, "places", None) is not None for member in members.values()):
         narrow(model)
