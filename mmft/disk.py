@@ -111,6 +111,13 @@ def size(folder: Path) -> int:
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
 
+def own(run: Path) -> int:
+    """Bytes a run has on the disk already, of those that `needed` counts: checkpoints that were set aside as damaged are not among them."""
+    from .checkpoints import DAMAGED
+
+    return size(run) - size(run / "checkpoints" / DAMAGED)
+
+
 def checkpoint_bytes(trainer: Any, newest: Path | None) -> int:
     """Bytes of the next checkpoint: the weights it saves, the optimizer's state as it is, and no less than the newest one has."""
     import torch

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from .product import Share, gradients, multiplied, one_dtype, share
+from .product import Share, fusable, gradients, multiplied, one_dtype, share
 
 Shares = Callable[[Any, torch.Tensor], Share | None]  # (layer, x or something of its shape) -> what it puts into a product
 
@@ -64,11 +64,13 @@ def _divided(values: Any, lengths: list[int]) -> list[Any]:
 def fuse(model: Any) -> set[type]:
     """Let the gated MLPs in which something is adapted compute by `Gated`; their classes.
 
-    A class is taken when an MLP of it, on two made-up rows, gives what its own forward gives.
+    A class is taken when all adapters in it are plain ones over frozen layers, and when an MLP of it, on two made-up rows,
+    gives what its own forward gives.
     """
-    found = [m for m in model.modules() if _is_gated(m)]
-    first = {type(mlp): mlp for mlp in reversed(found)}
-    kinds = {kind for kind, mlp in first.items() if _gives_the_same(mlp)}
+    found: dict[type, list[Any]] = {}
+    for mlp in filter(_is_gated, model.modules()):
+        found.setdefault(type(mlp), []).append(mlp)
+    kinds = {kind for kind, mlps in found.items() if all(map(_is_plain, mlps)) and _gives_the_same(mlps[0])}
     take(model, kinds, of_layer)
     return kinds
 
@@ -83,8 +85,7 @@ def take(model: Any, kinds: set[type], shares: Shares) -> None:
 def of_layer(layer: Any, x: torch.Tensor) -> Share | None:
     """The share of a LoRA layer, or of a linear layer without an adapter."""
     if type(layer) is torch.nn.Linear:
-        frozen = not any(p.requires_grad for p in layer.parameters())
-        return Share(layer, [], []) if frozen and one_dtype(x, layer) else None
+        return Share(layer, [], []) if one_dtype(x, layer) else None
     return share(layer, x)
 
 
@@ -96,6 +97,10 @@ def _is_gated(module: Any) -> bool:
         return False
     (activation,) = children.values()
     return any(hasattr(layer, "base_layer") for layer in layers) and type(activation).__name__ in ("SiLU", "SiLUActivation")
+
+
+def _is_plain(mlp: Any) -> bool:
+    return all(fusable(m) if hasattr(m, "base_layer") else not any(p.requires_grad for p in m.parameters()) for m in (getattr(mlp, n) for n in NAMES))
 
 
 def _gives_the_same(mlp: Any) -> bool:

@@ -113,3 +113,12 @@ def test_a_disk_that_really_fills_while_it_trains(mmft, tmp_path, small_disk, le
     assert final(run) == final(whole)
     assert [r["step"] for r in rows(run) if "loss" in r] == list(range(1, 61)) and rows(run) == rows(whole)
     assert json.loads((Path(run) / "summary.json").read_text())["status"] == "finished"
+
+
+def test_a_damaged_checkpoint_is_no_room_for_the_next(tmp_path):
+    from mmft import disk
+
+    for name, size in (("adapter/weights", 1000), ("checkpoints/checkpoint-4/weights", 300), ("checkpoints/damaged/checkpoint-8/weights", 5000)):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(bytes(size))
+    assert disk.size(tmp_path) == 6300 and disk.own(tmp_path) == 1300

@@ -83,6 +83,7 @@ def test_a_gated_mlp_is_one_operation_and_keeps_less(small, kind, gated, monkeyp
     width, tokens = mlps[0].gate_proj.out_features, inputs["input_ids"].numel()
     assert more - less >= 2 * 4 * width * tokens * len(mlps), "two tensors of the inner width, in fp32, in each layer"
 
+    assert adapted(small, kind, lora_dropout=0.0, lora_bias=True)[0].gated == set(), "an adapter that adds more than B A x"
     forward = type(mlps[0]).forward
     monkeypatch.setattr(type(mlps[0]), "forward", lambda self, x: forward(self, x) * 1.01)
     assert adapted(small, kind, lora_dropout=0.0)[0].gated == set()

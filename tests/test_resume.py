@@ -373,11 +373,12 @@ def test_killed_at_random_moments(mmft, tmp_path, undisturbed):
     assert saving >= 5
 
 
-def test_a_joint_sweep_goes_on_where_it_was_stopped(mmft, tmp_path, monkeypatch):
+@pytest.mark.parametrize("more", [[], ["augment.RandomRotation.degrees=20", "augment.ColorJitter.brightness=0.3"]])
+def test_a_joint_sweep_goes_on_where_it_was_stopped(mmft, tmp_path, monkeypatch, more):
     """Two points in step are stopped after step 3, each with its checkpoint; the same command ends them as if they had not been."""
     from mmft.signals import Listener, StopAfterStep
 
-    words = ["-m", "lora.r=2,4", *SMALL, "trainer.save_steps=100"]
+    words = ["-m", "lora.r=2,4", *SMALL, "trainer.save_steps=100", *more]
     code, _, err = mmft(*words, f"output_dir={(tmp_path / 'whole').as_posix()}", output_dir=False)
     assert code == 0, err
     on_step_end = StopAfterStep.on_step_end

@@ -67,7 +67,7 @@ class Train:
         resumed = share(lambda: reopened(known)) if known else None
         place = given or Path(settings["output_dir"])
         together = shared.seat.size if shared and shared.seat else 1
-        share(lambda: disk.check(place, need, together, disk.size(place) if resumed else 0))
+        share(lambda: disk.check(place, need, together, disk.own(place) if resumed else 0))
         run = resumed.run if resumed else Run(share(lambda: Run.create(settings["output_dir"], words, settings["run_dir"]).path))
         log.info("run directory  %s", run.path)
         for text in describe(prepared):
