@@ -57,7 +57,7 @@ def main() -> None:
                 f"| {sweep.name} | {point} | {len(difference)} | {difference.max():.1e} | {weight:.1e} | {largest:.2f} | {abs(held_out(a) - held_out(b)):.1e} | {differ} of {len(said)} |"
             )
             axis.semilogy(np.arange(1, len(difference) + 1), np.maximum(difference, 1e-9), label=f"{sweep.name}, {point}")
-    axis.set(xlabel="step", ylabel="difference of the loss to the plain path (1e-9: none)")
+    axis.set(xlabel="step", ylabel="difference of the loss (1e-9: none)")
     axis.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(picture, dpi=110)
