@@ -135,7 +135,7 @@ def carrier(base: Any, members: dict[int, Any], rows: Rows, checkpointing: dict[
                 model.set_submodule(name, place)
             place.members[str(number)] = layer
     gated.take(
-        model, set.intersection(*(set(member.gated) for member in members.values())),
+        model, set.intersection(*(set(getattr(member, "gated", ())) for member in members.values())),
         lambda layer, x: layer.share(x) if isinstance(layer, JointLinear) else gated.of_layer(layer, x),
     )  # fmt: skip
     freeze(model)
