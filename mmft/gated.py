@@ -99,12 +99,16 @@ def _is_gated(module: Any) -> bool:
     return any(hasattr(layer, "base_layer") for layer in layers) and type(activation).__name__ in ("SiLU", "SiLUActivation")
 
 
+def _base(layer: Any) -> Any:
+    return getattr(layer, "base_layer", layer)
+
+
 def _is_plain(mlp: Any) -> bool:
     return all(fusable(m) if hasattr(m, "base_layer") else not any(p.requires_grad for p in m.parameters()) for m in (getattr(mlp, n) for n in NAMES))
 
 
 def _gives_the_same(mlp: Any) -> bool:
-    weight = getattr(mlp.gate_proj, "base_layer", mlp.gate_proj).weight
+    weight = _base(mlp.gate_proj).weight
     x = torch.randn(2, weight.shape[-1], generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
     with torch.no_grad():
         y = _operation(mlp, x, of_layer)
@@ -113,7 +117,7 @@ def _gives_the_same(mlp: Any) -> bool:
 
 def _operation(mlp: Any, x: torch.Tensor, shares: Shares) -> torch.Tensor | None:
     """None where a layer must compute by itself."""
-    wide = x.new_empty(()).expand(*x.shape[:-1], getattr(mlp.gate_proj, "base_layer", mlp.gate_proj).out_features)  # stands for what down will see
+    wide = x.new_empty(()).expand(*x.shape[:-1], _base(mlp.gate_proj).out_features)  # stands for what down will see
     own = [s for name, like in zip(NAMES, (x, x, wide)) if (s := shares(getattr(mlp, name), like)) is not None]
     if len(own) < len(NAMES):
         return None

@@ -54,18 +54,17 @@ class JointLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         own = self._share(x)
-        if not self._in_one(x, own):
+        if not self._in_one(x):
             return self._apart(x, own.parts, own.adapters)
         return Product.apply(x.reshape(-1, x.shape[-1]), own.base, own.parts, *own.adapters).view(*x.shape[:-1], -1)
 
     def share(self, x: torch.Tensor) -> Share | None:
         """What it puts into a product for x, of which only shape, dtype and device are looked at; None where values are cast on the way."""
-        own = self._share(x)
-        return own if self._in_one(x, own) else None
+        return self._share(x) if self._in_one(x) else None  # asked first: what computes by itself draws its masks itself
 
-    @staticmethod
-    def _in_one(x: torch.Tensor, own: Share) -> bool:
-        return type(own.base) is torch.nn.Linear and one_dtype(x, own.base, *own.adapters)
+    def _in_one(self, x: torch.Tensor) -> bool:
+        trained = (p for layer in self.members.values() for p in (*layer.lora_A.parameters(), *layer.lora_B.parameters()))
+        return type(self.base_layer) is torch.nn.Linear and one_dtype(x, self.base_layer, *trained)
 
     def _share(self, x: torch.Tensor) -> Share:
         flat = x.reshape(-1, x.shape[-1])
