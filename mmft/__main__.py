@@ -53,8 +53,9 @@ def quiet_libraries() -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     handler.addFilter(lambda record: not getattr(record, "kept", False))  # of interest in the run's own log alone
+    handler.set_name("stdout")
     log = logging.getLogger("mmft")
-    log.handlers, log.propagate = [handler], False
+    log.handlers, log.propagate = [handler, *(h for h in log.handlers if h.get_name() != "stdout")], False  # the others are points' own
     log.setLevel(logging.INFO if is_main() else logging.WARNING)
     for library in ("transformers", "peft"):  # what they will rename one day is ours to follow, not the user's
         warnings.filterwarnings("ignore", category=FutureWarning, module=library)

@@ -8,6 +8,7 @@ from typing import Any
 from .errors import UserError
 
 ROOM = 0.6  # of the free memory that passes may take; the rest is for what is made on the way
+sharers = 1  # processes that compute side by side, each with its part of the memory that is free (joint/processes.py)
 
 
 def free_memory(device: str) -> int:
@@ -18,7 +19,7 @@ def free_memory(device: str) -> int:
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return psutil.virtual_memory().available
+    return psutil.virtual_memory().available // sharers
 
 
 def fitting(one: Callable[[], Any], device: str, wanted: int) -> int:

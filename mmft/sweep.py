@@ -222,7 +222,7 @@ class PointLog(logging.Handler):
         self.owner = getcurrent()  # points that are trained in step have one each
 
     def emit(self, record: logging.LogRecord) -> None:
-        if getcurrent() is not self.owner:
+        if getcurrent() is not self.owner or getattr(record, "shown", False):
             return
         now = datetime.datetime.now().strftime("%H:%M:%S")
         self.waiting.append(f"{now}  {record.getMessage()}\n")

@@ -57,8 +57,8 @@ class Seat:
 
     @property
     def size(self) -> int:
-        """How many members the group began with."""
-        return len(self.group.seats)
+        """How many points are trained at once: the members the group began with, and those of other processes."""
+        return self.group.size
 
     def step(self, trainer: Any, inputs: dict[str, Any], items: Any) -> tuple[Any, Any]:
         """(the micro-batch's loss divided by `items`, its supervised tokens); the gradients are in the member's parameters.
@@ -79,15 +79,17 @@ class Seat:
         said = self.group.said.setdefault(step, {})
         said[self.number] = loss
         if set(said) >= {s.number for s in self.group.seats if not s.done}:
-            log.info("step %*d/%d  loss %s  %s left", len(str(of)), step, of, " ".join(said[n] for n in sorted(said)), left)
+            losses = " ".join(said[n] for n in sorted(said))
+            line = f"{self.group.label}step {step:{len(str(of))}d}/{of}  loss {losses}  {left} left"
+            log.info(line, extra={"shown": True})  # of the group, so in no point's own log
             del self.group.said[step]
 
 
 class Group:
-    """Runs members' jobs in step. `shared` holds the base (mmft/shared.py)."""
+    """Runs members' jobs in step. `shared` holds the base (mmft/shared.py); `size` points are trained at once, here and beside; `label` begins its lines."""
 
-    def __init__(self, shared: Any, names: list[str]):
-        self.shared, self.leader = shared, getcurrent()
+    def __init__(self, shared: Any, names: list[str], size: int | None = None, label: str = ""):
+        self.shared, self.leader, self.size, self.label = shared, getcurrent(), size or len(names), label
         self.seats = [Seat(self, number, name) for number, name in enumerate(names)]
         self.rows, self.carrier = Rows(), None
         self.most = len(names)  # members in one pass

@@ -82,7 +82,7 @@ def divide(candidates: list[Candidate], shared: Any, most: int | None = None) ->
         else:
             by_key.setdefault(key(candidate.settings), []).append(candidate)
     for own in by_key.values():
-        room = ROOM * free_memory(str(own[0].settings["model"].get("device") or "cpu").replace("auto", _device()))
+        room = ROOM * free_memory(device_of(own[0].settings))
         group: list[Candidate] = []
         for candidate in own:
             if group and (len(group) == most or sum(c.bytes for c in [*group, candidate]) > room):
@@ -118,7 +118,8 @@ def _misplaced(candidate: Candidate, shared: Any) -> str | None:
     return None
 
 
-def _device() -> str:
+def device_of(settings: dict[str, Any]) -> str:
+    """The device a point's model will be on."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(settings["model"].get("device") or "cpu").replace("auto", "cuda" if torch.cuda.is_available() else "cpu")

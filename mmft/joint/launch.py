@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 from typing import Any
 
@@ -13,14 +15,18 @@ log = logging.getLogger("mmft")
 
 
 class Joint:
-    """A launcher as mmft/sweeping.py calls it. most: points trained together at most; null: as memory allows; 1: one after another."""
+    """A launcher as mmft/sweeping.py calls it. most: points trained together at most; null: as memory allows; 1: one after another.
 
-    def __init__(self, most: int | None = None):
-        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
-            raise UserError(f"hydra.launcher.most={most}: must be a whole number above 0, or null")
+    processes: on a CPU, how many share the points of a group (joint/processes.py); null: one a core.
+    """
+
+    def __init__(self, most: int | None = None, processes: int | None = None):
+        for key, value in {"most": most, "processes": processes}.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise UserError(f"hydra.launcher.{key}={value}: must be a whole number above 0, or null")
         from ..shared import Shared
 
-        self.most, self.shared = most, Shared()
+        self.most, self.processes, self.shared = most, processes, Shared()
 
     def __call__(self, points: list[tuple[str, list[str], str]]) -> list[dict[str, Any]]:
         """What `run_point` returned for each (config as yaml, words, sweep directory)."""
@@ -35,22 +41,67 @@ class Joint:
         results: dict[int, dict[str, Any]] = {}
         for group in groups.together:
             numbers = [c.number for c in group]
-            log.info("\n%-14s %d points in step: %s", "joint", len(group), "; ".join(_swept(points[n][1], points) for n in numbers))
-            results |= zip(numbers, together([points[n] for n in numbers], self.shared))
+            results |= zip(numbers, self._group(group, points))
         for candidate, why in groups.alone:
             log.info("\n%-14s %s, since %s", "alone", _swept(points[candidate.number][1], points), why)
         rest = [c.number for c, _ in groups.alone] + [n for n, r in results.items() if r["status"] == "running"]
         results |= zip(rest, here([points[n] for n in rest], self.shared))
         return [results[n] for n in range(len(points))]
 
+    def _group(self, group: list[Any], points: list[tuple[str, list[str], str]]) -> list[dict[str, Any]]:
+        """What `run_point` returned for the points of one group, trained in step here or in parts side by side."""
+        from .grouping import device_of
+        from .processes import dealt, how_many
 
-def together(points: list[tuple[str, list[str], str]], shared: Any) -> list[dict[str, Any]]:
-    """One group, trained in step; each point is a run like any other."""
+        own = [points[c.number] for c in group]
+        names = [_swept(words, points) for _, words, _ in own]
+        parts = dealt([c.bytes for c in group], how_many(len(own), device_of(group[0].settings), self.processes))
+        said = " | ".join("; ".join(names[n] for n in part) for part in parts)
+        side = f", shared by {len(parts)} processes" if len(parts) > 1 else ""
+        log.info("\n%-14s %d points in step%s: %s", "joint", len(own), side, said)
+        if len(parts) == 1:
+            return together(own, names, self.shared)
+        return self._apart(parts, own, names)
+
+    def _apart(self, parts: list[list[int]], own: list[tuple[str, list[str], str]], names: list[str]) -> list[dict[str, Any]]:
+        """Parts of a group in processes side by side. What all of them need is read here, once."""
+        from ..config import build
+        from ..sweep import Sweep, identity
+        from .processes import side_by_side
+
+        cfg = OmegaConf.create(own[0][0])
+        with contextlib.suppress(UserError):  # said again, in the points' own runs
+            self.shared.prepared(cfg)
+            family = build(cfg.model)
+            self.shared.load(family, False, self.shared.locate(family))
+        gc.collect()
+        gc.freeze()  # a collection would write to every page the processes share
+        jobs = [
+            lambda part=part, n=n: together([own[i] for i in part], [names[i] for i in part], self.shared, len(own), f"{n}|")
+            for n, part in enumerate(parts, 1)
+        ]  # fmt: skip
+        results: dict[int, dict[str, Any]] = {}
+        for part, ended in zip(parts, side_by_side(jobs)):
+            if ended.why is None:
+                results |= zip(part, ended.answer)
+                continue
+            for n in part:
+                text, _, folder = own[n]
+                sweep, config = Sweep(folder), OmegaConf.create(text)
+                point = next(p for p in sweep.points() if p.identity == identity(config))
+                outcome = sweep.outcome(point, config.get("objective", "eval_loss"))
+                results[n] = outcome if outcome["status"] == "finished" else {**outcome, "reason": ended.why}
+        self.shared.end_point()
+        return [results[n] for n in range(len(own))]
+
+
+def together(points: list[tuple[str, list[str], str]], names: list[str], shared: Any, size: int | None = None, label: str = "") -> list[dict[str, Any]]:
+    """One group, trained in step; each point is a run like any other. size, label: as Group has them."""
     from ..signals import listening
     from ..sweep import run_point
     from .group import Group
 
-    group = Group(shared, [_swept(words, points) for _, words, _ in points])
+    group = Group(shared, names, size, label)
     jobs = [lambda seat, point=point: run_point(*point, shared=Seated(shared, seat), wait=False) for point in points]
     shared.begin_point()
     try:

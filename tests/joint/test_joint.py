@@ -62,6 +62,9 @@ def test_four_ranks_equal_four_runs_with_dropout_and_clipping(mmft, tmp_path):
     assert len({tuple(losses(run)) for run in joint.values()}) == 4, "each has an adapter of its own"
     together = [json.loads((run / "summary.json").read_text(encoding="utf-8"))["trained_together"] for run in joint.values()]
     assert together == [4] * 4
+    for run in joint.values():
+        own = (run / "log.txt").read_text(encoding="utf-8")
+        assert own.count("step 30/30") == 1 and own.count("run directory") == own.count("\n" + own.splitlines()[-1][:8] + "  finished ") == 1, own
 
 
 @pytest.mark.parametrize("words", [
@@ -73,7 +76,7 @@ def test_four_ranks_equal_four_runs_with_dropout_and_clipping(mmft, tmp_path):
 def test_what_points_may_differ_in(mmft, tmp_path, words):
     """Learning rate, schedule, targets, dropout, seed (and with it the order of rows): under accumulation, checkpointing, without a cache."""
     words = [*words, *SMALL, "trainer.max_steps=3"]
-    joint, out = swept(mmft, tmp_path / "joint", *words)
+    joint, out = swept(mmft, tmp_path / "joint", *words, "hydra/launcher=joint", "hydra.launcher.processes=1")  # with as many threads as alone
     assert f"{len(joint)} points in step" in out
     alone, _ = swept(mmft, tmp_path / "alone", *words, "hydra/launcher=joint", "hydra.launcher.most=1")
     assert_equal(joint, alone)
@@ -163,6 +166,7 @@ def test_memory_limits_a_pass_and_a_group(mmft, tmp_path, monkeypatch):
     from mmft.joint.grouping import Candidate
 
     words = ["lora.r=2,3,4,5", *SMALL, "trainer.max_steps=3"]
+    words += ["hydra/launcher=joint", "hydra.launcher.processes=1"]
     joint, _ = swept(mmft, tmp_path / "one", *words)
     monkeypatch.setattr(group, "fitting", lambda *_: 2)
     halved, out = swept(mmft, tmp_path / "two", *words)
