@@ -1,4 +1,4 @@
-"""One training, station by station: load, measure the base, fit, measure again, finish."""
+"""One training, station by station: load, measure the base, attach, fit, measure again, finish."""
 
 from __future__ import annotations
 
@@ -121,20 +121,15 @@ class Line:
         full = self.plan.method == "full"  # it may be loaded in another precision
         return key_of(s["model"], s["collator"], s["generation"], rows, drawn, full, self.located.revision, self.prepared.fingerprint)
 
-    def fit(self) -> None:
-        """Attach the adapter and train it."""
+    def attach(self) -> None:
+        """The adapter, over a model of which nothing else is trained; what is frozen is computed for the training rows."""
         from transformers import set_seed
 
         from . import lora
-        from .distributed import total
-        from .environment import process_started
         from .freeze import freeze
-        from .report import terminal
-        from .steps import Steps
-        from .trainer import whole_weights
 
         set_seed(self.settings["seed"])
-        model, seat = self.loaded.model, self.shared.seat if self.shared else None
+        model = self.loaded.model
         if self.loaded.quantized:
             from peft import prepare_model_for_kbit_training
 
@@ -148,6 +143,17 @@ class Line:
         if self.cache is not None:
             self._cache_training_rows()
         self._narrow()
+
+    def fit(self) -> None:
+        """Train what was attached."""
+        from . import lora
+        from .distributed import total
+        from .environment import process_started
+        from .report import terminal
+        from .steps import Steps
+        from .trainer import whole_weights
+
+        seat = self.shared.seat if self.shared else None
         self.plan_report = lora.report(self.model, self.plan)
         self.run.write_json("lora_plan.json", self.plan_report)
         if is_main() and seat is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 from typing import Any
@@ -65,15 +64,16 @@ class Joint:
 
     def _apart(self, parts: list[list[int]], own: list[tuple[str, list[str], str]], names: list[str]) -> list[dict[str, Any]]:
         """Parts of a group in processes side by side. What all of them need is read here, once."""
-        from ..config import build
-        from ..sweep import Sweep, identity
+        from ..tasks.train import rehearse
         from .processes import side_by_side
 
-        cfg = OmegaConf.create(own[0][0])
-        with contextlib.suppress(UserError):  # said again, in the points' own runs
-            self.shared.prepared(cfg)
-            family = build(cfg.model)
-            self.shared.load(family, False, self.shared.locate(family))
+        places = [_place(*point) for point in own]
+        known = all((sweep.path / point.name / "base.json").is_file() for sweep, point in places)  # points that go on
+        try:
+            rehearse(OmegaConf.create(own[0][0]), self.shared, base=not known)
+        except Exception as error:  # the points meet it too, and say so in their own runs
+            log.warning("%-14s each process prepares by itself: %s", "joint", " ".join(str(error).split()))
+        self.shared.end_point()
         gc.collect()
         gc.freeze()  # a collection would write to every page the processes share
         jobs = [
@@ -86,12 +86,9 @@ class Joint:
                 results |= zip(part, ended.answer)
                 continue
             for n in part:
-                text, _, folder = own[n]
-                sweep, config = Sweep(folder), OmegaConf.create(text)
-                point = next(p for p in sweep.points() if p.identity == identity(config))
-                outcome = sweep.outcome(point, config.get("objective", "eval_loss"))
+                sweep, point = places[n]
+                outcome = sweep.outcome(point, point.config.get("objective", "eval_loss"))
                 results[n] = outcome if outcome["status"] == "finished" else {**outcome, "reason": ended.why}
-        self.shared.end_point()
         return [results[n] for n in range(len(own))]
 
 
@@ -123,6 +120,14 @@ class Seated:
 
     def begin_point(self) -> None:
         """The peak of memory is the group's."""
+
+
+def _place(text: str, words: list[str], folder: str) -> tuple[Any, Any]:
+    """(the sweep, its point) of a launcher's point, which the plan has."""
+    from ..sweep import Sweep, identity
+
+    sweep, key = Sweep(folder), identity(OmegaConf.create(text))
+    return sweep, next(p for p in sweep.points() if p.identity == key)
 
 
 def _swept(words: list[str], points: list[tuple[str, list[str], str]]) -> str:

@@ -28,8 +28,8 @@ class Train:
 
     def __call__(self, cfg: Any, overrides: list[str], parent: dict[str, Any] | None = None, shared: Any = None) -> Run:
         """`parent` describes the run that this one repeats (parent.json); `shared` is what the runs of a sweep share."""
-        from .. import disk, lora, memory
-        from ..augment import augmented, made
+        from .. import disk, memory
+        from ..augment import made
         from ..data.store import describe
         from ..environment import process_started
         from ..loggers.base import Logger
@@ -53,24 +53,18 @@ class Train:
             return Run(known)
         if shared:
             shared.begin_point()
-        started = time.time()
-        prepared = shared.prepared(cfg) if shared else prepared_data(cfg)
-        times["prepare"] = time.time() - started
-        rows, held_out = split_rows(prepared, settings["evaluation"])
-        rows = augmented(rows, settings.get("augment"), settings["seed"])
-        located = shared.locate(family) if shared else family.locate()
-        skeleton = shared.skeleton(family) if shared else family.skeleton(located)
-        plan = lora.plan(skeleton, settings["lora"])
-        need = disk.needed(skeleton, plan, settings, located.folder, len(rows), len(held_out) if held_out is not None else 0)
+        parts = Parts.of(cfg, settings, family, shared)
+        times["prepare"] = parts.seconds
+        need = disk.needed(parts.skeleton, parts.plan, settings, parts.located.folder, len(parts.rows), len(parts.held_out or ()))
 
-        words = [settings["name"] or Path(located.path.split(":")[-1]).name, "" if settings["name"] else prepared.manifest["name"]]
+        words = [settings["name"] or Path(parts.located.path.split(":")[-1]).name, "" if settings["name"] else parts.prepared.manifest["name"]]
         resumed = share(lambda: reopened(known)) if known else None
         place = given or Path(settings["output_dir"])
         together = shared.seat.size if shared and shared.seat else 1
         share(lambda: disk.check(place, need, together, disk.own(place) if resumed else 0))
         run = resumed.run if resumed else Run(share(lambda: Run.create(settings["output_dir"], words, settings["run_dir"]).path))
         log.info("run directory  %s", run.path)
-        for text in describe(prepared):
+        for text in describe(parts.prepared):
             log.info("%-14s %s", "data", text)
         with run.held(), listening(shared.running if shared else []) as listener:
             if resumed is None:
@@ -79,12 +73,13 @@ class Train:
             if parent:
                 run.write_json("parent.json", parent)
             line = Line(
-                cfg, settings, run, logger, family, located, plan, prepared, rows, held_out, shared, self.audit and resumed is None, times=times,
-                resumed=resumed, listener=listener, need=need.bytes * together,
+                cfg, settings, run, logger, family, parts.located, parts.plan, parts.prepared, parts.rows, parts.held_out, shared,
+                self.audit and resumed is None, times=times, resumed=resumed, listener=listener, need=need.bytes * together,
             )  # fmt: skip
             try:
                 line.load()
                 line.measure_base()
+                line.attach()
                 line.fit()
                 line.measure_tuned()
                 line.finish()
@@ -101,6 +96,55 @@ class Train:
                     raise UserError(f"{run.path}: {getattr(error, 'strerror', error)}; its checkpoints are as they were: free some, and go on with mmft resume run={run.path}") from None
                 raise
         return run
+
+
+@dataclass
+class Parts:
+    """What a training is made of, before a weight is read."""
+
+    prepared: Any
+    rows: Any
+    held_out: Any
+    located: Any
+    skeleton: Any
+    plan: Any
+    seconds: float  # that preparing the data took
+
+    @classmethod
+    def of(cls, cfg: Any, settings: dict[str, Any], family: Any, shared: Any) -> Parts:
+        """Errors raised: UserError."""
+        from .. import lora
+        from ..augment import augmented
+
+        started = time.time()
+        prepared = shared.prepared(cfg) if shared else prepared_data(cfg)
+        seconds = time.time() - started
+        rows, held_out = split_rows(prepared, settings["evaluation"])
+        rows = augmented(rows, settings.get("augment"), settings["seed"])
+        located = shared.locate(family) if shared else family.locate()
+        skeleton = shared.skeleton(family) if shared else family.skeleton(located)
+        return cls(prepared, rows, held_out, located, skeleton, lora.plan(skeleton, settings["lora"]), seconds)
+
+
+def rehearse(cfg: Any, shared: Any, base: bool) -> None:
+    """What comes before the first step of a run, so that `shared` has it for those that are forked from here; nothing is written.
+
+    base: measure the untouched model, too. Errors raised: whatever the run would raise there.
+    """
+    from ..loggers.base import Logger
+
+    settings = to_plain(cfg)
+    family = build(cfg.model)
+    parts = Parts.of(cfg, settings, family, shared)
+    run = Run(Path(settings["output_dir"]))
+    run.writes = False
+    line = Line(
+        cfg, settings, run, Logger(hardware=False), family, parts.located, parts.plan, parts.prepared, parts.rows, parts.held_out, shared, audit=False
+    )  # fmt: skip
+    line.load()
+    if base:
+        line.measure_base()
+    line.attach()
 
 
 def split_rows(prepared: Any, evaluation: dict[str, Any]) -> tuple[Any, Any]:
