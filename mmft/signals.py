@@ -6,7 +6,7 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from transformers import TrainerCallback
@@ -37,6 +37,18 @@ class Listener:
 
 
 @contextlib.contextmanager
+def handled(handler: Callable[[int, Any], None]) -> Iterator[dict[int, Any]]:
+    """`handler` for every signal of NAMES that this system has, until the block ends; by number, what answered before."""
+    numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield before
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+@contextlib.contextmanager
 def listening(running: list[Listener]) -> Iterator[Listener]:
     """Handlers for the time of a run. `running` holds the process's listener while there is one; inside another run that one serves.
 
@@ -49,15 +61,14 @@ def listening(running: list[Listener]) -> Iterator[Listener]:
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield listener
         return
-    numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
-    before = {number: signal.signal(number, listener.hear) for number in numbers}
-    running.append(listener)
     try:
-        yield listener
+        with handled(listener.hear) as before:
+            running.append(listener)
+            try:
+                yield listener
+            finally:
+                running.clear()
     finally:
-        running.clear()
-        for number, handler in before.items():
-            signal.signal(number, handler)
         if listener.heard is not None:
             earlier = before.get(listener.heard)
             if callable(earlier) and earlier is not signal.default_int_handler:

@@ -60,6 +60,11 @@ class Sweep:
             return []
         return [Point(**p) for p in Run(self.path).read_json("plan.json")["points"]]
 
+    def planned(self, cfg: DictConfig | dict[str, Any]) -> Point | None:
+        """The point that trains this config; None where the plan has none."""
+        key = identity(cfg)
+        return next((p for p in self.points() if p.identity == key), None)
+
     def enter(self, wanted: list[tuple[DictConfig | dict[str, Any], list[str], str]], objective: str = "eval_loss") -> list[Point]:
         """The points of (config, words, name); those not planned yet are added. Two that would train the same are one point.
 
@@ -159,8 +164,7 @@ def run_point(cfg_yaml: str, overrides: list[str], sweep_dir: str, shared: Any =
     sweep, cfg = Sweep(sweep_dir), OmegaConf.create(cfg_yaml)
     objective = cfg.get("objective", "eval_loss")
     keys = [w.lstrip("+").split("=", 1)[0] for w in overrides]
-    key = identity(cfg)
-    point = next((p for p in sweep.points() if p.identity == key), None)
+    point = sweep.planned(cfg)
     if point is None:  # a sweeper that makes up its points on the way
         (point,) = sweep.enter([(cfg, overrides, point_name(overrides, keys))], objective)
     lock = sweep.lock(point.name)

@@ -35,6 +35,7 @@ class Candidate:
     number: int
     settings: dict[str, Any]
     bytes: int = 0
+    device: str = "cpu"
 
 
 @dataclass
@@ -82,7 +83,7 @@ def divide(candidates: list[Candidate], shared: Any, most: int | None = None) ->
         else:
             by_key.setdefault(key(candidate.settings), []).append(candidate)
     for own in by_key.values():
-        room = ROOM * free_memory(device_of(own[0].settings))
+        room = ROOM * free_memory(own[0].device)
         group: list[Candidate] = []
         for candidate in own:
             if group and (len(group) == most or sum(c.bytes for c in [*group, candidate]) > room):
@@ -97,12 +98,14 @@ def divide(candidates: list[Candidate], shared: Any, most: int | None = None) ->
 
 
 def _misplaced(candidate: Candidate, shared: Any) -> str | None:
-    """Why where the adapter lies keeps a point alone, from the model's shape; its size is noted on the way."""
+    """Why where the adapter lies keeps a point alone, from the model's shape; its size and its device are noted on the way."""
     from .. import lora
     from ..config import build
+    from ..models.machine import choose_device
     from ..models.parts import part_of
 
     try:
+        candidate.device = choose_device(str(candidate.settings["model"].get("device") or "auto"))
         skeleton = shared.skeleton(build(candidate.settings["model"]))
         plan = lora.plan(skeleton, candidate.settings["lora"])
     except UserError as error:  # said again, in its own run, when its turn comes
@@ -116,10 +119,3 @@ def _misplaced(candidate: Candidate, shared: Any) -> str | None:
         return f"lora.modules_to_save trains {plan.settings['modules_to_save'][0]} whole"
     candidate.bytes = adapter_bytes(skeleton, plan)
     return None
-
-
-def device_of(settings: dict[str, Any]) -> str:
-    """The device a point's model will be on."""
-    import torch
-
-    return str(settings["model"].get("device") or "cpu").replace("auto", "cuda" if torch.cuda.is_available() else "cpu")

@@ -49,12 +49,11 @@ class Joint:
 
     def _group(self, group: list[Any], points: list[tuple[str, list[str], str]]) -> list[dict[str, Any]]:
         """What `run_point` returned for the points of one group, trained in step here or in parts side by side."""
-        from .grouping import device_of
         from .processes import dealt, how_many
 
         own = [points[c.number] for c in group]
         names = [_swept(words, points) for _, words, _ in own]
-        parts = dealt([c.bytes for c in group], how_many(len(own), device_of(group[0].settings), self.processes))
+        parts = dealt([c.bytes for c in group], how_many(len(own), group[0].device, self.processes))
         said = " | ".join("; ".join(names[n] for n in part) for part in parts)
         side = f", shared by {len(parts)} processes" if len(parts) > 1 else ""
         log.info("\n%-14s %d points in step%s: %s", "joint", len(own), side, said)
@@ -64,17 +63,18 @@ class Joint:
 
     def _apart(self, parts: list[list[int]], own: list[tuple[str, list[str], str]], names: list[str]) -> list[dict[str, Any]]:
         """Parts of a group in processes side by side. What all of them need is read here, once."""
+        from ..sweep import Sweep
         from ..tasks.train import rehearse
         from .processes import side_by_side
 
-        places = [_place(*point) for point in own]
-        known = all((sweep.path / point.name / "base.json").is_file() for sweep, point in places)  # points that go on
+        sweeps = [Sweep(folder) for _, _, folder in own]
+        planned = [sweep.planned(OmegaConf.create(text)) for sweep, (text, _, _) in zip(sweeps, own)]
+        known = all((sweep.path / point.name / "base.json").is_file() for sweep, point in zip(sweeps, planned))  # points that go on
         try:
             rehearse(OmegaConf.create(own[0][0]), self.shared, base=not known)
         except Exception as error:  # the points meet it too, and say so in their own runs
             log.warning("%-14s each process prepares by itself: %s", "joint", " ".join(str(error).split()))
         self.shared.end_point()
-        gc.collect()
         gc.freeze()  # a collection would write to every page the processes share
         jobs = [
             lambda part=part, n=n: together([own[i] for i in part], [names[i] for i in part], self.shared, len(own), f"{n}|")
@@ -86,8 +86,8 @@ class Joint:
                 results |= zip(part, ended.answer)
                 continue
             for n in part:
-                sweep, point = places[n]
-                outcome = sweep.outcome(point, point.config.get("objective", "eval_loss"))
+                point = planned[n]
+                outcome = sweeps[n].outcome(point, point.config.get("objective", "eval_loss"))
                 results[n] = outcome if outcome["status"] == "finished" else {**outcome, "reason": ended.why}
         return [results[n] for n in range(len(own))]
 
@@ -120,14 +120,6 @@ class Seated:
 
     def begin_point(self) -> None:
         """The peak of memory is the group's."""
-
-
-def _place(text: str, words: list[str], folder: str) -> tuple[Any, Any]:
-    """(the sweep, its point) of a launcher's point, which the plan has."""
-    from ..sweep import Sweep, identity
-
-    sweep, key = Sweep(folder), identity(OmegaConf.create(text))
-    return sweep, next(p for p in sweep.points() if p.identity == key)
 
 
 def _swept(words: list[str], points: list[tuple[str, list[str], str]]) -> str:

@@ -15,12 +15,12 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import Preempted, UserError
-from ..signals import NAMES
+from ..signals import NAMES, handled
 
 log = logging.getLogger("mmft")
 
@@ -97,9 +97,15 @@ def side_by_side(jobs: Sequence[Callable[[], Any]]) -> list[Ended]:
             if process in running:
                 running.remove(process)
 
+    def pass_on(number: int, frame: Any) -> None:
+        """Each process saves and stops as a run alone does."""
+        for process in list(running):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+
     sys.stdout.flush()
     sys.stderr.flush()
-    with _passed_on(running, numbers):
+    with handled(pass_on):
         waiting = threading.Thread(target=fork_and_wait)
         waiting.start()
         waiting.join()
@@ -139,23 +145,6 @@ def _child(job: Callable[[], Any], number: int, of: int, threads: int, numbers: 
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)  # what the parent has open is the parent's to close
-
-
-@contextlib.contextmanager
-def _passed_on(running: list[int], numbers: list[int]) -> Iterator[None]:
-    """Signals to this process reach the children instead; each of them saves and stops as a run alone does."""
-
-    def pass_on(number: int, frame: Any) -> None:
-        for process in list(running):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, number)
-
-    before = {number: signal.signal(number, pass_on) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _end_of(process: int | None, reading: int) -> dict[str, Any]:
