@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .. import gated
+from .. import gated, norms
 from ..collators.base import IGNORE
 from ..dropout import SeededDropout, ones_and_zeros
 from ..freeze import freeze
@@ -31,6 +32,7 @@ class Rows:
 
     of: list[tuple[int, int, int]] = field(default_factory=list)
     read: list[int] = field(default_factory=list)
+    copies: int = 1  # how often the first member's batch stands there, where all members have the same one
 
     def sizes(self, length: int) -> list[int]:
         """Entries of each member among `length` of all, rows x positions."""
@@ -133,10 +135,9 @@ def carrier(base: Any, members: dict[int, Any], rows: Rows, checkpointing: dict[
                 place = JointLinear(place, rows)
                 model.set_submodule(name, place)
             place.members[str(number)] = layer
-    gated.take(
-        model, set.intersection(*(set(getattr(member, "gated", ())) for member in members.values())),
-        lambda layer, x: layer.share(x) if isinstance(layer, JointLinear) else gated.of_layer(layer, x),
-    )  # fmt: skip
+    gated.take(model, _common(members, "gated"), lambda layer, x: layer.share(x) if isinstance(layer, JointLinear) else gated.of_layer(layer, x))
+    norms.take(model, _common(members, "normed"))
+    _positions_once(model, rows)
     freeze(model)
     if all(getattr(member, "places", None) is not None for member in members.values()):
         narrow(model)
@@ -146,10 +147,32 @@ def carrier(base: Any, members: dict[int, Any], rows: Rows, checkpointing: dict[
     return model
 
 
+def _positions_once(model: Any, rows: Rows) -> None:
+    """Members with one batch have one table of positions: what the Qwen families work out row by row in Python is worked out for the first."""
+    for module in model.modules():
+        if callable(whole := getattr(module, "get_rope_index", None)):
+            module.get_rope_index = functools.partial(_of_first, whole, rows)
+
+
+def _of_first(whole: Any, rows: Rows, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """`get_rope_index`: (positions (3, B, S), deltas (B, 1)) of tensors whose first dimension goes over the rows, or over their images."""
+
+    def first(value: Any) -> Any:
+        return value[: len(value) // rows.copies] if isinstance(value, torch.Tensor) else value
+
+    positions, deltas = whole(*map(first, args), **{name: first(value) for name, value in kwargs.items()})
+    return positions.repeat(1, rows.copies, 1), deltas.repeat(rows.copies, 1)
+
+
+def _common(members: dict[int, Any], kinds: str) -> set[type]:
+    return set.intersection(*(set(getattr(member, kinds, ())) for member in members.values()))
+
+
 def losses(model: Any, rows: Rows, batches: Sequence[tuple[int, dict[str, Any], float]]) -> list[tuple[Any, Any]]:
     """(sum of the loss over supervised tokens, their number) of each (member, batch, label smoothing), from one pass."""
     rows.of = [(member, *batch["input_ids"].shape) for member, batch, _ in batches]
     rows.read = [int((batch["labels"][:, 1:] != IGNORE).sum()) for _, batch, _ in batches]
+    rows.copies = len(batches) if all(batch["input_ids"] is batches[0][1]["input_ids"] for _, batch, _ in batches) else 1
     logits, targets, keep = supervised_logits(model, stacked([batch for _, batch, _ in batches]))
     return [
         (F.cross_entropy(own.float(), wanted.to(own.device), reduction="sum", label_smoothing=smoothing), keep.new_tensor(n, dtype=torch.long))

@@ -75,7 +75,8 @@ def test_four_ranks_equal_four_runs_with_dropout_and_clipping(mmft, tmp_path):
 ])  # fmt: skip
 def test_what_points_may_differ_in(mmft, tmp_path, words):
     """Learning rate, schedule, targets, dropout, seed (and with it the order of rows): under accumulation, checkpointing, without a cache."""
-    words = [*words, *SMALL, "trainer.max_steps=3"]
+    # Adam divides a gradient by its own size: without a larger epsilon a weight whose gradient is rounding noise moves as far as any other
+    words = [*words, *SMALL, "trainer.max_steps=3", "trainer.adam_epsilon=0.0001"]
     joint, out = swept(mmft, tmp_path / "joint", *words, "hydra/launcher=joint", "hydra.launcher.processes=1")  # with as many threads as alone
     assert f"{len(joint)} points in step" in out
     alone, _ = swept(mmft, tmp_path / "alone", *words, "hydra/launcher=joint", "hydra.launcher.most=1")
