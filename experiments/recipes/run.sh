@@ -17,7 +17,7 @@ for recipe in "$@"; do case "$recipe" in
   blip2)   # 8-bit by bitsandbytes; the hub on 127.0.0.1 serves photos in place of the football pictures
     build blip2-opt-2.7b blip2
     "$python" "$here/stand_in.py" football "$coco" \
-      "$python" -m mmft experiment=blip2_football "model.path=$work/blip2" trainer.max_steps=3 "${short[@]}" "run_dir=$work/blip2_football" ;;
+      "$python" -m mmft experiment=blip2_football "model.path=$work/blip2" trainer.max_steps=3 trainer.logging_steps=1 "${short[@]}" "run_dir=$work/blip2_football" ;;
   llava)   # 4 billion parameters: the parts are removed once they are one
     build clip-vit-large-patch14-336 clip
     if [ ! -d "$work/llava" ]; then
@@ -26,7 +26,7 @@ for recipe in "$@"; do case "$recipe" in
       rm -r "$work/qwen1.5"
     fi
     [ -d "$work/cc3m" ] || "$python" "$here/stand_in.py" cc3m "$coco" "$work/cc3m"
-    "$python" -m mmft experiment=llava_cc3m "model.path=$work/llava" "data.path=$work/cc3m" model.dtype=bf16 trainer.max_steps=2 "${short[@]}" \
+    "$python" -m mmft experiment=llava_cc3m "model.path=$work/llava" "data.path=$work/cc3m" model.dtype=bf16 trainer.max_steps=2 trainer.logging_steps=1 "${short[@]}" \
       "run_dir=$work/llava_cc3m" ;;
   qwen2vl | swanlab)   # without a login SwanLab writes an offline run
     build Qwen2-VL-2B-Instruct qwen2vl
