@@ -73,6 +73,8 @@ def _gives_the_same(norm: Any) -> bool:
 
 
 def _forward(norm: Any, x: torch.Tensor) -> torch.Tensor:
-    if norm.weight.requires_grad or norm.weight.dtype != x.dtype or norm.weight.device != x.device:
+    # without a gradient there is nothing to save, and what is measured here is to the bit what later verbs compute
+    trains = torch.is_grad_enabled() and x.requires_grad and not norm.weight.requires_grad
+    if not trains or norm.weight.dtype != x.dtype or norm.weight.device != x.device:
         return type(norm).forward(norm, x)
     return Normalised.apply(x, norm.weight, _eps(norm))
