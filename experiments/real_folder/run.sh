@@ -22,5 +22,5 @@ run="$work/captions"
 
 # 4. the same held-out pictures, then other ones in their places, then a grey one
 "$python" "$here/measure.py" "$run" "$here/README.md"
-cp "$run/snapshot.yaml" "$here/snapshot.yaml"
+sed "s#$work#outputs/real_folder#; s#$folder#outputs/stamps#" "$run/snapshot.yaml" >"$here/snapshot.yaml"
 "$python" "$here/../picture.py" "$run/report.html" "$here/answers.png" 1200 2600

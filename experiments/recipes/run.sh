@@ -36,7 +36,7 @@ for recipe in "$@"; do case "$recipe" in
   table)
     runs=()
     for name in blip2_football llava_cc3m qwen2vl_coco500 qwen2vl_coco500_swanlab; do
-      if [ -f "$work/$name/DONE" ]; then runs+=("$work/$name"); cp "$work/$name/snapshot.yaml" "$here/$name.snapshot.yaml"; fi
+      if [ -f "$work/$name/DONE" ]; then runs+=("$work/$name"); sed "s#$work#outputs/recipes#; s#$coco#outputs/coco#" "$work/$name/snapshot.yaml" >"$here/$name.snapshot.yaml"; fi
     done
     "$python" "$here/../table.py" "$here/README.md" "${runs[@]}" --columns 'parameters=total_parameters' 'trained=trainable_parameters' \
       'rows a step=effective_batch_size' steps 's a step=times.train/steps' 'to first step, s=times.to_first_step' 'peak memory, MB=peak_memory_mb' \
