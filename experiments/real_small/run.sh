@@ -28,5 +28,5 @@ for name in all what; do
   "$python" -m mmft evaluate run="$run" base=true "${held_out[@]}"
   "$python" -m mmft evaluate run="$run" data.path="$work/${name}_shuffled.jsonl" "${held_out[@]}"
   "$python" "$here/figures.py" "$run" "$work/$name.jsonl" "$here/README.md" "$name"
-  cp "$run/snapshot.yaml" "$here/$name.snapshot.yaml"
+  sed "s#$work#outputs/real_small#" "$run/snapshot.yaml" >"$here/$name.snapshot.yaml"
 done
