@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole study: two packages -> two folders -> one LLaVA -> projector aligned -> LoRA -> does it look at the picture?
-#   experiments/llava_small/run.sh COCO_FOLDER [WORK_FOLDER]      (about 30 minutes on two shared cores, 3 GB of memory)
+#   experiments/llava_small/run.sh COCO_FOLDER [WORK_FOLDER]      (about 12 minutes on two idle cores, 4 GB of memory)
 set -euo pipefail
 photos="$1"
 work="${2:-outputs/llava_small}"
