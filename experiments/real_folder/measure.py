@@ -8,6 +8,7 @@ Writes the table and some answers between the README's markers. Intervals: 95 %,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -45,10 +46,7 @@ def main() -> None:
     for name in ("base", "tuned"):
         own: list[float] = []
         for which, seen in shown.items():
-            if name == "base":
-                with opened.base():
-                    losses, (metrics, answers) = row_losses(opened, seen), opened.evaluator(seen).measure(opened.model)
-            else:
+            with opened.base() if name == "base" else contextlib.nullcontext():
                 losses, (metrics, answers) = row_losses(opened, seen), opened.evaluator(seen).measure(opened.model)
             own = own or losses
             gain = [b - a for a, b in zip(own, losses, strict=True)]

@@ -30,3 +30,5 @@ for name in all what; do
   "$python" "$here/figures.py" "$run" "$work/$name.jsonl" "$here/README.md" "$name"
   sed "s#$work#outputs/real_small#" "$run/snapshot.yaml" >"$here/$name.snapshot.yaml"
 done
+# the oldest page is that of the questions with their own pictures
+"$python" "$here/../picture.py" "$(ls -tr "$work"/easy_vqa_what/eval/*.html | head -n 1)" "$here/answers.png" 1200 1400

@@ -40,6 +40,8 @@ for recipe in "$@"; do case "$recipe" in
     done
     "$python" "$here/../table.py" "$here/README.md" "${runs[@]}" --columns 'parameters=total_parameters' 'trained=trainable_parameters' \
       'rows a step=effective_batch_size' steps 's a step=times.train/steps' 'to first step, s=times.to_first_step' 'peak memory, MB=peak_memory_mb' \
-      'adapter, MB=size:adapter' 'first loss=train_loss.first' 'last=train_loss.last' ;;
+      'adapter, MB=size:adapter' 'first loss=train_loss.first' 'last=train_loss.last'
+    sed "s#$work#outputs/recipes#g" "$work/blip2_football/report.html" >"$work/report.html"
+    "$python" "$here/../picture.py" "$work/report.html" "$here/report.png" ;;
   *) echo "no recipe $recipe" >&2; exit 1 ;;
 esac; done
