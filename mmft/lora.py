@@ -170,10 +170,12 @@ def attach(model: Any, plan: Plan, seed: int = 0) -> Any:
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
 
-    from . import gated, norms, product
+    from . import gated, libraries, memory, norms, product
     from .dropout import seed_dropout
 
     settings = {k: v for k, v in plan.settings.items() if v is not None}
+    if settings.get("init_lora_weights") == "loftq":
+        libraries.with_bitsandbytes()
     settings = arguments(settings, lora_config())
     pattern = target_pattern(plan.adapted)
     everywhere = {n for n, _ in model.named_modules() if re.fullmatch(pattern, n)}
@@ -183,8 +185,11 @@ def attach(model: Any, plan: Plan, seed: int = 0) -> Any:
         settings.pop(done, None)
     try:
         peft_model = get_peft_model(model, LoraConfig(**settings))
-    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
-        raise UserError(f"lora: peft refuses these settings: {' '.join(str(error).split())[:300]}") from None
+    except (ValueError, TypeError, ImportError, NotImplementedError, KeyError, RuntimeError) as error:
+        if memory.is_out(error):
+            raise
+        why = f"it misses the key {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
+        raise UserError(f"lora: peft refuses these settings: {why}") from None
     got = {n.removeprefix("base_model.model.") for n, m in peft_model.named_modules() if isinstance(m, LoraLayer)}
     if got != set(plan.adapted):
         odd = sorted(got ^ set(plan.adapted))

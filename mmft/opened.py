@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from . import libraries
 from .config import build, check, nearest, to_plain
 from .errors import UserError
 from .run import Run
@@ -56,6 +57,7 @@ def open_any(path: str | Path | None, cfg: DictConfig, overrides: list[str], che
     """`open_run`, or with path None the model of the command's own model=..., as it is. Errors raised: UserError."""
     if path is not None:
         return open_run(path, cfg, overrides, checkpoint)
+    libraries.load("transformers", "peft")
     family = build(cfg.model)
     loaded = family.load()
     collator = family.collator(cfg.collator, loaded)
@@ -122,6 +124,7 @@ def open_run(path: str | Path, cfg: DictConfig, overrides: list[str], checkpoint
 
     Errors raised: UserError for a run that never finished, a base that changed since, an adapter that does not fit.
     """
+    libraries.load("transformers", "peft")
     run, kept = run_config(path, cfg, overrides)
     weights, full = trained_weights(run, checkpoint)
     family = build(kept.model)

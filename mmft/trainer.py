@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
-from . import checkpoints
+from . import checkpoints, libraries
 from .augment import Augmented
 from .config import arguments
 from .distributed import is_main, share, total, world_size
@@ -23,6 +23,7 @@ from .objective import supervised_loss
 
 log = logging.getLogger("mmft")
 
+PLAIN_OPTIMIZERS = ("adamw_torch", "sgd", "adafactor", "adagrad")  # how the names of those begin that torch or transformers have themselves
 # TrainingArguments' older names that mmft's own yaml uses, since every supported release has them, and what 5.2x calls them.
 RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
@@ -273,6 +274,8 @@ def training_settings(trainer: dict[str, Any], **managed: Any) -> tuple[Training
         args = TrainingArguments(**values, **managed)
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())[:400]}") from None
+    if not args.optim.value.startswith(PLAIN_OPTIMIZERS):
+        libraries.with_bitsandbytes()
     if patience is None:
         return args, []
     if not args.load_best_model_at_end:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
-SMALL = ["data.pictures=17", "data.splits.validation=2", "trainer.logging_steps=1", "trainer.per_device_train_batch_size=2", "trainer.num_train_epochs=2",
+SHAPES = ["data.pictures=17", "data.splits.validation=2"]
+SMALL = ["trainer.logging_steps=1", "trainer.per_device_train_batch_size=2", "trainer.num_train_epochs=2",
          "trainer.gradient_accumulation_steps=3", "lora.lora_dropout=0.3", "trainer.fold_accumulation=always", "evaluation.split=null", "logger=none"]  # fmt: skip
 
 
-def trained(mmft, folder, *words):
-    code, out, err = mmft(*SMALL, *words, f"run_dir={folder.as_posix()}")
+def trained(mmft, folder, *words, data=SHAPES):
+    code, out, err = mmft(*data, *SMALL, *words, f"run_dir={folder.as_posix()}")
     assert code == 0, err[-2000:]
     losses = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines() if '"loss"' in line]
     return losses, load_file(folder / "adapter" / "adapter_model.safetensors"), json.loads((folder / "summary.json").read_text(encoding="utf-8")), out
@@ -37,11 +39,23 @@ def test_without_memory_for_it_micro_batches_stay(mmft, tmp_path, monkeypatch):
     assert summary["micro_batches_folded"] == 1
 
 
-def test_auto_folds_on_gpus_alone(monkeypatch):
+def test_auto_on_a_cpu_looks_at_the_lengths(mmft, tmp_path):
+    """Rows of one length are folded; where every fourth answer is long, a batch of all would be mostly padding."""
+    Image.new("RGB", (56, 56), (200, 40, 0)).save(tmp_path / "a.png")
+    for name, answers in {"even": ["a red square"] * 16, "uneven": ["red", "red", "red", "a red square " * 12] * 4}.items():
+        rows = tmp_path / f"{name}.csv"
+        rows.write_text("\n".join(["image,question,answer", *(f"a.png,What is it {n}?,{a}" for n, a in enumerate(answers))]), encoding="utf-8")
+        words = ["data=table", f"data.path={rows.as_posix()}", "data.columns={image: image, text: answer, prompt: question}", "data.splits.validation=0", f"output_dir={(tmp_path / 'o').as_posix()}"]
+        words += ["trainer.fold_accumulation=auto", "trainer.max_steps=1", "trainer.per_device_train_batch_size=1"]
+        *_, summary, _ = trained(mmft, tmp_path / name, *words, data=())
+        assert summary["micro_batches_folded"] == {"even": 3, "uneven": 1}[name]
+
+
+def test_settings_that_forbid_it():
     from mmft.folding import foldable
 
-    assert [foldable({"gradient_accumulation_steps": 4}, device) for device in ("cpu", "cuda")] == [1, 4]
-    assert foldable({"gradient_accumulation_steps": 4, "fold_accumulation": "always"}, "cpu") == 4
+    found = [foldable({"gradient_accumulation_steps": 4, **more}) for more in ({}, {"fold_accumulation": "off"}, {"fsdp": "full_shard"})]
+    assert found == [4, 1, 1]
 
 
 def test_a_wrong_value_is_one_line(mmft):

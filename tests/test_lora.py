@@ -233,7 +233,10 @@ def test_the_saved_pattern_means_the_planned_names_alone(skeleton):
     assert {n for n in names if re.fullmatch(target_pattern(adapted), n)} == adapted
 
 
-@pytest.mark.parametrize("settings", [{"init_lora_weights": "nonsense"}, {"lora_dropout": 0.1, "use_dora": True, "target_modules": ["q_proj"], "bias": "nonsense"}])
+@pytest.mark.parametrize("settings", [
+    {"init_lora_weights": "nonsense"}, {"lora_dropout": 0.1, "use_dora": True, "target_modules": ["q_proj"], "bias": "nonsense"},
+    {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}},
+])  # fmt: skip
 def test_what_peft_refuses_is_one_line(small, settings):
     model, _, _ = small.load("qwen2vl")
     made = plan(model, {**R, "target_modules": ["q_proj"], **settings})

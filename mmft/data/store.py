@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +84,8 @@ class Rows:
 
     def __init__(self, path: Path, name: str, length: int, root: str | None):
         self.path, self.name, self._length, self._root = path, name, length, root
-        self._table: Any = None
+        self._batches: list[Any] | None = None  # as they lie in the mapped file
+        self._ends: list[int] = []  # rows up to the end of each
 
     def __len__(self) -> int:
         return self._length
@@ -92,23 +95,30 @@ class Rows:
             raise TypeError("rows are taken one at a time, by number")
         if not -self._length <= index < self._length:
             raise IndexError(f"{self.name} has {self._length} rows, not a row {index}")
-        if self._table is None:
-            from datasets import Dataset
-
-            self._table = Dataset.from_file(str(self.path / f"{self.name}.arrow"))
-        row = self._table[int(index)]
+        row = self._row(index % self._length)
         # images that came as bytes lie in the prepared directory itself, wherever that is now
         root = str(self.path.resolve().as_posix()) if row["stored"] else self._root or ""
         return Sample(row["id"], tuple(row["images"]), json.loads(row["messages"]), tuple(row["references"]), root, tuple(row["sha256"]))
+
+    def _row(self, index: int) -> dict[str, Any]:
+        import pyarrow as pa
+
+        if self._batches is None:
+            with pa.memory_map(str(self.path / f"{self.name}.arrow")) as file:
+                self._batches = list(pa.ipc.open_stream(file))  # not a byte of a row is read here
+            self._ends = list(accumulate(batch.num_rows for batch in self._batches))
+        n = bisect_right(self._ends, index)
+        batch = self._batches[n]
+        return batch.slice(index - self._ends[n] + batch.num_rows, 1).to_pylist()[0]
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(self._length))
 
     def close(self) -> None:
-        self._table = None
+        self._batches = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_table": None}  # a worker maps the file itself
+        return {**self.__dict__, "_batches": None}  # a worker maps the file itself
 
 
 def describe(prepared: PreparedData) -> list[str]:

@@ -29,9 +29,12 @@ class Joint:
 
     def __call__(self, points: list[tuple[str, list[str], str]]) -> list[dict[str, Any]]:
         """What `run_point` returned for each (config as yaml, words, sweep directory)."""
+        from .. import libraries
         from ..distributed import world_size
         from ..sweeping import here
         from .grouping import Candidate, divide
+
+        libraries.load("transformers.trainer", "peft")
 
         if self.most == 1 or len(points) < 2 or world_size() > 1:
             return here(points, self.shared)

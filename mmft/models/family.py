@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import libraries
 from ..config import build, nearest
 from ..errors import UserError
 from ..targets import trusts_remote_code
@@ -142,7 +143,8 @@ class Family:
         if quantization is not None:
             options |= {"quantization_config": quantization, "device_map": {"": device}}
             notes.append("8-bit base" if quantization.load_in_8bit else f"4-bit base ({quantization.bnb_4bit_quant_type})")
-        self._config(located)
+        if getattr(self._config(located), "quantization_config", None):  # weights that were saved so
+            libraries.with_bitsandbytes()
         try:
             with _silent():  # its report of many lines is said in one below
                 model, info = AutoModelForImageTextToText.from_pretrained(

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 from typing import Any
 
+from .. import libraries
 from ..config import nearest
 from ..distributed import local_rank, world_size
 from ..errors import UserError
@@ -58,6 +59,7 @@ def choose_quantization(wanted: dict | None, device: str) -> tuple[Any | None, s
         return None, ""
     if len(bits) == 2:
         raise UserError("model.quantization: load_in_8bit and load_in_4bit exclude each other; keep one")
+    libraries.with_bitsandbytes()
     reason = _why_not(device)
     if reason:
         return None, f"{bits[0]} is not possible here ({reason}); loading unquantised weights instead"

@@ -28,7 +28,9 @@ class Audit:
 
     def __call__(self, cfg: Any, overrides: list[str]) -> dict[str, Any]:
         """Errors raised: AuditFailed (exit code 1) when something is wrong; the page is written all the same."""
-        from .. import lora
+        from .. import libraries, lora
+
+        libraries.load("transformers.trainer", "peft")
         from ..audit import checks, counts, page, tokens
         from ..augment import made
         from ..data.store import describe

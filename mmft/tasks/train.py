@@ -28,7 +28,9 @@ class Train:
 
     def __call__(self, cfg: Any, overrides: list[str], parent: dict[str, Any] | None = None, shared: Any = None) -> Run:
         """`parent` describes the run that this one repeats (parent.json); `shared` is what the runs of a sweep share."""
-        from .. import disk, memory
+        from .. import disk, libraries, memory
+
+        libraries.load("transformers.trainer", "peft")
         from ..augment import made
         from ..data.store import describe
         from ..environment import process_started

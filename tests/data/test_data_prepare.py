@@ -8,6 +8,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from small import Given, all_rows, caption_row, make, pictures, png, report
 
@@ -304,9 +305,10 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
 
 def test_opening_maps_and_does_not_read(tmp_path):
     prepared = make(Given(given=[caption_row(png(i % 5), f"t{i}") for i in range(3000)]), tmp_path)
-    rows = prepared.split("train")
-    assert rows[2999].answer_text == "t2999" and rows._table.data.nbytes < 10 ** 7
-    assert type(rows._table.data).__name__ == "MemoryMappedTable"
+    rows, before = prepared.split("train"), pa.total_allocated_bytes()
+    assert rows[2999].answer_text == rows[-1].answer_text == "t2999" and [rows[n].answer_text for n in (0, 1717)] == ["t0", "t1717"]
+    size = (prepared.path / "train.arrow").stat().st_size
+    assert size > 200_000 and pa.total_allocated_bytes() - before < size / 20
 
 
 def test_manifest_is_plain_json_with_what_it_was_made_of(tmp_path):
