@@ -2,8 +2,9 @@
 
     python watch.py OUT.json -m mmft words ...          or          python watch.py OUT.json script.py task.json
 
-It looks at one door, the call of the transformers model that every contender makes (some replace its `forward`), and at
-`backward`; a contender cannot tell the difference, and is never timed here. FLOPs are counted from the first training batch on.
+It looks at two doors, the call of the transformers model (some replace its `forward`) and that of PEFT's wrapper, which for a causal
+language model goes on to `forward` past the first, and at `backward`. Where both are called, the inner counts. A contender cannot tell
+the difference, and is never timed here. FLOPs are counted from the first training batch on.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ def described(inputs: dict[str, Any]) -> list[dict[str, Any]]:
     A supervised position is read from `labels`, or from the mask of the logits that are kept.
     """
     ids, mask, labels, keep = inputs["input_ids"], inputs["attention_mask"], inputs.get("labels"), inputs.get("logits_to_keep")
+    if labels is not None and labels.shape != ids.shape:
+        labels = whole(labels, keep, ids)
     grids, rows = inputs.get("image_grid_thw"), []
     for n in range(ids.shape[0]):
         real = mask[n].bool()
@@ -54,17 +57,28 @@ def described(inputs: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def whole(labels: Any, keep: Any, ids: Any) -> Any:
+    """Labels at every position, where a loop passes only those of the logits it keeps: the last ones, or for a single row a mask of them."""
+    full = ids.new_full(ids.shape, IGNORE)
+    if isinstance(keep, int):
+        full[:, -keep:] = labels
+    else:
+        full[0, keep.nonzero()[:-1, 0] + 1] = labels[0, 1:]  # the logit at a position is for the label behind it
+    return full
+
+
 @contextmanager
 def recording() -> Iterator[dict[str, Any]]:
     """What reaches a model within the block: `adapter` (its hash at the first training batch), `steps` (rows and loss of each optimizer
     step), `shapes` of the batches, how many came as `pixels` and as `features`, and the `flops` from the first batch on."""
     import torch
     import transformers
+    from peft import PeftModel
     from torch.optim.optimizer import register_optimizer_step_pre_hook
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    models = tuple(getattr(transformers, name) for name in CLASSES)
+    models = (PeftModel, *(getattr(transformers, name) for name in CLASSES))
     seen: dict[str, Any] = {"adapter": None, "steps": [], "shapes": [], "features": 0, "pixels": 0}
     batch: list[dict[str, Any]] = []  # of the latest forward pass; it counts once a backward pass follows
     given: dict[str, Any] = {}
