@@ -23,8 +23,11 @@ LAYERS = {
 # BLIP-2's fixture multiplies rounding at 1e-3: the plain loop with another set of CPU instructions is 5e-4 from itself within 16 steps.
 RATES = {"qwen2vl": 1e-3, "llava": 1e-3, "blip2": 3e-4}
 # Scripts by contender; a peer is run by the python of its own environment.
-SCRIPTS = {"plain": "plain.py", "hand": "hand.py", "hand_merged": "hand.py", "trl": "trl_sft.py"}
-PEERS = ("trl",)
+SCRIPTS = {
+    "plain": "plain.py", "hand": "hand.py", "hand_merged": "hand.py",
+    "trl": "trl_sft.py", "llamafactory": "llamafactory_sft.py", "swift": "swift_sft.py",
+}  # fmt: skip
+PEERS = ("trl", "llamafactory", "swift")
 
 
 @dataclass(frozen=True)
