@@ -43,7 +43,7 @@ class Steps:
 
     def run(self) -> None:
         """Train to the end. Errors raised: Preempted after a signal, with a checkpoint; UserError."""
-        merged = folded(self.settings, self.line.model, self.line.collator, self.line.rows)
+        merged = folded(self.settings, self.line.model, self.line.collator, self.line.rows, together=self.seat is not None)
         micro = None
         if merged > 1:
             micro = self.settings["per_device_train_batch_size"]
