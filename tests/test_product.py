@@ -28,15 +28,15 @@ def unfused(model):
     return model
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("r, dropout", [(4, 0.0), (4, 0.3), (16, 0.3)])  # a thin product is computed as its transpose
 @pytest.mark.parametrize("kind", KINDS)
-def test_losses_and_gradients_are_those_of_peft_over_the_whole_last_layer(small, kind, dropout):
-    wanted, collator = adapted(small, kind, lora_dropout=dropout)
+def test_losses_and_gradients_are_those_of_peft_over_the_whole_last_layer(small, kind, r, dropout):
+    wanted, collator = adapted(small, kind, lora_dropout=dropout, r=r)
     inputs = batch(small, kind, collator)
     freeze(unfused(wanted))
     loss, gradients = measured(wanted, inputs)
     for checkpointing in (False, True):
-        model, _ = adapted(small, kind, lora_dropout=dropout)
+        model, _ = adapted(small, kind, lora_dropout=dropout, r=r)
         freeze(model)
         places = narrowing.checked(model, inputs)
         assert places is not None
