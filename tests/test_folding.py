@@ -51,6 +51,14 @@ def test_auto_on_a_cpu_looks_at_the_lengths(mmft, tmp_path):
         assert summary["micro_batches_folded"] == {"even": 3, "uneven": 1}[name]
 
 
+def test_points_that_are_trained_in_step_on_a_cpu_are_left_as_they_are(mmft, tmp_path):
+    words = [*SHAPES, *SMALL, "trainer.fold_accumulation=auto", "trainer.max_steps=1", "name=two"]
+    code, _, err = mmft("-m", "lora.r=2,4", *words, f"output_dir={tmp_path.as_posix()}", output_dir=False)
+    assert code == 0, err[-2000:]
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in tmp_path.glob("sweeps/two/*/summary.json")]
+    assert [(s["trained_together"], s["micro_batches_folded"]) for s in found] == [(2, 1)] * 2
+
+
 def test_settings_that_forbid_it():
     from mmft.folding import foldable
 

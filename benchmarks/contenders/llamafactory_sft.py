@@ -8,7 +8,6 @@ It is fed with the tutorial's collation: its templates put loss on the newline b
 from __future__ import annotations
 
 import os
-import time
 
 import recipe
 
@@ -64,13 +63,10 @@ def main() -> None:
         train_dataset=recipe.rows(task),
         data_collator=recipe.Collate(task, processor),
     )
-    started = time.perf_counter()
-    trainer.train()
-    loop = time.perf_counter() - started
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    found = recipe.trained(trainer)
     trainer.save_model(f"{task.out}/adapter")
     processor.save_pretrained(f"{task.out}/adapter")
-    recipe.write_result(task, loop=loop, cache=0.0, losses=losses)
+    recipe.write_result(task, **found)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import time
-
 import recipe
 
 
@@ -46,13 +44,10 @@ def main() -> None:
         train_dataset=recipe.rows(task),
         data_collator=recipe.Collate(task, processor),
     )
-    started = time.perf_counter()
-    trainer.train()
-    loop = time.perf_counter() - started
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    found = recipe.trained(trainer)
     model.save_pretrained(f"{task.out}/adapter")
     processor.save_pretrained(f"{task.out}/adapter")
-    recipe.write_result(task, loop=loop, cache=0.0, losses=losses)
+    recipe.write_result(task, **found)
 
 
 if __name__ == "__main__":

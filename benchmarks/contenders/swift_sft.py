@@ -9,7 +9,6 @@ tokenizer's image id as a constant, and puts loss on the newline behind the end 
 from __future__ import annotations
 
 import os
-import time
 from typing import Any
 
 import recipe
@@ -74,12 +73,9 @@ def main() -> None:
     set_seed(task.seed)
     model = SwiftSft.prepare_model(args, model, template=template, train_dataset=rows)
     trainer = Seq2SeqTrainer(model=model, args=args.training_args, template=template, train_dataset=rows)
-    started = time.perf_counter()
-    trainer.train()
-    loop = time.perf_counter() - started
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    found = recipe.trained(trainer)
     trainer.save_model(f"{task.out}/adapter")
-    recipe.write_result(task, loop=loop, cache=0.0, losses=losses)
+    recipe.write_result(task, **found)
 
 
 if __name__ == "__main__":

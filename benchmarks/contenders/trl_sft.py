@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import time
-
 import recipe
 
 
@@ -50,12 +48,9 @@ def main() -> None:
         processing_class=processor,
         peft_config=recipe.lora_config(task),
     )
-    started = time.perf_counter()
-    trainer.train()
-    loop = time.perf_counter() - started
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    found = recipe.trained(trainer)
     trainer.save_model(f"{task.out}/adapter")
-    recipe.write_result(task, loop=loop, cache=0.0, losses=losses)
+    recipe.write_result(task, **found)
 
 
 if __name__ == "__main__":
