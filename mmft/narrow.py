@@ -110,7 +110,7 @@ def _by_position(top: Any) -> list[Any]:
 
     def visit(module: Any) -> None:
         for name, child in module.named_children():
-            if name in BY_POSITION or name == "mlp" and _dense(child):
+            if name in BY_POSITION or name == "mlp" and dense(child):
                 found.append(child)
             elif not hasattr(child, "base_layer"):
                 visit(child)
@@ -119,7 +119,7 @@ def _by_position(top: Any) -> list[Any]:
     return found
 
 
-def _dense(mlp: Any) -> bool:
+def dense(mlp: Any) -> bool:
     """Whether it is linear layers (adapted or not) and an activation, with no router or table of experts."""
     from transformers.activations import ACT2CLS
 

@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from ..collators.base import PIXELS
+from . import tower
 
 
 class Uncacheable(Exception):
@@ -35,6 +36,7 @@ class Taken:
         self.stacked = False  # (images, tokens, width) in one tensor, else one (tokens, width) tensor an image
         self.none: dict[str, None] = {}  # pixels that the model's forward wants to be told are not there
         self.levels = 0  # further features that enter deeper layers (Qwen3-VL's deepstack)
+        self.ways: tower.Ways | None = None  # how this model's tower is computed, known after the first pass
 
     def compute(self, model: Any, tensors: dict[str, Any], n_images: int) -> list[dict[str, Any]]:
         """One entry an image: `features` (tokens, width), `deep.N` alike, and `input.NAME` (1, ...), which the model takes beside.
@@ -45,7 +47,9 @@ class Taken:
 
         known = inspect.signature(model.get_image_features).parameters
         given = {k: v.to(model.device) for k, v in tensors.items() if k in known}
-        with torch.no_grad():
+        if self.ways is None:
+            self.ways = tower.ways(model)
+        with torch.no_grad(), tower.lean(self.ways):
             output = model.get_image_features(**given, return_dict=True)
         pooled = output.pooler_output
         if pooled is None or len(pooled) != n_images:
