@@ -14,8 +14,9 @@ from ..gated import CLOSE
 from ..models.parts import part_of
 from ..narrow import dense
 
-# Values of an MLP's inner width that are worked on at once on a CPU: 2 MB of fp32, which a core's second cache about holds. Measured:
-# blocks of 256, 512 and 1024 rows of width 1280 each took 0.85 to 0.9 of the pass with whole MLPs. With fewer rows products become slower.
+# Values of an MLP's inner width that are worked on at once on a CPU: 2 MB of fp32, which a core's second cache about holds. Blocks of 256,
+# 512 and 1024 rows took 0.91, 0.86 and 0.90 of the pass with whole MLPs of width 977, and 0.94, 1.01 and 0.88 for width 1280, where one
+# round differed from the next by more. With fewer rows products become slower.
 BLOCK, FEWEST = 2**19, 256
 
 Ways = list[tuple[Any, Callable[[torch.Tensor], torch.Tensor]]]  # (module, what computes its forward instead)
@@ -24,13 +25,17 @@ Ways = list[tuple[Any, Callable[[torch.Tensor], torch.Tensor]]]  # (module, what
 def ways(model: Any) -> Ways:
     """What may be computed otherwise in this model before its language part; nothing that hooks have been put around."""
     found: Ways = []
+    apart: dict[type, bool] = {}  # whether rows may be computed apart, by the class of the MLP
     for name, module in model.named_modules():
         if part_of(name) in ("language", "other") or "forward" in vars(module):
             continue
         if isinstance(module, torch.nn.Conv3d) and _patches(module):
-            found.append((module, functools.partial(_product, module, type(module).forward)))
-        elif name.rpartition(".")[2] == "mlp" and model.device.type == "cpu" and dense(module) and (width := _inner(module)):
-            found.append((module, functools.partial(_blocks, functools.partial(type(module).forward, module), max(FEWEST, BLOCK // width))))
+            found.append((module, functools.partial(_product, module, module.forward)))
+        elif name.rpartition(".")[2] == "mlp" and model.device.type == "cpu" and dense(module):
+            if type(module) not in apart:
+                apart[type(module)] = _gives_the_same(module)
+            if apart[type(module)]:
+                found.append((module, functools.partial(_blocks, module.forward, max(FEWEST, BLOCK // _inner(module)))))
     return found
 
 
@@ -54,22 +59,28 @@ def _patches(conv: Any) -> bool:
 def _product(conv: Any, whole: Any, x: torch.Tensor) -> torch.Tensor:
     """(N, C, T, P, P), each a single patch -> (N, d, 1, 1, 1): a convolution was measured to take almost four times as long."""
     if x.dim() != 5 or tuple(x.shape[2:]) != conv.kernel_size:
-        return whole(conv, x)
+        return whole(x)
     return F.linear(x.flatten(1), conv.weight.flatten(1), conv.bias).view(x.shape[0], -1, 1, 1, 1)
 
 
+def _layers(mlp: Any) -> list[torch.nn.Linear]:
+    return [m for m in mlp.modules() if isinstance(m, torch.nn.Linear)]
+
+
 def _inner(mlp: Any) -> int:
-    """The width of its widest layer; 0 where rows of it are not computed apart as they are together."""
-    layers = [m for m in mlp.modules() if isinstance(m, torch.nn.Linear)]
-    weight = layers[0].weight
-    if not weight.is_floating_point():  # packed 4-bit weights
-        return 0
-    x = torch.randn(4, layers[0].in_features, generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
+    """The width of its widest layer."""
+    return max(layer.out_features for layer in _layers(mlp))
+
+
+def _gives_the_same(mlp: Any) -> bool:
+    """Whether made-up rows computed apart are what they are together; not asked of packed 4-bit weights, which are left whole."""
+    first = _layers(mlp)[0]
+    if not first.weight.is_floating_point():
+        return False
+    x = torch.randn(4, first.in_features, generator=torch.Generator().manual_seed(0)).to(first.weight.device, first.weight.dtype)
     with torch.no_grad():
         whole, halves = mlp(x), torch.cat([mlp(x[:2]), mlp(x[2:])])
-    if whole.shape != halves.shape or (whole - halves).abs().max() > CLOSE * whole.abs().max():
-        return 0
-    return max(layer.out_features for layer in layers)
+    return whole.shape == halves.shape and bool((whole - halves).abs().max() <= CLOSE * whole.abs().max())
 
 
 def _blocks(whole: Callable[[torch.Tensor], torch.Tensor], rows: int, x: torch.Tensor) -> torch.Tensor:
