@@ -1,4 +1,8 @@
-"""The pass through a frozen tower with fewer passes over memory: the patches' convolution as a product, MLPs some rows at a time."""
+"""The pass through a frozen tower with less memory moved: on a CPU its MLPs work on some rows at a time.
+
+What is measured in training is to the bit what later verbs measure from pixels, so nothing here may round otherwise than the
+tower's own forward. (Qwen's convolution over single patches as the product of matrices that it is takes a quarter of its time, but does.)
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from ..gated import CLOSE
 from ..models.parts import part_of
@@ -25,13 +28,13 @@ Ways = list[tuple[Any, Callable[[torch.Tensor], torch.Tensor]]]  # (module, what
 def ways(model: Any) -> Ways:
     """What may be computed otherwise in this model before its language part; nothing that hooks have been put around."""
     found: Ways = []
+    if model.device.type != "cpu":
+        return found
     apart: dict[type, bool] = {}  # whether rows may be computed apart, by the class of the MLP
     for name, module in model.named_modules():
         if part_of(name) in ("language", "other") or "forward" in vars(module):
             continue
-        if isinstance(module, torch.nn.Conv3d) and _patches(module):
-            found.append((module, functools.partial(_product, module, module.forward)))
-        elif name.rpartition(".")[2] == "mlp" and model.device.type == "cpu" and dense(module):
+        if name.rpartition(".")[2] == "mlp" and dense(module):
             if type(module) not in apart:
                 apart[type(module)] = _gives_the_same(module)
             if apart[type(module)]:
@@ -49,18 +52,6 @@ def lean(found: Ways) -> Iterator[None]:
     finally:
         for module, _ in found:
             del module.forward
-
-
-def _patches(conv: Any) -> bool:
-    """Whether it makes one vector of each patch and knows no neighbours."""
-    return conv.kernel_size == conv.stride and not any(conv.padding) and set(conv.dilation) == {1} and conv.groups == 1
-
-
-def _product(conv: Any, whole: Any, x: torch.Tensor) -> torch.Tensor:
-    """(N, C, T, P, P), each a single patch -> (N, d, 1, 1, 1): a convolution was measured to take almost four times as long."""
-    if x.dim() != 5 or tuple(x.shape[2:]) != conv.kernel_size:
-        return whole(x)
-    return F.linear(x.flatten(1), conv.weight.flatten(1), conv.bias).view(x.shape[0], -1, 1, 1, 1)
 
 
 def _layers(mlp: Any) -> list[torch.nn.Linear]:

@@ -106,9 +106,9 @@ def test_gradients_equal_those_of_the_pixel_path(small, kind):
         assert torch.allclose(a, b, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind, convolution", [("qwen2vl", True), ("qwen3vl", True), ("llava", False), ("blip2", False)])
-def test_the_lean_pass_gives_the_stock_towers_features_and_leaves_it_as_it_was(small, monkeypatch, kind, convolution):
-    """MLPs in blocks of five rows, which divide no picture's patches, and the patches' convolution as a product."""
+@pytest.mark.parametrize("kind", ["qwen2vl", "qwen3vl", "llava", "blip2"])
+def test_the_lean_pass_gives_the_stock_towers_features_and_leaves_it_as_it_was(small, monkeypatch, kind):
+    """MLPs in blocks of five rows, which divide no picture's patches."""
     import torch
 
     from mmft.features import tower
@@ -128,8 +128,7 @@ def test_the_lean_pass_gives_the_stock_towers_features_and_leaves_it_as_it_was(s
                 inner.register_forward_pre_hook(lambda _, args: rows.append(args[0].reshape(-1, args[0].shape[-1]).shape[0]))
     taken = Taken()
     lean = taken.compute(model, tensors, 2)
-    kinds = {type(module).__name__ for module, _ in taken.ways}
-    assert ("Conv3d" in kinds) == convolution and any("mlp" in k.lower() for k in kinds)
+    assert any("mlp" in type(module).__name__.lower() for module, _ in taken.ways)
     assert rows and max(rows) == 5  # the MLPs really were computed in blocks
     assert all("forward" not in vars(module) for module in model.modules())
     for own, entry in zip(stock, lean, strict=True):
@@ -137,21 +136,13 @@ def test_the_lean_pass_gives_the_stock_towers_features_and_leaves_it_as_it_was(s
         assert float(own.abs().max()) > 1e-2
 
 
-def test_a_convolution_that_sees_more_than_one_patch_and_a_hooked_module_are_left_alone(small):
-    import torch
-
+def test_a_hooked_module_is_left_alone(small):
     from mmft.features import tower
 
     model, _, _ = small.load("qwen2vl")
-    conv = next(m for m in model.modules() if isinstance(m, torch.nn.Conv3d))
-    (way,) = [forward for module, forward in tower.ways(model) if module is conv]
-    several = torch.randn(1, conv.in_channels, conv.kernel_size[0], 3 * conv.kernel_size[1], 2 * conv.kernel_size[2])
-    assert torch.equal(way(several), conv(several)) and way(several).shape[-2:] == (3, 2)
-    mlp = next(module for module, _ in tower.ways(model) if module is not conv)
+    mlp = tower.ways(model)[0][0]
     mlp.forward = mlp.forward  # as accelerate's hooks put theirs around it
     assert mlp not in [module for module, _ in tower.ways(model)]
-    conv.stride = (1, 1, 1)  # patches that overlap
-    assert conv not in [module for module, _ in tower.ways(model)]
 
 
 @pytest.mark.parametrize("more, named", [
