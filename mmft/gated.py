@@ -20,11 +20,11 @@ from .product import Share, fusable, gradients, multiplied, one_dtype, share
 Shares = Callable[[Any, torch.Tensor], Share | None]  # (layer, x or something of its shape) -> what it puts into a product
 
 NAMES = ("gate_proj", "up_proj", "down_proj")  # as transformers' families with such an MLP call them
-CLOSE = 1e-5  # of the largest output: more of a difference than rounding makes
+CLOSE = 1e-5  # of the largest output: more of a difference than rounding makes in fp32
 
 
 class Gated(torch.autograd.Function):
-    """`forward(x (M, in), shares of gate, up and down, their adapters' matrices in this order)` -> (M, out), in one dtype."""
+    """`forward(x (M, in), shares of gate, up and down, their adapters' matrices in this order)` -> (M, out), in dtypes as `Product`."""
 
     @staticmethod
     def forward(ctx: Any, x: Any, shares: list[Share], *adapters: Any) -> Any:
@@ -110,9 +110,11 @@ def _is_plain(mlp: Any) -> bool:
 def _gives_the_same(mlp: Any) -> bool:
     weight = _base(mlp.gate_proj).weight
     x = torch.randn(2, weight.shape[-1], generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
-    with torch.no_grad():
+    half = weight.dtype in (torch.float16, torch.bfloat16)
+    close = max(CLOSE, 2 * torch.finfo(weight.dtype).eps) if half else CLOSE
+    with torch.no_grad(), torch.autocast(weight.device.type, dtype=weight.dtype if half else None, enabled=half):  # as it is trained
         y = _operation(mlp, x, of_layer)
-        return y is not None and bool((y - type(mlp).forward(mlp, x)).abs().max() <= CLOSE * y.abs().max())
+        return y is not None and bool((y - type(mlp).forward(mlp, x)).abs().max() <= close * y.abs().max())
 
 
 def _operation(mlp: Any, x: torch.Tensor, shares: Shares) -> torch.Tensor | None:

@@ -55,7 +55,7 @@ def multiplied(x: Any, base: Any, parts: list[Part], adapters: Sequence[Any]) ->
     y = F.linear(x, base.weight, base.bias)
     inner = []
     for part, a, b in zip(parts, adapters[::2], adapters[1::2]):
-        own = part.dropped(part.of(x))
+        own, a, b = part.dropped(part.of(x)), a.to(x.dtype), b.to(x.dtype)
         h = thin(own, a.t()) if part.trains else own @ a.t()
         inner.append(h)
         part.of(y).addmm_(h, b.t(), alpha=part.scaling * part.factor)
@@ -75,10 +75,11 @@ def gradients(
         of_x.addmm_(gradient, base.weight)
     found = []
     for i, part in enumerate(parts):
-        a, b, own, alpha = adapters[2 * i], adapters[2 * i + 1], part.of(gradient), part.scaling * part.factor
+        own, alpha, dtype = part.of(gradient), part.scaling * part.factor, adapters[2 * i].dtype
+        a, b = (matrix.to(x.dtype) for matrix in adapters[2 * i : 2 * i + 2])
         narrow = thin(own, b).mul_(alpha)
-        found.append(narrow.t() @ part.dropped(part.of(x)) if wanted[2 * i] else None)
-        found.append(thin(own.t(), inner[i]).mul_(alpha) if wanted[2 * i + 1] else None)
+        found.append((narrow.t() @ part.dropped(part.of(x))).to(dtype) if wanted[2 * i] else None)
+        found.append(thin(own.t(), inner[i]).mul_(alpha).to(dtype) if wanted[2 * i + 1] else None)
         if of_x is None:
             continue
         if part.kept is None:
@@ -89,8 +90,9 @@ def gradients(
 
 
 class Product(torch.autograd.Function):
-    """`forward(x (M, in), base (a frozen torch.nn.Linear), parts, A_1 (r_1, in), B_1 (out, r_1), A_2, ...)` -> (M, out), in one dtype.
+    """`forward(x (M, in), base (a frozen torch.nn.Linear), parts, A_1 (r_1, in), B_1 (out, r_1), A_2, ...)` -> (M, out).
 
+    All in the dtype of x and base; adapters of another (fp32 ones, trained under autocast) are cast to it, their gradients back.
     Kept for the backward pass: x once for all layers that read it, the masks (a byte a value), and the products of rank r;
     peft's way keeps x after dropout, too, once for each layer, and what each adapter adds to y.
     """
@@ -122,8 +124,17 @@ def plain(layer: Any, x: torch.Tensor) -> bool:
 
 
 def one_dtype(x: torch.Tensor, base: Any, *weights: torch.Tensor) -> bool:
-    """Whether nothing would be cast on the way (autocast does, and fp32 adapters on a half-precision base)."""
-    return not torch.is_autocast_enabled(x.device.type) and all(w.dtype == x.dtype for w in (base.weight, *weights))
+    """Whether all products here are computed in the dtype that x and base have.
+
+    Autocast to that dtype casts the adapters' weights, of any dtype, to it. Without autocast peft casts x to theirs, which is
+    what measuring and later verbs compute with fp32 adapters on a half-precision base.
+    """
+    kind = x.device.type
+    if base.weight.dtype != x.dtype:
+        return False
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind) == x.dtype
+    return all(w.dtype == x.dtype for w in weights)
 
 
 def fusable(layer: Any) -> bool:

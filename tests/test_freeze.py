@@ -13,10 +13,10 @@ LANGUAGE = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all
 TOWERS = {"qwen2vl": ["model.visual"], "llava": ["model.vision_tower", "model.multi_modal_projector"], "blip2": ["vision_model", "qformer", "language_projection"]}
 
 
-def adapted(small, kind, **settings):
+def adapted(small, kind, dtype="fp32", **settings):
     import torch
 
-    model, collator, _ = small.load(kind)
+    model, collator, _ = small.load(kind, dtype=dtype)
     torch.manual_seed(0)
     made = attach(model, plan(model, {**LANGUAGE, **settings}))
     for name, parameter in made.named_parameters():

@@ -66,6 +66,73 @@ def kept_bytes(model, inputs):
     return sum(kept.values())
 
 
+def distance(found, wanted):
+    """Of all gradients taken as one vector, by the length of what it should be."""
+    import torch
+
+    off, whole = (torch.cat([g.flatten().float() for g in gs]) for gs in ([found[n] - g for n, g in wanted.items()], list(wanted.values())))
+    return float(off.norm() / whole.norm())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("kind", ["qwen2vl", "llava", "blip2"])
+def test_fp32_adapters_on_a_half_precision_base_are_one_operation_too(small, kind, dropout):
+    """As a GPU trains: bf16 weights, fp32 adapters, autocast. Against the same weights in fp32, as near as peft's way through autocast is."""
+    import torch
+
+    def made(dtype, fused=True):
+        model, collator = adapted(small, kind, dtype=dtype, lora_dropout=dropout)
+        freeze(model if fused else unfused(model))
+        return model, collator
+
+    exact, collator = made("fp32", fused=False)
+    rounded, _ = made("bf16")
+    exact.load_state_dict(rounded.state_dict())  # what bf16 holds, in fp32
+    inputs = batch(small, kind, collator)
+    loss, wanted = measured(exact, inputs)
+    far = {}
+    for fused in (True, False):
+        model = rounded if fused else made("bf16", fused=False)[0]
+        calls = counted(model)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got, found = measured(model, inputs)
+        assert bool(calls) == (not fused), "layers that peft computed"
+        assert got == pytest.approx(loss, rel=2e-2)
+        assert all(g.dtype == torch.float32 for g in found.values()) and found.keys() == wanted.keys()
+        far[fused] = distance(found, wanted)
+    assert far[True] <= max(0.1, 1.5 * far[False]), "a factor forgotten would be a third"
+
+
+
+def counted(model):
+    """The adapted layers that are computed by peft's own forward, as they are computed."""
+    called = []
+    for layer in model.modules():
+        if hasattr(layer, "lora_A"):
+            layer.lora_A["default"].register_forward_hook(lambda *_: called.append(1))
+    return called
+
+
+def test_in_half_precision_less_is_kept_and_without_autocast_peft_computes(small):
+    import torch
+
+    model, collator = adapted(small, "llava", dtype="bf16", lora_dropout=0.3)
+    inputs = batch(small, "llava", collator)
+    freeze(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        less = kept_bytes(model, inputs)
+        assert {k.__name__ for k in model.gated} == {"Qwen2MLP"}
+        more = kept_bytes(unfused(adapted(small, "llava", dtype="bf16", lora_dropout=0.3)[0]), inputs)
+    assert less < 0.7 * more
+
+    model, _ = adapted(small, "llava", dtype="bf16", lora_dropout=0.0)
+    calls = counted(model)
+    with torch.no_grad():
+        measuring = supervised_loss(model.eval(), inputs)[0]
+        assert calls, "what is measured is what later verbs compute"
+        assert measuring == supervised_loss(unfused(model), inputs)[0]
+
+
 @pytest.mark.parametrize("kind, gated", [("qwen2vl", {"Qwen2MLP"}), ("llava", {"Qwen2MLP"}), ("blip2", set())])
 def test_a_gated_mlp_is_one_operation_and_keeps_less(small, kind, gated, monkeypatch):
     """Equality is tested above; here: which models have one, what it saves, and that one of another formula is left alone."""

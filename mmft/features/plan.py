@@ -108,7 +108,7 @@ def identities(settings: dict[str, Any], loaded: Any, collator: Any) -> tuple[di
     processor = loaded.processor
     image = {"processor": type(processor.image_processor).__name__, "settings": processor.image_processor.to_dict(), "given": settings["model"].get("processor")}
     features = {
-        "format": 1, "weights": loaded.located.revision, "class": type(loaded.model).__name__, "dtype": str(loaded.dtype),
+        "format": 2, "weights": loaded.located.revision, "class": type(loaded.model).__name__, "dtype": str(loaded.dtype),
         "device": loaded.device.split(":")[0], "attention": getattr(loaded.model.config, "_attn_implementation", None),
         "quantization": settings["model"].get("quantization"), "image": image, "versions": versions,
     }  # fmt: skip

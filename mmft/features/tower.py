@@ -1,7 +1,7 @@
 """The pass through a frozen tower with less memory moved: on a CPU its MLPs work on some rows at a time.
 
 What is measured in training is to the bit what later verbs measure from pixels, so nothing here may round otherwise than the
-tower's own forward. (Qwen's convolution over single patches as the product of matrices that it is takes a quarter of its time, but does.)
+tower's own forward. (What does is changed in the loaded model, for all passes of it: mmft/models/patches.py.)
 """
 
 from __future__ import annotations

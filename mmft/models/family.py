@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..targets import trusts_remote_code
 from . import machine
 from .locate import Located, locate
+from .patches import as_products
 
 log = logging.getLogger("mmft")
 
@@ -176,6 +177,7 @@ class Family:
                 # the packed form has no gradient: measuring the base model would end its training
                 if getattr(module, "support_avx512bf16_for_cpu", False):
                     module.support_avx512bf16_for_cpu = False
+        as_products(model)
         model.eval()
         return Loaded(model, self.load_processor(located), located, device, dtype, quantization is not None, notes)
 

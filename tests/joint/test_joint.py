@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from small_models import GROUP
@@ -81,6 +82,18 @@ def test_what_points_may_differ_in(mmft, tmp_path, words):
     assert f"{len(joint)} points in step" in out
     alone, _ = swept(mmft, tmp_path / "alone", *words, "hydra/launcher=joint", "hydra.launcher.most=1")
     assert_equal(joint, alone)
+
+
+def test_half_precision_with_fp32_adapters(mmft, tmp_path):
+    """As a GPU trains: bf16 weights under autocast. Losses are alike as far as bf16 rounds, and what is saved is fp32."""
+    words = [*SMALL, "lora.r=2,8", "model.dtype=bf16", "lora.lora_dropout=0.2", "trainer.max_steps=6"]
+    joint, out = swept(mmft, tmp_path / "joint", *words)
+    assert "2 points in step" in out
+    alone, _ = swept(mmft, tmp_path / "alone", *words, "hydra/launcher=basic")
+    assert joint.keys() == alone.keys() and len(joint) == 2
+    for name in joint:
+        assert losses(joint[name]) == pytest.approx(losses(alone[name]), rel=0.02)
+        assert all(w.dtype == torch.float32 and float(w.abs().max()) > 0 for w in weights(joint[name]).values())
 
 
 @pytest.mark.parametrize("kind", ["llava", "blip2", "qwen3vl"])
