@@ -14,6 +14,8 @@ from .run import Run
 
 log = logging.getLogger("mmft")
 
+SIZES = ("r", "lora_alpha", "lora_dropout")  # keys of an adapter that change numbers, and not what is computed
+
 
 @dataclass
 class Line:
@@ -58,7 +60,7 @@ class Line:
         self.collator = self.family.collator(self.cfg.collator, self.loaded)
         self.collator([self.rows[0]])  # a collator that does not fit the model says so now
         if self.audit:
-            refuse(quick(model, self.collator, self.rows), "; audit=false trains it all the same")
+            refuse(self._once("audit", lambda: quick(model, self.collator, self.rows)), "; audit=false trains it all the same")
         evaluation = self.settings["evaluation"]
         if self.held_out is not None:
             loss_batch = self.settings["trainer"].get("per_device_eval_batch_size", 8)
@@ -105,21 +107,22 @@ class Line:
             known = self.run.read_json("base.json")
             found = known["loss"], known["metrics"], [json.loads(row) for row in (self.run / "eval" / "base.jsonl").read_text(encoding="utf-8").splitlines()]
         else:
-            found = self.shared.measure(self._base_key(), measure) if self.shared else measure()
+            s = self.settings
+            rows = (s["evaluation"]["split"], s["evaluation"]["max_samples"], s["evaluation"]["batch_size"], s["trainer"].get("per_device_eval_batch_size"))
+            found = self._once("base", measure, s["generation"], rows, s["seed"] if s["generation"].get("do_sample") else None)
         self.summary["base_eval_loss"], self.summary["base_metrics"], self.base = found
         self.run.write_lines("eval/base.jsonl", self.base)
         self.run.write_json("base.json", {"loss": found[0], "metrics": found[1]})
         self.times["measure_base"] = time.time() - started
 
-    def _base_key(self) -> str:
-        """Equal for two runs whose untouched models give the same answers to the same rows."""
+    def _once(self, what: str, ask: Any, *more: Any) -> Any:
+        """What `ask()` finds out about the untouched model and this set, asked once for all points of a sweep that agree in them and in `more`."""
         from .shared import key_of
 
-        s = self.settings
-        drawn = s["seed"] if s["generation"].get("do_sample") else None
-        rows = (s["evaluation"]["split"], s["evaluation"]["max_samples"], s["evaluation"]["batch_size"], s["trainer"].get("per_device_eval_batch_size"))
+        if self.shared is None:
+            return ask()
         full = self.plan.method == "full"  # it may be loaded in another precision
-        return key_of(s["model"], s["collator"], s["generation"], rows, drawn, full, self.located.revision, self.prepared.fingerprint)
+        return self.shared.measure(key_of(what, self.settings["model"], self.settings["collator"], full, self.located.revision, self.prepared.fingerprint, *more), ask)
 
     def attach(self) -> None:
         """The adapter, over a model of which nothing else is trained; what is frozen is computed for the training rows."""
@@ -181,7 +184,8 @@ class Line:
         if self.plan.method == "full" or any(trainer.get(key) for key in ("torch_compile", "fsdp", "deepspeed")):
             return
         batch = to_device(self.collator([self.rows[0]]), self.model.device)
-        self.model.places = checked(self.model, batch)
+        adapter = {k: v for k, v in self.settings["lora"].items() if k not in SIZES}
+        self.model.places = checked(self.model, batch, lambda compare: self._once("last layer", compare, adapter))
 
     def _cache_training_rows(self) -> None:
         """All of them, where all will be seen; else each when its turn comes."""

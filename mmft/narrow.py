@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -64,23 +65,32 @@ def narrow(model: Any) -> Places | None:
     return places
 
 
-def checked(model: Any, batch: dict[str, Any]) -> Places | None:
-    """`narrow`, and the logits of one batch with and without it compared; a model that gives others is left whole."""
-    from .evaluation import evaluating
-    from .objective import supervised_logits, takes_logits_to_keep
+def checked(model: Any, batch: dict[str, Any], once: Callable[[Callable[[], bool]], bool] = lambda compare: compare()) -> Places | None:
+    """`narrow`, and the logits of one batch with and without it compared; a model that gives others is left whole.
+
+    once: calls the comparison, or knows what it gave for another adapter of the same layers.
+    """
+    from .objective import takes_logits_to_keep
 
     places = narrow(model) if takes_logits_to_keep(model) else None
     if places is None:
         return None
-    logits = {}
-    with torch.no_grad(), evaluating(model):
-        for places.on in (True, False):
-            logits[places.on] = supervised_logits(model, batch)[0]
-    places.on = bool((logits[True] - logits[False]).abs().max() <= CLOSE * logits[False].abs().max())
+    places.on = once(lambda: _gives_the_same(model, places, batch))
     if places.on:
         return places
     log.info("%-14s computed whole: this model gives other logits otherwise", "last layer")
     return None
+
+
+def _gives_the_same(model: Any, places: Places, batch: dict[str, Any]) -> bool:
+    from .evaluation import evaluating
+    from .objective import supervised_logits
+
+    logits = {}
+    with torch.no_grad(), evaluating(model):
+        for places.on in (True, False):
+            logits[places.on] = supervised_logits(model, batch)[0]
+    return bool((logits[True] - logits[False]).abs().max() <= CLOSE * logits[False].abs().max())
 
 
 def _doors(top: Any) -> list[Any]:

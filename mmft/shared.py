@@ -99,6 +99,15 @@ class Shared:
             self.stores[key] = make(mode, settings, loaded, collator)
         return self.stores[key]
 
+    def probed(self, settings: dict[str, Any], loaded: Any, collator: Any, prepared: Any, make: Any) -> Any:
+        """A few rows of a set as the stores would keep them, computed once for each of those."""
+        from .features.plan import identities
+
+        key = key_of("probed", str(prepared.path), prepared.fingerprint, *identities(settings, loaded, collator))
+        if key not in self.stores:
+            self.stores[key] = make()
+        return self.stores[key]
+
     def measure(self, key: str, measure: Any) -> Any:
         """`measure()`, once for each key."""
         if key not in self.measured:

@@ -279,7 +279,7 @@ def test_a_kill_behind_the_saving_of_the_adapter_is_no_obstacle(mmft, tmp_path, 
 
 
 def start(run: Path, out: Path, *words: str) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # as many threads as the run beside it has here: with more, sums round otherwise
     return subprocess.Popen([sys.executable, "-m", "mmft", *SMALL, *words, f"output_dir={out.as_posix()}", f"run_dir={run.as_posix()}"], cwd=ROOT,
                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
 

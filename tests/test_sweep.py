@@ -110,15 +110,20 @@ def test_a_repeated_command_touches_nothing_and_new_values_are_added(mmft, undis
     assert [p.name for p in plan] == ["lora.r-2", "lora.r-4", "lora.r-8"] and len({p.identity for p in plan}) == 3
 
 
-def test_one_base_is_shared_and_a_point_alone_gives_the_same(mmft, undisturbed, tmp_path):
-    """The second and third point used modules over weights that were read once; alone they would have read their own."""
-    code, _, err = mmft("lora.r=8", *SMALL)
+def test_one_base_is_shared_and_a_point_alone_gives_the_same(mmft, tmp_path):
+    """The second point used modules over weights that were read once, and what was found out for the first; alone it reads its own.
+
+    One after the other: trained in step, points agree with what they are alone within rounding (tests/joint), not in every bit.
+    """
+    code, out, err = mmft("-m", "lora.r=2,8", "hydra/launcher=basic", *SMALL)
     assert code == 0, err
-    (alone,) = [p for p in (tmp_path / "outputs").iterdir() if p.name != "data"]
-    a, b = (json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in (alone, home(undisturbed) / "lora.r-8"))
+    code, _, err = mmft("lora.r=8", *SMALL, f"run_dir={(tmp_path / 'alone').as_posix()}")
+    assert code == 0, err
+    alone, swept = tmp_path / "alone", home(tmp_path) / "lora.r-8"
+    a, b = (json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in (alone, swept))
     for key in ("eval_loss", "base_eval_loss", "metrics", "base_metrics", "train_loss", "supervised_tokens", "trainable_parameters"):
         assert a[key] == b[key], key
-    assert (alone / "adapter/adapter_model.safetensors").read_bytes() == (home(undisturbed) / "lora.r-8/adapter/adapter_model.safetensors").read_bytes()
+    assert (alone / "adapter/adapter_model.safetensors").read_bytes() == (swept / "adapter/adapter_model.safetensors").read_bytes()
     assert (alone / "eval/base.jsonl").read_text(encoding="utf-8").count("\n") == 4
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..collators.base import PIXELS
@@ -28,15 +29,15 @@ def generates_from_features(model: Any) -> bool:
     return "pixel_values" not in inspect.signature(type(model).generate).parameters
 
 
+@dataclass
 class Taken:
     """How one model's image features come apart: made by `compute`, which learns it from what the model returns."""
 
-    def __init__(self) -> None:
-        self.output: Any = None  # the class of the model's output
-        self.stacked = False  # (images, tokens, width) in one tensor, else one (tokens, width) tensor an image
-        self.none: dict[str, None] = {}  # pixels that the model's forward wants to be told are not there
-        self.levels = 0  # further features that enter deeper layers (Qwen3-VL's deepstack)
-        self.ways: tower.Ways | None = None  # how this model's tower is computed, known after the first pass
+    output: Any = None  # the class of the model's output
+    stacked: bool = False  # (images, tokens, width) in one tensor, else one (tokens, width) tensor an image
+    none: dict[str, None] = field(default_factory=dict)  # pixels that the model's forward wants to be told are not there
+    levels: int = 0  # further features that enter deeper layers (Qwen3-VL's deepstack)
+    ways: tower.Ways | None = None  # how this model's tower is computed, known after the first pass
 
     def compute(self, model: Any, tensors: dict[str, Any], n_images: int) -> list[dict[str, Any]]:
         """One entry an image: `features` (tokens, width), `deep.N` alike, and `input.NAME` (1, ...), which the model takes beside.

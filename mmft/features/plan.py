@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -81,10 +83,10 @@ def opened(
     if reason is None and depends_on_the_row(loaded.model):
         reason = f"{type(loaded.model).__name__} computes an image otherwise where its row has several"
     reason = reason or _few(settings, prepared, rows)
-    taken = Taken()
     if reason is None:
         try:
-            probed = Probed(taken, loaded.model, collator, rows)
+            probe = functools.partial(Probed, loaded.model, collator, rows)
+            probed = probe() if shared is None else shared.probed(settings, loaded, collator, prepared, probe)
             need = probed.size(prepared, seen)
         except Uncacheable as error:
             reason = str(error)
@@ -97,7 +99,7 @@ def opened(
         return None
     log.info("%-14s %s, about %s", "vision cache", "in memory" if mode == "memory" else f"on disk, {_home(settings)}", _bytes(need))
     stores = _stores(mode, settings, loaded, collator) if shared is None else shared.features(mode, settings, loaded, collator, _stores)
-    cache = Cache(collator, loaded.model, taken, *stores)
+    cache = Cache(collator, loaded.model, copy.copy(probed.taken), *stores)
     cache.keep(probed.samples, probed.encoded, probed.images)
     return cache
 
@@ -146,11 +148,13 @@ def _few(settings: dict[str, Any], prepared: Any, rows: Sequence[Any]) -> str | 
 class Probed:
     """A few rows computed as the cache would keep them. Errors raised: Uncacheable."""
 
-    def __init__(self, taken: Taken, model: Any, collator: Any, rows: Sequence[Any]):
+    def __init__(self, model: Any, collator: Any, rows: Sequence[Any]):
+        self.taken = Taken()
         chosen = (rows[i * len(rows) // PROBED] for i in range(min(PROBED, len(rows))))
         self.samples = [sample for sample in chosen if sample.sha256]
         self.encoded, tensors = collator.encode_checked(self.samples, False)
-        self.images = taken.compute(model, tensors, sum(len(s.sha256) for s in self.samples))
+        self.images = self.taken.compute(model, tensors, sum(len(s.sha256) for s in self.samples))
+        self.taken.ways = None  # of these modules; other points of a sweep have their own
 
     def size(self, prepared: Any, seen: int) -> int:
         """Bytes of `seen` training rows, the held-out rows, and the images of both."""

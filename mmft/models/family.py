@@ -16,7 +16,6 @@ from ..errors import UserError
 from ..targets import trusts_remote_code
 from . import machine
 from .locate import Located, locate
-from .patches import as_products
 
 log = logging.getLogger("mmft")
 
@@ -130,6 +129,8 @@ class Family:
         """
         from safetensors import SafetensorError
         from transformers import AutoModelForImageTextToText
+
+        from .patches import as_products
 
         bars_on_terminals_only()
         located = located or self.locate()

@@ -141,7 +141,7 @@ def rehearse(cfg: Any, shared: Any, base: bool) -> None:
     run = Run(Path(settings["output_dir"]))
     run.writes = False
     line = Line(
-        cfg, settings, run, Logger(hardware=False), family, parts.located, parts.plan, parts.prepared, parts.rows, parts.held_out, shared, audit=False
+        cfg, settings, run, Logger(hardware=False), family, parts.located, parts.plan, parts.prepared, parts.rows, parts.held_out, shared, cfg.task.get("audit", False)
     )  # fmt: skip
     line.load()
     if base:
