@@ -170,7 +170,7 @@ def attach(model: Any, plan: Plan, seed: int = 0) -> Any:
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
 
-    from . import gated, libraries, memory, norms, product
+    from . import gated, libraries, memory, norms, product, rotary
     from .dropout import seed_dropout
 
     settings = {k: v for k, v in plan.settings.items() if v is not None}
@@ -202,6 +202,7 @@ def attach(model: Any, plan: Plan, seed: int = 0) -> Any:
     product.fuse(peft_model)
     peft_model.gated = gated.fuse(peft_model)
     peft_model.normed = norms.fuse(peft_model)
+    peft_model.ways = rotary.ways(peft_model)
     return peft_model
 
 

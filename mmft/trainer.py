@@ -19,6 +19,7 @@ from .errors import UserError
 from .evaluation import Evaluator
 from .fields import OWN_TRAINER, training_arguments
 from .folding import micro_batches
+from .instead import Ways, instead
 from .objective import supervised_loss
 
 log = logging.getLogger("mmft")
@@ -72,7 +73,13 @@ class SupervisedTrainer(Trainer):
             stream.parts = micro_batches(inputs["attention_mask"], self.folded) if self.folded else []
         if self.seat is not None:
             return self._common_step(model, inputs, num_items_in_batch)
-        return super().training_step(model, inputs, num_items_in_batch)
+        with instead(self.ways):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    @property
+    def ways(self) -> Ways:
+        """What a pass for gradients calls in place of the library's own functions."""
+        return [] if self.args.torch_compile else getattr(self.model, "ways", [])
 
     def _common_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Any:
         """The same with one pass for all members of a group."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..collators.base import PIXELS
+from ..instead import Ways, instead
 from . import tower
 
 
@@ -37,7 +38,7 @@ class Taken:
     stacked: bool = False  # (images, tokens, width) in one tensor, else one (tokens, width) tensor an image
     none: dict[str, None] = field(default_factory=dict)  # pixels that the model's forward wants to be told are not there
     levels: int = 0  # further features that enter deeper layers (Qwen3-VL's deepstack)
-    ways: tower.Ways | None = None  # how this model's tower is computed, known after the first pass
+    ways: Ways | None = None  # how this model's tower is computed, known after the first pass
 
     def compute(self, model: Any, tensors: dict[str, Any], n_images: int) -> list[dict[str, Any]]:
         """One entry an image: `features` (tokens, width), `deep.N` alike, and `input.NAME` (1, ...), which the model takes beside.
@@ -50,7 +51,7 @@ class Taken:
         given = {k: v.to(model.device) for k, v in tensors.items() if k in known}
         if self.ways is None:
             self.ways = tower.ways(model)
-        with torch.no_grad(), tower.lean(self.ways):
+        with torch.no_grad(), instead(self.ways):
             output = model.get_image_features(**given, return_dict=True)
         pooled = output.pooler_output
         if pooled is None or len(pooled) != n_images:

@@ -26,6 +26,7 @@ from greenlet import getcurrent, greenlet
 
 from ..errors import Preempted
 from ..folding import fitting
+from ..instead import instead
 from ..memory import freed, is_out
 from .carrier import Rows, carrier, losses
 
@@ -158,9 +159,10 @@ class Group:
         """Forward and backward for these members; out of memory, in two halves."""
         fresh = not any(s.posted.trainer.losses for s in seats)  # no earlier micro-batch of the step has left gradients
         try:
-            answers = self._losses(seats)
-            total = sum(s.posted.trainer.scaled(loss) for s, (loss, _) in zip(seats, answers))
-            total.backward()
+            with instead(seats[0].posted.trainer.ways):
+                answers = self._losses(seats)
+                total = sum(s.posted.trainer.scaled(loss) for s, (loss, _) in zip(seats, answers))
+                total.backward()
         except Exception as error:
             if not is_out(error):
                 self._answer(seats, [error] * len(seats))

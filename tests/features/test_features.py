@@ -122,13 +122,15 @@ def test_the_lean_pass_gives_the_stock_towers_features_and_leaves_it_as_it_was(s
     with torch.no_grad():
         stock = model.get_image_features(**{k: v for k, v in tensors.items() if k in ("pixel_values", "image_grid_thw")}, return_dict=True).pooler_output
     rows: list[int] = []
-    for module, _ in tower.ways(model):
-        for inner in [module, *module.modules()]:
+    for module, _, _ in tower.ways(model):
+        for inner in module.modules() if isinstance(module, torch.nn.Module) else []:
             if isinstance(inner, torch.nn.Linear):
                 inner.register_forward_pre_hook(lambda _, args: rows.append(args[0].reshape(-1, args[0].shape[-1]).shape[0]))
     taken = Taken()
     lean = taken.compute(model, tensors, 2)
-    assert any("mlp" in type(module).__name__.lower() for module, _ in taken.ways)
+    assert any("mlp" in type(module).__name__.lower() for module, _, _ in taken.ways)
+    kinds = {name if name != "forward" else type(module).__name__ for module, name, _ in taken.ways}
+    assert ("apply_rotary_pos_emb_vision" in kinds) == kind.startswith("qwen") and ("QuickGELUActivation" in kinds) == (kind in ("qwen2vl", "llava"))
     assert rows and max(rows) == 5  # the MLPs really were computed in blocks
     assert all("forward" not in vars(module) for module in model.modules())
     for own, entry in zip(stock, lean, strict=True):
@@ -140,9 +142,9 @@ def test_a_hooked_module_is_left_alone(small):
     from mmft.features import tower
 
     model, _, _ = small.load("qwen2vl")
-    mlp = tower.ways(model)[0][0]
+    mlp = next(module for module, name, _ in tower.ways(model) if name == "forward" and "mlp" in type(module).__name__.lower())
     mlp.forward = mlp.forward  # as accelerate's hooks put theirs around it
-    assert mlp not in [module for module, _ in tower.ways(model)]
+    assert mlp not in [module for module, _, _ in tower.ways(model)]
 
 
 @pytest.mark.parametrize("more, named", [
