@@ -1,4 +1,4 @@
-"""The pass through a frozen tower with less memory moved: on a CPU its MLPs work on some rows at a time.
+"""The pass through a frozen tower with less memory moved: on a CPU its MLPs work on some rows at a time, and so do rotary positions.
 
 What is measured in training is to the bit what later verbs measure from pixels, so nothing here may round otherwise than the
 tower's own forward. (What does is changed in the loaded model, for all passes of it: mmft/models/patches.py.)
