@@ -88,6 +88,18 @@ def _steps(panel: Any, axis: str, values: list[float]) -> None:
         getattr(panel, f"set_{axis}ticks")([], minor=True)
 
 
+def _apart(values: list[float], share: float) -> list[float]:
+    """Of positive values those whose labels do not run into each other: `share` of the axis apart, the smallest and the largest among them."""
+    first, *between, last = sorted(set(values)) if len(set(values)) > 1 else [values[0], values[0]]
+    scale = math.log if last / first > 6 else float
+    gap = share * (scale(last) - scale(first))
+    kept = [first]
+    for value in between:
+        if scale(value) - scale(kept[-1]) >= gap and scale(last) - scale(value) >= gap:
+            kept.append(value)
+    return [*kept, last]
+
+
 def _against(board: dict[str, Any], points: list[dict[str, Any]], keys: list[str], main: str) -> dict[str, str]:
     place = keys.index(main)
     figure, panel = _figure()
@@ -162,7 +174,8 @@ def _cost(board: dict[str, Any], points: list[dict[str, Any]], keys: list[str]) 
         values = [p[key] for p in own]
         if key == "trainable" and len(set(values)) <= 8:
             _steps(panel, "x", values)
-            panel.set_xticks(sorted(set(values)), [numbers.count(v) for v in sorted(set(values))])
+            said = _apart(values, 0.16)
+            panel.set_xticks(sorted(set(values)), [numbers.count(v) if v in said else "" for v in sorted(set(values))])
         panel.set_xlabel(label, color=INK)
         panel.set_ylabel(board["label"], color=INK)
         panel.margins(0.12)

@@ -147,3 +147,14 @@ def test_a_click_on_a_heading_sorts_in_the_browser(seeded, tmp_path):
     first, second, third = title.split(" | ")
     assert first == "2 2 2 4 4 4 8 8 8" and second == "8 8 8 4 4 4 2 2 2"
     assert third.split() == sorted(third.split()) and 'aria-sort="ascending"' in done.stdout
+
+
+@pytest.mark.parametrize("values, said", [
+    ([19.5, 38.9, 77.8, 116.7, 155.6, 233.5, 311.3, 622.6], [19.5, 38.9, 77.8, 155.6, 311.3, 622.6]),  # ranks 2 to 64, with 12 and 24 between
+    ([100.0, 101.0, 150.0, 199.0, 200.0], [100.0, 150.0, 200.0]),
+    ([5.0, 6.0], [5.0, 6.0]),
+])  # fmt: skip
+def test_labels_of_an_axis_do_not_run_into_each_other(values, said):
+    from mmft.report.sweep_plots import _apart
+
+    assert _apart(values[::-1], 0.16) == said
