@@ -116,6 +116,7 @@ def test_the_lean_pass_gives_the_stock_towers_features_and_leaves_it_as_it_was(s
 
     monkeypatch.setattr(tower, "BLOCK", 1)
     monkeypatch.setattr(tower, "FEWEST", 5)
+    monkeypatch.setattr(tower, "_gives_the_same", lambda mlp, rows: True)  # whatever this processor rounds
     model, collator, _ = small.load(kind)
     samples = [small.sample("a", [0], "What?", "a red square"), small.sample("b", [1], "Which?", "blue")]
     tensors = collator.encode_checked(samples, False)[1]
@@ -138,9 +139,26 @@ def test_the_lean_pass_gives_the_stock_towers_features_and_leaves_it_as_it_was(s
         assert float(own.abs().max()) > 1e-2
 
 
-def test_a_hooked_module_is_left_alone(small):
+def test_an_mlp_that_rounds_otherwise_in_blocks_is_left_whole(small, monkeypatch):
+    import torch
+
     from mmft.features import tower
 
+    model, _, _ = small.load("qwen2vl")
+    whole = type(next(m for n, m in model.named_modules() if n.endswith("blocks.0.mlp")))
+    forward = whole.forward
+    cut = {}
+    for name, other in (("alike", lambda self, x: x.cumsum(1)), ("a bit off", lambda self, x: x.cumsum(1) * (1 + 2e-7 * (len(x) > 300)))):
+        monkeypatch.setattr(whole, "forward", other)
+        cut[name] = [m for m, _, _ in tower.ways(model) if isinstance(m, torch.nn.Module) and type(m) is whole]
+    monkeypatch.setattr(whole, "forward", forward)
+    assert cut["alike"] and not cut["a bit off"]
+
+
+def test_a_hooked_module_is_left_alone(small, monkeypatch):
+    from mmft.features import tower
+
+    monkeypatch.setattr(tower, "_gives_the_same", lambda mlp, rows: True)
     model, _, _ = small.load("qwen2vl")
     mlp = next(module for module, name, _ in tower.ways(model) if name == "forward" and "mlp" in type(module).__name__.lower())
     mlp.forward = mlp.forward  # as accelerate's hooks put theirs around it
