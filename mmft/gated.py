@@ -111,7 +111,7 @@ def _gives_the_same(mlp: Any) -> bool:
     weight = _base(mlp.gate_proj).weight
     x = torch.randn(2, weight.shape[-1], generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
     half = weight.dtype in (torch.float16, torch.bfloat16)
-    close = max(CLOSE, 2 * torch.finfo(weight.dtype).eps) if half else CLOSE
+    close = max(CLOSE, 2 * torch.finfo(weight.dtype).eps)
     with torch.no_grad(), torch.autocast(weight.device.type, dtype=weight.dtype if half else None, enabled=half):  # as it is trained
         y = _operation(mlp, x, of_layer)
         return y is not None and bool((y - type(mlp).forward(mlp, x)).abs().max() <= close * y.abs().max())

@@ -59,11 +59,16 @@ def ways(model: Any) -> Ways:
     return found
 
 
+def _plain(*tensors: torch.Tensor) -> bool:
+    """Whether all are fp32, on a CPU, and of whole heads."""
+    return all(t.dtype == torch.float32 and t.device.type == "cpu" and t.shape[-1] == tensors[0].shape[-1] for t in tensors)
+
+
 def _language(whole: Callable[..., Any]) -> Callable[..., Any]:
     """For q and k (B, heads, S, d), cos and sin (B, S, d)."""
 
     def apply(q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
-        if any(t.dtype != torch.float32 or t.device.type != "cpu" or t.shape[-1] != q.shape[-1] for t in (q, k, cos, sin)) or cos.requires_grad:
+        if not _plain(q, k, cos, sin) or cos.requires_grad:
             return whole(q, k, cos, sin, unsqueeze_dim)
         cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
         return Rotated.apply(q, cos, sin), Rotated.apply(k, cos, sin)
@@ -75,7 +80,7 @@ def _tower(whole: Callable[..., Any]) -> Callable[..., Any]:
     """For q and k (S, heads, d), cos and sin (S, d), where no gradient is wanted."""
 
     def apply(q: Any, k: Any, cos: Any, sin: Any) -> Any:
-        if any(t.dtype != torch.float32 or t.device.type != "cpu" or t.shape[-1] != q.shape[-1] for t in (q, k, cos, sin)) or torch.is_grad_enabled():
+        if not _plain(q, k, cos, sin) or torch.is_grad_enabled():
             return whole(q, k, cos, sin)
         rows = max(1, BLOCK // q[0].numel())
         cosines, sines = cos.unsqueeze(-2).split(rows), sin.unsqueeze(-2).split(rows)

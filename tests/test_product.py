@@ -103,7 +103,6 @@ def test_fp32_adapters_on_a_half_precision_base_are_one_operation_too(small, kin
     assert far[True] <= max(0.1, 1.5 * far[False]), "a factor forgotten would be a third"
 
 
-
 def counted(model):
     """The adapted layers that are computed by peft's own forward, as they are computed."""
     called = []

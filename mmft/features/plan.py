@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -99,7 +99,9 @@ def opened(
         return None
     log.info("%-14s %s, about %s", "vision cache", "in memory" if mode == "memory" else f"on disk, {_home(settings)}", _bytes(need))
     stores = _stores(mode, settings, loaded, collator) if shared is None else shared.features(mode, settings, loaded, collator, _stores)
-    cache = Cache(collator, loaded.model, copy.copy(probed.taken), *stores)
+    # its ways are of the modules that were probed: only the point that did so goes on with them
+    taken, probed.taken = probed.taken, dataclasses.replace(probed.taken, ways=None)
+    cache = Cache(collator, loaded.model, taken, *stores)
     cache.keep(probed.samples, probed.encoded, probed.images)
     return cache
 
@@ -154,7 +156,6 @@ class Probed:
         self.samples = [sample for sample in chosen if sample.sha256]
         self.encoded, tensors = collator.encode_checked(self.samples, False)
         self.images = self.taken.compute(model, tensors, sum(len(s.sha256) for s in self.samples))
-        self.taken.ways = None  # of these modules; other points of a sweep have their own
 
     def size(self, prepared: Any, seen: int) -> int:
         """Bytes of `seen` training rows, the held-out rows, and the images of both."""

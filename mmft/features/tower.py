@@ -26,9 +26,9 @@ BLOCK, FEWEST = 2**19, 256
 
 def ways(model: Any) -> Ways:
     """What may be computed otherwise in this model before its language part; nothing that hooks have been put around."""
-    found: Ways = rotary.ways(model)
     if model.device.type != "cpu":
-        return found
+        return []
+    found = rotary.ways(model)
     apart: dict[type, bool] = {}  # whether rows may be computed apart, by the class of the MLP
     for name, module in model.named_modules():
         if part_of(name) in ("language", "other") or "forward" in vars(module):

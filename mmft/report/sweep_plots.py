@@ -79,25 +79,29 @@ def _ordered(values: Any) -> list[str]:
     return sorted(set(values), key=lambda v: (_number(v) is None, _number(v) or 0.0, str(v)))
 
 
+def _logarithmic(values: list[float]) -> bool:
+    return min(values) > 0 and max(values) / min(values) > 6
+
+
 def _steps(panel: Any, axis: str, values: list[float]) -> None:
     """A logarithmic axis with a tick at each value where the values span more than a factor of six."""
     values = sorted(set(values))
-    getattr(panel, f"set_{axis}scale")("log" if values[0] > 0 and values[-1] / values[0] > 6 else "linear")
+    getattr(panel, f"set_{axis}scale")("log" if _logarithmic(values) else "linear")
     if len(values) <= 10:
         getattr(panel, f"set_{axis}ticks")(values, [f"{v:g}" for v in values])
         getattr(panel, f"set_{axis}ticks")([], minor=True)
 
 
 def _apart(values: list[float], share: float) -> list[float]:
-    """Of positive values those whose labels do not run into each other: `share` of the axis apart, the smallest and the largest among them."""
-    first, *between, last = sorted(set(values)) if len(set(values)) > 1 else [values[0], values[0]]
-    scale = math.log if last / first > 6 else float
-    gap = share * (scale(last) - scale(first))
-    kept = [first]
-    for value in between:
-        if scale(value) - scale(kept[-1]) >= gap and scale(last) - scale(value) >= gap:
+    """Those whose labels do not run into each other: `share` of the axis of `_steps` apart, the smallest and the largest among them."""
+    values = sorted(set(values))
+    scale = math.log if _logarithmic(values) else float
+    gap = share * (scale(values[-1]) - scale(values[0]))
+    kept = values[:1]
+    for value in values[1:-1]:
+        if scale(value) - scale(kept[-1]) >= gap and scale(values[-1]) - scale(value) >= gap:
             kept.append(value)
-    return [*kept, last]
+    return kept + values[1:][-1:]
 
 
 def _against(board: dict[str, Any], points: list[dict[str, Any]], keys: list[str], main: str) -> dict[str, str]:
@@ -171,11 +175,11 @@ def _cost(board: dict[str, Any], points: list[dict[str, Any]], keys: list[str]) 
         for p in edge[:8]:
             name = ", ".join(v for k, v in zip(keys, p["values"], strict=True) if v) or p["run"]
             panel.annotate(name[:24], (p[key], p["score"]), xytext=(5, 5), textcoords="offset points", fontsize=8.5, color=INK)
-        values = [p[key] for p in own]
-        if key == "trainable" and len(set(values)) <= 8:
+        values = sorted({p[key] for p in own})
+        if key == "trainable" and len(values) <= 8:
             _steps(panel, "x", values)
             said = _apart(values, 0.16)
-            panel.set_xticks(sorted(set(values)), [numbers.count(v) if v in said else "" for v in sorted(set(values))])
+            panel.set_xticks(values, [numbers.count(v) if v in said else "" for v in values])
         panel.set_xlabel(label, color=INK)
         panel.set_ylabel(board["label"], color=INK)
         panel.margins(0.12)

@@ -131,7 +131,7 @@ class Parts:
 def rehearse(cfg: Any, shared: Any, base: bool) -> None:
     """What comes before the first step of a run, so that `shared` has it for those that are forked from here; nothing is written.
 
-    base: measure the untouched model, too. Errors raised: whatever the run would raise there.
+    base: audit and measure the untouched model, too, as points do that begin anew. Errors raised: whatever the run would raise there.
     """
     from ..loggers.base import Logger
 
@@ -141,7 +141,7 @@ def rehearse(cfg: Any, shared: Any, base: bool) -> None:
     run = Run(Path(settings["output_dir"]))
     run.writes = False
     line = Line(
-        cfg, settings, run, Logger(hardware=False), family, parts.located, parts.plan, parts.prepared, parts.rows, parts.held_out, shared, cfg.task.get("audit", False)
+        cfg, settings, run, Logger(hardware=False), family, parts.located, parts.plan, parts.prepared, parts.rows, parts.held_out, shared, base and cfg.task.get("audit", False)
     )  # fmt: skip
     line.load()
     if base:
