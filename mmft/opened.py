@@ -57,7 +57,7 @@ def open_any(path: str | Path | None, cfg: DictConfig, overrides: list[str], che
     """`open_run`, or with path None the model of the command's own model=..., as it is. Errors raised: UserError."""
     if path is not None:
         return open_run(path, cfg, overrides, checkpoint)
-    libraries.load("transformers", "peft")
+    libraries.load("transformers", "peft", model=cfg.model.get("path"))
     family = build(cfg.model)
     loaded = family.load()
     collator = family.collator(cfg.collator, loaded)
@@ -124,8 +124,8 @@ def open_run(path: str | Path, cfg: DictConfig, overrides: list[str], checkpoint
 
     Errors raised: UserError for a run that never finished, a base that changed since, an adapter that does not fit.
     """
-    libraries.load("transformers", "peft")
     run, kept = run_config(path, cfg, overrides)
+    libraries.load("transformers", "peft", model=kept.model.get("path"))
     weights, full = trained_weights(run, checkpoint)
     family = build(kept.model)
     env = run.read_json("env.json")

@@ -9,7 +9,9 @@ import gc
 import hashlib
 import json
 import logging
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,10 +34,8 @@ class Shared:
     after each point (`end_point`); a base that changed is loaded again.
     """
 
-    data: dict[str, Any] = field(default_factory=dict)
-    found: dict[str, Any] = field(default_factory=dict)
-    measured: dict[str, Any] = field(default_factory=dict)
-    stores: dict[str, Any] = field(default_factory=dict)
+    known: dict[str, Any] = field(default_factory=dict)  # what is found out once
+    stores: dict[str, Any] = field(default_factory=dict)  # what is computed with the base, and goes with it
     base_key: str | None = None
     base: Any = None
     digest: str | None = None
@@ -47,31 +47,23 @@ class Shared:
         """The prepared set, looked for once for each data config."""
         from .tasks.prepare import prepared_data
 
-        key = key_of(to_plain(cfg.data), cfg.output_dir)
-        if key not in self.data:
-            self.data[key] = prepared_data(cfg)
-        return self.data[key]
+        return _once(self.known, key_of("prepared", to_plain(cfg.data), cfg.output_dir), lambda: prepared_data(cfg))
 
     def rows(self, prepared: Any, make: Any) -> Any:
         """The training rows of a set, each read once for all points."""
-        key = key_of("rows", str(prepared.path), prepared.fingerprint)
-        if key not in self.data:
-            self.data[key] = make()
-        return self.data[key]
+        return _once(self.known, key_of("rows", str(prepared.path), prepared.fingerprint), make)
 
     def locate(self, family: Any) -> Any:
         """The model's files, hashed or asked for at the hub once for each model config."""
-        key = key_of(type(family).__name__, dataclasses.asdict(family))
-        if key not in self.found:
-            self.found[key] = family.locate()
-        return self.found[key]
+        return _once(self.known, key_of("located", _described(family)), family.locate)
 
     def skeleton(self, family: Any) -> Any:
         """The model without weights, made once for each model config."""
-        key = key_of("skeleton", type(family).__name__, dataclasses.asdict(family))
-        if key not in self.found:
-            self.found[key] = family.skeleton(self.locate(family))
-        return self.found[key]
+        return _once(self.known, key_of("skeleton", _described(family)), lambda: family.skeleton(self.locate(family)))
+
+    def measure(self, key: str, measure: Any) -> Any:
+        """`measure()`, once for each key; a copy, which its point may change."""
+        return copy.deepcopy(_once(self.known, key, measure))
 
     def load(self, family: Any, full_training: bool, located: Any) -> Any:
         """The base for one point; only the last one used is kept, so that memory holds one.
@@ -82,7 +74,7 @@ class Shared:
         if full_training or family.quantization:
             self.loads += 1
             return family.load(full_training=full_training, located=located)
-        key = key_of(type(family).__name__, dataclasses.asdict(family), located.revision)
+        key = key_of(_described(family), located.revision)
         if key != self.base_key:
             self.forget()
             self.base, self.base_key = family.load(located=located), key
@@ -95,24 +87,13 @@ class Shared:
         from .features.plan import identities
 
         key = key_of(mode, settings["output_dir"], *identities(settings, loaded, collator))
-        if key not in self.stores:
-            self.stores[key] = make(mode, settings, loaded, collator)
-        return self.stores[key]
+        return _once(self.stores, key, lambda: make(mode, settings, loaded, collator))
 
     def probed(self, settings: dict[str, Any], loaded: Any, collator: Any, prepared: Any, make: Any) -> Any:
         """A few rows of a set as the stores would keep them, computed once for each of those."""
         from .features.plan import identities
 
-        key = key_of("probed", str(prepared.path), prepared.fingerprint, *identities(settings, loaded, collator))
-        if key not in self.stores:
-            self.stores[key] = make()
-        return self.stores[key]
-
-    def measure(self, key: str, measure: Any) -> Any:
-        """`measure()`, once for each key."""
-        if key not in self.measured:
-            self.measured[key] = measure()
-        return copy.deepcopy(self.measured[key])
+        return _once(self.stores, key_of("probed", str(prepared.path), prepared.fingerprint, *identities(settings, loaded, collator)), make)
 
     def begin_point(self) -> None:
         """Peak memory is to be this point's own."""
@@ -145,18 +126,32 @@ class Shared:
         gc.collect()
 
 
+def _once(known: dict[str, Any], key: str, make: Any) -> Any:
+    if key not in known:
+        known[key] = make()
+    return known[key]
+
+
+def _described(family: Any) -> tuple[str, dict[str, Any]]:
+    """A model config as what tells it from others."""
+    return type(family).__name__, dataclasses.asdict(family)
+
+
 def modules_over(model: Any) -> Any:
     """New modules over the same weights."""
     return copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
 
 
 def weights_digest(model: Any) -> str:
-    """sha256 over names, shapes and bytes of all parameters and buffers."""
+    """sha256 over names, shapes and bytes of all parameters and buffers, which several threads read."""
     import torch
 
-    digest = hashlib.sha256()
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+    def of(item: tuple[str, Any]) -> bytes:
+        name, tensor = item
         plain = tensor.detach().cpu().contiguous()
+        digest = hashlib.sha256(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(plain.reshape(-1).view(torch.uint8).numpy() if plain.numel() else b"")
-    return digest.hexdigest()
+        return digest.digest()
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return hashlib.sha256(b"".join(pool.map(of, [*model.named_parameters(), *model.named_buffers()]))).hexdigest()

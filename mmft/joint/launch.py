@@ -34,10 +34,9 @@ class Joint:
         from ..sweeping import here
         from .grouping import Candidate, divide
 
-        libraries.load("transformers.trainer", "peft")
-
         if self.most == 1 or len(points) < 2 or world_size() > 1:
             return here(points, self.shared)
+        libraries.load("transformers.trainer", "peft", model=OmegaConf.create(points[0][0]).model.get("path"))
         candidates = [Candidate(n, OmegaConf.to_container(OmegaConf.create(text))) for n, (text, _, _) in enumerate(points)]
         groups = divide(candidates, self.shared, self.most)
         results: dict[int, dict[str, Any]] = {}

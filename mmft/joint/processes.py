@@ -43,12 +43,12 @@ def how_many(points: int, device: str, wanted: int | None) -> int:
 
 
 def dealt(sizes: Sequence[float], hands: int) -> list[list[int]]:
-    """The positions of `sizes` in so many parts of about the same sum and of as many entries, give or take one."""
-    order = sorted(range(len(sizes)), key=lambda n: -sizes[n])
+    """The positions of `sizes` in so many parts of as many entries, give or take one, and of about the same sum: the largest first, each to the smallest sum."""
+    few, more = divmod(len(sizes), hands)
     parts: list[list[int]] = [[] for _ in range(hands)]
-    for turn, n in enumerate(order):
-        there, back = turn % hands, hands - 1 - turn % hands
-        parts[there if turn // hands % 2 == 0 else back].append(n)
+    for n in sorted(range(len(sizes)), key=lambda n: -sizes[n]):
+        full = few if sum(len(part) > few for part in parts) == more else few + 1
+        min((part for part in parts if len(part) < full), key=lambda part: sum(sizes[i] for i in part)).append(n)
     return [sorted(part) for part in parts]
 
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import nearest
 from ..errors import UserError
-from ..targets import trusts_remote_code
+from .revision import local_revision, patterns
 
 HUBS = ("huggingface", "modelscope")
-# Weights come as safetensors only: a pickle from a hub can run code.
-CODE = ["*.py"]  # only where the command trusts it
-PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 
 
 @dataclass(frozen=True)
@@ -47,22 +43,6 @@ def locate(path: str, hub: str, revision: str | None) -> Located:
     return _huggingface(path, revision) if hub == "huggingface" else _modelscope(path, revision)
 
 
-def local_revision(folder: Path) -> str:
-    """sha256 over the names and contents of a local model's files (`sha256:...`); weights count whole."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.is_file() and any(file.match(p) for p in _patterns()):
-            digest.update(file.name.encode())
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
-
-
-def _patterns() -> list[str]:
-    return PATTERNS + CODE if trusts_remote_code() else PATTERNS
-
-
 def _huggingface(path: str, revision: str | None) -> Located:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -76,7 +56,7 @@ def _huggingface(path: str, revision: str | None) -> Located:
             pass
         # asked for by its branch, so that the cache knows the branch when there is no network; the folder's name is the
         # commit that the branch was resolved to, and only what lies in it is loaded
-        folder = Path(snapshot_download(path, revision=revision, allow_patterns=_patterns()))
+        folder = Path(snapshot_download(path, revision=revision, allow_patterns=patterns()))
     except GatedRepoError:
         raise UserError(f"model.path={path}: this model asks for an agreement on its page, then for a login (hf auth login)") from None
     except RevisionNotFoundError:
@@ -95,7 +75,7 @@ def _modelscope(path: str, revision: str | None) -> Located:
     try:
         from modelscope import snapshot_download
 
-        folder = Path(snapshot_download(path, revision=revision, allow_patterns=_patterns()))
+        folder = Path(snapshot_download(path, revision=revision, allow_patterns=patterns()))
     except Exception as error:  # modelscope raises requests', its own and builtin kinds alike
         raise UserError(f"model.path={path}: could not be downloaded from ModelScope: {_first_line(error)} ({_hint(path)})") from None
     # ModelScope's API gives no commit for a branch: the contents themselves are the identity.

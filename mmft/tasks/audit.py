@@ -30,7 +30,7 @@ class Audit:
         """Errors raised: AuditFailed (exit code 1) when something is wrong; the page is written all the same."""
         from .. import libraries, lora
 
-        libraries.load("transformers.trainer", "peft")
+        libraries.load("transformers.trainer", "peft", model=cfg.model.get("path"))
         from ..audit import checks, counts, page, tokens
         from ..augment import made
         from ..data.store import describe

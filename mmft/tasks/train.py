@@ -30,7 +30,7 @@ class Train:
         """`parent` describes the run that this one repeats (parent.json); `shared` is what the runs of a sweep share."""
         from .. import disk, libraries, memory
 
-        libraries.load("transformers.trainer", "peft")
+        libraries.load("transformers.trainer", "peft", model=cfg.model.get("path"))
         from ..augment import made
         from ..data.store import describe
         from ..environment import process_started

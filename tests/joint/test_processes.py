@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -120,8 +121,12 @@ def test_how_points_are_dealt_and_to_how_many(monkeypatch):
 
     from mmft import folding
 
-    assert dealt([2, 4, 8, 16, 32, 64, 128, 256], 2) == [[0, 3, 4, 7], [1, 2, 5, 6]]
-    assert dealt([1, 1, 1], 2) == [[0], [1, 2]]
+    ranks = [2, 4, 8, 16, 32, 64, 128, 256]
+    best = min(max(sum(four), sum(ranks) - sum(four)) for four in itertools.combinations(ranks, 4))
+    parts = dealt(ranks, 2)
+    assert parts == [[0, 1, 2, 7], [3, 4, 5, 6]] and max(sum(ranks[n] for n in part) for part in parts) == best
+    assert dealt([1, 1, 1], 2) == [[0, 2], [1]]
+    assert sorted(map(len, dealt([9, 1, 1, 1, 1, 1], 4))) == [1, 1, 2, 2]
     assert dealt([5, 1], 1) == [[0, 1]]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

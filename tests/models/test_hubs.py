@@ -53,7 +53,7 @@ def test_huggingface_resolves_the_branch_and_takes_safe_files_only(hub, tmp_path
 
 
 def test_modelscope_is_known_by_its_contents(hub, tmp_path, small):
-    from mmft.models.locate import local_revision
+    from mmft.models.revision import local_revision
 
     found = located(hub, tmp_path, "small/llava", "modelscope")
     assert found["hub"] == "modelscope" and found["revision"] == local_revision(small("llava"))
