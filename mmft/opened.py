@@ -125,8 +125,8 @@ def open_run(path: str | Path, cfg: DictConfig, overrides: list[str], checkpoint
     Errors raised: UserError for a run that never finished, a base that changed since, an adapter that does not fit.
     """
     run, kept = run_config(path, cfg, overrides)
-    libraries.load("transformers", "peft", model=kept.model.get("path"))
     weights, full = trained_weights(run, checkpoint)
+    libraries.load("transformers", "peft", model=str(weights) if full else kept.model.get("path"))
     family = build(kept.model)
     env = run.read_json("env.json")
     if full:
