@@ -8,7 +8,8 @@ from typing import Any
 
 from .assembly import OTHER_TOWER, PROJECTOR, Assembly
 from .errors import UserError
-from .shards import Shards, digest
+from .shards import Shards
+from .weights import tensor_hash
 
 TEXT = "The sun rises in the east and"
 
@@ -138,7 +139,7 @@ def verify(assembly: Assembly, folder: Path, shards: Shards, logits: Any) -> dic
     loaded = family.load()
     state = loaded.model.state_dict()
     for key, wanted in shards.digests.items():
-        if digest(state[key]) != wanted:
+        if tensor_hash(state[key]) != wanted:
             raise UserError(f"{key}: was not loaded as it was written")
     if assembly.config.tie_word_embeddings and state["lm_head.weight"].data_ptr() != state["model.language_model.embed_tokens.weight"].data_ptr():
         raise UserError("lm_head: is not tied to the embeddings as the language model's is")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
+
+from .weights import tensor_hash
 
 SHARD = 1 << 30  # bytes; the most that is kept in memory beside the tensors' owner
 
@@ -26,7 +27,7 @@ class Shards:
             self._write()
         if name in self.digests:
             raise ValueError(f"{name} was written already")
-        self.digests[name] = digest(tensor)
+        self.digests[name] = tensor_hash(tensor)
         self._open[name] = tensor
         self._bytes += tensor.nbytes
         self._total += tensor.nbytes
@@ -57,13 +58,3 @@ class Shards:
         save_file(self._open, self._file(len(self._files)), metadata={"format": "pt"})
         self._files.append(list(self._open))
         self._open, self._bytes = {}, 0
-
-
-def digest(tensor: Any) -> str:
-    """sha256 of a tensor's dtype, shape and bytes."""
-    import torch
-
-    tensor = tensor.detach().cpu().contiguous()
-    state = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    state.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else b"")
-    return state.hexdigest()

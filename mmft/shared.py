@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import to_plain
+from .weights import tensor_hash
 
 log = logging.getLogger("mmft")
 
@@ -143,15 +144,7 @@ def modules_over(model: Any) -> Any:
 
 
 def weights_digest(model: Any) -> str:
-    """sha256 over names, shapes and bytes of all parameters and buffers, which several threads read."""
-    import torch
-
-    def of(item: tuple[str, Any]) -> bytes:
-        name, tensor = item
-        plain = tensor.detach().cpu().contiguous()
-        digest = hashlib.sha256(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy() if plain.numel() else b"")
-        return digest.digest()
-
+    """One hash over names, dtypes, shapes and bytes of all parameters and buffers, which several threads read."""
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return hashlib.sha256(b"".join(pool.map(of, [*model.named_parameters(), *model.named_buffers()]))).hexdigest()
+        return key_of(list(tensors), list(pool.map(tensor_hash, tensors.values())))

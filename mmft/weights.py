@@ -31,10 +31,13 @@ def weights_hash(run: Path) -> str | None:
 
 
 def tensor_hash(tensor: Any) -> str:
+    """sha256 of a tensor's dtype, shape and bytes."""
     import torch
 
-    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.sha256(f"{tensor.dtype}{list(tensor.shape)}".encode() + raw.tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{tensor.dtype}{list(tensor.shape)}".encode())
+    if tensor.numel():
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def compare_weights(first: Path, second: Path) -> dict[str, Any]:

@@ -36,8 +36,8 @@ class Joint:
 
         if self.most == 1 or len(points) < 2 or world_size() > 1:
             return here(points, self.shared)
-        libraries.load("transformers.trainer", "peft", model=OmegaConf.create(points[0][0]).model.get("path"))
         candidates = [Candidate(n, OmegaConf.to_container(OmegaConf.create(text))) for n, (text, _, _) in enumerate(points)]
+        libraries.load("transformers.trainer", "peft", model=candidates[0].settings["model"].get("path"))
         groups = divide(candidates, self.shared, self.most)
         results: dict[int, dict[str, Any]] = {}
         for group in groups.together:

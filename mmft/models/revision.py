@@ -25,10 +25,11 @@ def patterns() -> list[str]:
 
 def local_revision(folder: Path) -> str:
     """sha256 over the names and contents of a local model's files (`sha256:...`); weights count whole."""
-    begun = _begun.pop(folder.resolve(), None)
+    folder = folder.resolve()
+    begun = _begun.pop(folder, None)
     if begun is not None:
         begun.join()
-        if begun.revision is not None and begun.files == _files(folder.resolve()):
+        if begun.revision is not None and begun.files == _files(folder):
             return begun.revision
     return _hashed(folder)
 

@@ -10,6 +10,13 @@ import pytest
 from mmft.models import revision
 
 
+@pytest.fixture(autouse=True)
+def begun(monkeypatch):
+    """Nothing of commands that other tests ran in this process."""
+    monkeypatch.setattr(revision, "_begun", {})
+    return revision._begun
+
+
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "config.json").write_text("{}")
@@ -29,23 +36,23 @@ def test_names_and_contents_of_what_counts(folder, monkeypatch):
     assert revision.local_revision(folder) == by_hand(folder)
 
 
-def test_what_was_begun_ahead_is_taken_once(folder, monkeypatch):
+def test_what_was_begun_ahead_is_taken_once(folder, begun, monkeypatch):
     revision.read_ahead(str(folder))
-    next(t for t in revision._begun.values()).join()
+    begun[folder.resolve()].join()
     expected = by_hand(folder)
     monkeypatch.setattr(revision, "_hashed", lambda folder: "anew")
     assert revision.local_revision(folder) == expected
     assert revision.local_revision(folder) == "anew"
 
 
-def test_files_that_changed_since_are_hashed_again(folder):
+def test_files_that_changed_since_are_hashed_again(folder, begun):
     revision.read_ahead(str(folder))
-    next(t for t in revision._begun.values()).join()
+    begun[folder.resolve()].join()
     (folder / "config.json").write_text('{"other": 1}')
     assert revision.local_revision(folder) == by_hand(folder)
 
 
-def test_a_hub_id_is_left_alone():
+def test_a_hub_id_is_left_alone(begun):
     revision.read_ahead("organisation/name")
     revision.read_ahead("mmft:tiny")
-    assert not revision._begun
+    assert not begun
