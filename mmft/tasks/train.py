@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import time
@@ -30,7 +29,7 @@ class Train:
         """`parent` describes the run that this one repeats (parent.json); `shared` is what the runs of a sweep share."""
         from .. import disk, libraries, memory
 
-        libraries.load("transformers.trainer", "peft", model=cfg.model.get("path"))
+        fresh = libraries.load("transformers.trainer", "peft", model=cfg.model.get("path"))
         from ..augment import made
         from ..data.store import describe
         from ..environment import process_started
@@ -39,10 +38,7 @@ class Train:
         from ..signals import listening
         from ..trainer import training_settings
 
-        times = {}
-        if gc.get_freeze_count() == 0:
-            times["import"] = time.time() - process_started()
-            gc.freeze()  # what was imported stays: the collections that libraries ask for need not look through it each time
+        times = {"import": time.time() - process_started()} if fresh else {}
         # Everything light is built and checked before a weight is read and before anything is written.
         settings = to_plain(cfg)
         family, logger = build(cfg.model), build(cfg.logger) if is_main() else Logger(hardware=False)
