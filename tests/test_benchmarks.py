@@ -64,6 +64,18 @@ def test_the_check_names_what_a_loop_does_otherwise(loops):
     assert text.startswith(("step 1: loss", "step 2: loss"))
 
 
+def test_memory_of_children_counts():
+    """A process of some 10 MB whose child holds 300 MB for itself."""
+    from benchmarks.process import Memory
+
+    child = "import time; held = bytearray(b'x') * 300_000_000; time.sleep(3)"
+    parent = subprocess.Popen([sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"])
+    watch = Memory(parent.pid)
+    assert parent.wait() == 0
+    watch.stop()
+    assert 300e6 < watch.peak < 400e6
+
+
 def quick(words: list[str]) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
 

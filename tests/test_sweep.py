@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from places import ROOT
 
 from mmft import config
+from mmft.errors import UserError
 from mmft.sweep import Sweep, identity, point_name, run_point
 
 SMALL = ["data.pictures=24", "data.splits.validation=4", "trainer.max_steps=2", "trainer.logging_steps=1", "trainer.per_device_train_batch_size=4",
@@ -58,6 +59,36 @@ def test_points_are_every_combination_in_the_order_typed():
     assert keys == ["lora.r", "seed"]
     assert points == [[f"lora.r={r}", "trainer.max_steps=3", f"seed={s}"] for r in (2, 4) for s in (1, 2)]
     assert config.expand(["lora=glob(*)"])[0] == [["lora=default"], ["lora=none"]]
+
+
+WAYS = {
+    "values": [["lora.r=2", "trainer.learning_rate=1e-4"], ["lora.r=4", "trainer.learning_rate=1e-4"], ["lora.r=2", "trainer.learning_rate=3"]],
+    "options": [["lora=default", "seed=1"], ["lora=none", "seed=1"], ["lora=none", "seed=2"], ["experiment=debug", "lora.r=2"]],
+    "dictionaries": [["model.processor={max_pixels:100}", "model.processor.max_pixels=7"], ["model.processor.max_pixels=7", "model.processor={min_pixels:1}"]],
+    "pluses": [["++trainer.adam_beta2=0.9", "+trainer.adam_beta1=0.8"], ["++trainer.adam_beta2=0.95", "+trainer.adam_beta1=0.8"]],
+    "keys taken away": [["~lora.lora_dropout", "lora.r=2"], ["~lora.lora_dropout", "lora.r=4"]],
+    "references": [["lora.r=2", "lora.lora_alpha=${lora.r}"], ["lora.r=4", "lora.lora_alpha=${lora.r}"]],
+    "lists": [["lora.target_modules=[q_proj]"], ["lora.target_modules=[q_proj,v_proj]"], ["lora.target_modules=null"]],
+}
+
+
+@pytest.mark.parametrize("points", WAYS.values(), ids=WAYS)
+def test_points_composed_together_are_what_hydra_composes_for_each(points):
+    alone = [config.compose(words) for words in points]
+    assert len({OmegaConf.to_yaml(cfg) for cfg in alone}) > 1
+    for cfg, own in zip(config.compose_each(points), alone, strict=True):
+        assert OmegaConf.to_yaml(cfg) == OmegaConf.to_yaml(own)
+        assert OmegaConf.to_yaml(cfg, resolve=True) == OmegaConf.to_yaml(own, resolve=True)
+        assert OmegaConf.is_struct(cfg)
+
+
+@pytest.mark.parametrize("wrong", ["lora.rr=4", "lora.r=four", "sed=1", "+seed=1", "lora=defualt", "trainer.output_dir=x", "hydra.run.dirr=x", "seed=[", "data.hf_token=a"])
+def test_a_mistake_in_one_point_is_answered_as_in_a_run_alone(wrong):
+    with pytest.raises(UserError) as alone:
+        config.compose(["lora.r=2", wrong])
+    with pytest.raises(UserError) as together:
+        config.compose_each([["lora.r=2", "seed=3"], ["lora.r=2", wrong]])
+    assert str(together.value) == str(alone.value)
 
 
 @pytest.mark.parametrize("words, expected", [
