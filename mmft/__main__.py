@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 
-from . import cli, config
+from . import cli, config, expanding
 from .distributed import is_main
 from .errors import Preempted, UserError
 from .run import plain_name
@@ -68,7 +68,7 @@ def through_hydra(command: cli.Command) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
-    swept = config.check_sweep(command.overrides, command.config_dir, command.config_name)
+    swept = expanding.check_sweep(command.overrides, command.config_dir, command.config_name)
     sys.argv = ["mmft", *command.hydra, *config.normalise(command.overrides)]
     if command.config_dir:
         sys.argv += ["--config-dir", command.config_dir]

@@ -1,9 +1,7 @@
-"""From a command's words to one checked config, and from a config to objects; beside __main__ alone in importing Hydra."""
+"""From a command's words to one checked config, and from a config to objects; beside __main__ and expanding.py alone in importing Hydra."""
 
 from __future__ import annotations
 
-import copy
-import itertools
 import re
 import warnings
 from pathlib import Path
@@ -20,9 +18,8 @@ from .secrecy import check_words
 from .targets import parameters, resolve
 
 __all__ = [
-    "CONFIG_DIR", "GROUPS", "arguments", "build", "check", "check_sweep", "compose", "compose_each", "compose_hydra", "expand",
-    "first_values", "group_options", "nearest", "normalise",
-    "own_keys", "resolve", "snapshot", "to_plain",
+    "CONFIG_DIR", "GROUPS", "arguments", "build", "check", "check_known", "compose", "compose_hydra", "compose_unchecked", "group_options", "nearest", "normalise",
+    "own_keys", "resolve", "snapshot", "to_plain", "top_level",
 ]  # fmt: skip
 
 def own_keys(verb: str) -> list[str]:
@@ -66,59 +63,18 @@ def normalise(overrides: list[str]) -> list[str]:
 
 def compose(overrides: list[str], config_dir: str | None = None, config_name: str = "config") -> DictConfig:
     """The composed and checked config of a command. Errors raised: UserError, one line."""
-    cfg = _compose(overrides, config_dir, config_name)
+    cfg = compose_unchecked(overrides, config_dir, config_name)
     check(cfg)
     return cfg
 
 
 def compose_hydra(overrides: list[str], config_dir: str | None = None, config_name: str = "config") -> DictConfig:
     """The same with Hydra's own settings in it, as the node `hydra`; not checked. Errors raised: UserError."""
-    return _compose(overrides, config_dir, config_name, whole=True)
+    return compose_unchecked(overrides, config_dir, config_name, whole=True)
 
 
-def compose_each(points: list[list[str]], config_dir: str | None = None, config_name: str = "config") -> list[DictConfig]:
-    """`compose` of every point of a sweep, in a small part of the time. Errors raised: UserError.
-
-    Hydra lays values over a config when it is whole: points that choose the same options are composed once, and their values laid
-    over copies of it.
-    """
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    _check_words(normalise(list(dict.fromkeys(itertools.chain(*points)))), group_options(config_dir))
-    plain = set(_top_level()) - set(GROUPS)
-    wholes: dict[tuple[str, ...], DictConfig] = {}
-    parsed: dict[str, Any] = {}
-    configs = []
-    for words in points:
-        check_words(words)
-        # a word that takes a key away, or that is Hydra's own, is left to Hydra with all the others
-        values = [] if any(w.startswith("~") for w in words) else [w for w in normalise(words) if _is_value(w, plain)]
-        choices = tuple(w for w in normalise(words) if w not in values)
-        if choices not in wholes:
-            wholes[choices] = _compose(list(choices), config_dir, config_name)
-        cfg = copy.deepcopy(wholes[choices])
-        parsed |= {w: OverridesParser.create().parse_override(w) for w in values if w not in parsed}
-        try:
-            ConfigLoaderImpl._apply_overrides_to_config([parsed[w] for w in values], cfg)
-        except Exception as error:
-            raise UserError(one_line(error)) from None
-        check(cfg)
-        configs.append(cfg)
-    return configs
-
-
-def _is_value(word: str, plain: set[str]) -> bool:
-    """Whether a word sets a value and chooses no group's option: `lora.r=4`, `seed=1`."""
-    key = word.lstrip("+").split("=", 1)[0]
-    return key in plain or bool(re.fullmatch(r"(?!hydra\.)\w+(\.\w+)+", key))
-
-
-def _top_level() -> list[str]:
-    return [str(k) for k in OmegaConf.load(CONFIG_DIR / "config.yaml") if k != "defaults"]
-
-
-def _compose(overrides: list[str], config_dir: str | None, config_name: str, whole: bool = False) -> DictConfig:
+def compose_unchecked(overrides: list[str], config_dir: str | None, config_name: str, whole: bool = False) -> DictConfig:
+    """As Hydra composes it, its keys and values as they are. whole: with Hydra's own settings. Errors raised: UserError."""
     from hydra import compose as hydra_compose
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_config_search_path
@@ -133,7 +89,7 @@ def _compose(overrides: list[str], config_dir: str | None, config_name: str, who
             raise UserError(f"--config-dir {config_dir}: no such directory; name the folder that holds your groups (model/, data/, ...)")
         check_files(Path(config_dir))
         search_path.prepend(provider="command-line", path=f"file://{Path(config_dir).resolve().as_posix()}")
-    _check_words(overrides, group_options(config_dir))
+    check_known(overrides, config_dir)
     GlobalHydra.instance().clear()
     try:
         # what hydra.initialize does, with two directories: its public form takes one
@@ -155,72 +111,6 @@ def _compose(overrides: list[str], config_dir: str | None, config_name: str, who
         GlobalHydra.instance().clear()
 
 
-def first_values(overrides: list[str]) -> list[str]:
-    """Each swept word at its first value, the others as they are; a glob is left out, `expand` says what it matches."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import Glob
-
-    words = []
-    for word in overrides:
-        try:
-            parsed = OverridesParser.create().parse_override(word)
-            if isinstance(parsed.value(), Glob):
-                continue
-            value = parsed.value().start if parsed.is_interval_sweep() else next(parsed.sweep_string_iterator())
-        except Exception:  # no sweep, or unreadable, which compose answers
-            words.append(word)
-        else:
-            words.append(f"{word.split('=', 1)[0]}={value}")
-    return words
-
-
-def check_sweep(overrides: list[str], config_dir: str | None, config_name: str) -> list[str]:
-    """Compose and check every value of a sweep once, the other swept keys at their first value; returns the swept keys.
-
-    Errors raised: UserError.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    choices = []
-    for word in overrides:
-        try:
-            parsed = OverridesParser.create().parse_override(word)
-            choices.append(list(parsed.sweep_string_iterator()) if parsed.is_sweep_override() else [])
-        except Exception:  # an unreadable word is answered by compose; an interval has no list of values
-            choices.append([])
-    first = [f"{w.split('=', 1)[0]}={c[0]}" if c else w for w, c in zip(overrides, choices, strict=True)]
-    others = [[*first[:i], f"{overrides[i].split('=', 1)[0]}={value}", *first[i + 1 :]] for i, values in enumerate(choices) for value in values[1:]]
-    compose_each([first, *others], config_dir, config_name)
-    return [w.split("=", 1)[0] for w, c in zip(overrides, choices, strict=True) if c]
-
-
-def expand(overrides: list[str], config_dir: str | None = None) -> tuple[list[list[str]], list[str]]:
-    """(the words of every point of a sweep, the last key changing fastest; the swept keys). Errors raised: UserError."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import Glob
-
-    choices, keys = [], []
-    for word in overrides:
-        try:
-            parsed = OverridesParser.create().parse_override(word)
-        except Exception:  # an unreadable word is answered by compose
-            choices.append([word])
-            continue
-        if not parsed.is_sweep_override():
-            choices.append([word])
-            continue
-        key, value = word.split("=", 1)[0], parsed.value()
-        try:
-            values = value.filter(group_options(config_dir).get(key.lstrip("+"), [])) if isinstance(value, Glob) else list(parsed.sweep_string_iterator())
-        except Exception:
-            raise UserError(f"{word}: an interval is for a search to draw from: add hydra/sweeper=optuna, or name values as {key}=1,2,3") from None
-        if not values:
-            raise UserError(f"{word}: matches no option of {key}")
-        keys.append(key.lstrip("+"))
-        choices.append([f"{key}={v}" for v in values])
-    return [list(point) for point in itertools.product(*choices)], keys
-
-
 def group_options(config_dir: str | None = None) -> dict[str, list[str]]:
     """group -> the names of its yaml files, the shipped ones and those below `config_dir`."""
     roots = [CONFIG_DIR] + ([Path(config_dir)] if config_dir else [])
@@ -230,11 +120,17 @@ def group_options(config_dir: str | None = None) -> dict[str, list[str]]:
     }
 
 
-def _check_words(overrides: list[str], options: dict[str, list[str]]) -> None:
-    """Answer a wrong group, option or top-level key before Hydra does: its own answers run over many lines."""
+def top_level() -> list[str]:
+    """The keys of conf/config.yaml."""
+    return [str(k) for k in OmegaConf.load(CONFIG_DIR / "config.yaml") if k != "defaults"]
+
+
+def check_known(overrides: list[str], config_dir: str | None) -> None:
+    """Answer a wrong group, option or top-level key before Hydra does, whose own answers run over many lines. Errors raised: UserError."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    known = _top_level() + list(GROUPS)
+    options = group_options(config_dir)
+    known = top_level() + list(GROUPS)
     verb = next((w.split("=", 1)[1] for w in overrides if w.startswith("task=")), "train")
     known += own_keys(verb) if verb in options["task"] else []
     for word in overrides:

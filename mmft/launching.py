@@ -6,7 +6,7 @@ import dataclasses
 import re
 from typing import Any
 
-from . import cli, config, placement
+from . import cli, config, expanding, placement
 from .errors import UserError
 
 # The extra that brings a plugin, by the package of the plugin's class.
@@ -25,7 +25,7 @@ def sweep(command: cli.Command) -> int:
     for word, head in heads.items():
         if head.startswith(("hydra.", "hydra/")) and not head.startswith(OURS):
             raise UserError(f"{word}: not for sweeps; their directory is output_dir/sweeps/NAME, and name=WORD names it")
-    words = config.first_values(command.overrides)
+    words = expanding.first_values(command.overrides)
     if not any(head == "hydra/launcher" for head in heads.values()):
         words = ["hydra/launcher=joint", *words]
     cfg = config.compose_hydra(words, command.config_dir, command.config_name)

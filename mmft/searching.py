@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from . import cli, config, sweeping
+from . import cli, config, expanding, sweeping
 from .errors import UserError
 from .sweep import Point, Sweep, point_name
 
@@ -25,8 +25,8 @@ def search(command: cli.Command, settings: Any, launch: sweeping.Launcher) -> in
     typed = {word.lstrip("+~").split("=", 1)[0]: word for word in command.overrides}
     # a preset's space, with what is typed in its place
     asked = [*(f"{key}={value}" for key, value in flat(config.to_plain(settings.get("params")) or {}) if key not in typed), *command.overrides]
-    config.check_sweep(ends(asked), command.config_dir, command.config_name)
-    first = config.compose(config.first_values(asked), command.config_dir, command.config_name)
+    expanding.check_sweep(ends(asked), command.config_dir, command.config_name)
+    first = config.compose(expanding.first_values(asked), command.config_dir, command.config_name)
     space = [o for o in (OverridesParser.create().parse_override(word) for word in asked if "=" in word) if o.is_sweep_override()]
     fixed = [word for word in asked if word.split("=", 1)[0] not in {o.get_key_element() for o in space}]
     keys = [o.key_or_group for o in space]

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from . import cli, config
+from . import cli, expanding
 from .errors import UserError
 from .run import plain_name
 from .sweep import Point, Sweep, point_name, run_point
@@ -41,8 +41,8 @@ def sweep(command: cli.Command, launch: Launcher) -> int:
 
 def plan(command: cli.Command) -> tuple[Sweep, list[Point], str]:
     """The sweep's directory and this command's points, every config composed and checked. Errors raised: UserError."""
-    words, keys = config.expand(command.overrides, command.config_dir)
-    configs = config.compose_each(words, command.config_dir, command.config_name)
+    words, keys = expanding.expand(command.overrides, command.config_dir)
+    configs = expanding.compose_each(words, command.config_dir, command.config_name)
     first = configs[0]
     if first.run_dir is not None:
         raise UserError(f"run_dir={first.run_dir}: a sweep makes one directory a point; name=WORD names the sweep's")

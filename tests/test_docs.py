@@ -16,7 +16,7 @@ import yaml
 from pages import Shown, commands, key_cells, saved_files
 from places import ROOT
 
-from mmft import cli, config, fields
+from mmft import cli, config, expanding, fields
 
 COMMANDS = commands()
 # Training on the built-in data, made small; what a page types itself stays.
@@ -53,9 +53,9 @@ def test_a_command_composes(shown, desk, monkeypatch):
     if command.help:
         assert "usage" in cli.help_text(command)
     elif command.multirun and not any("interval(" in w for w in shown.words):
-        assert config.check_sweep(command.overrides, command.config_dir, command.config_name) or any(w.startswith("experiment=search") for w in shown.words)
+        assert expanding.check_sweep(command.overrides, command.config_dir, command.config_name) or any(w.startswith("experiment=search") for w in shown.words)
     else:  # a search draws from its intervals: their first value stands for all
-        words = config.first_values(command.overrides) if command.multirun else command.overrides
+        words = expanding.first_values(command.overrides) if command.multirun else command.overrides
         assert config.compose(words, command.config_dir, command.config_name).model.path
 
 
@@ -96,7 +96,7 @@ def why_not(command: cli.Command) -> str | None:
     run = words.get("task.run")
     if run is not None:
         return next((f"no {folder}" for folder in run.strip("[]").split(",") if not Path(folder).is_dir()), None)
-    first = config.first_values(command.overrides)
+    first = expanding.first_values(command.overrides)
     cfg = config.compose(first, command.config_dir, command.config_name)
     if command.verb in ("doctor", "report"):
         return None

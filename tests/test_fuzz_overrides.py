@@ -5,7 +5,7 @@ from fuzz import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmft import cli, config
+from mmft import cli, config, expanding
 from mmft.errors import UserError
 
 KEYS = ["lora.r", "trainer.learning_rate", "name", "data", "model", "data.pictures", "generation.max_new_tokens", "evaluation.split", "seed", "experiment", "task",
@@ -33,10 +33,10 @@ def test_any_words_are_a_config_or_one_line(argv, verb):
 def test_any_words_of_a_sweep(argv):
     try:
         command = cli.parse(["-m", *argv])
-        points, _ = config.expand(command.overrides)
+        points, _ = expanding.expand(command.overrides)
         assert len(points) >= 1
-        config.first_values(command.overrides)
-        config.check_sweep(command.overrides, None, "config")
+        expanding.first_values(command.overrides)
+        expanding.check_sweep(command.overrides, None, "config")
     except UserError as error:
         assert str(error).strip()
 

@@ -173,10 +173,10 @@ def test_without_optuna_one_line_says_what_to_install(mmft, monkeypatch):
 
 @pytest.mark.parametrize("preset", ["search", "search_asha"])
 def test_the_presets_say_what_is_searched(preset):
-    from mmft import config
+    from mmft import config, expanding
     from mmft.searching import ends, flat
 
     cfg = config.compose_hydra([f"experiment={preset}"])
     space = dict(flat(config.to_plain(cfg.hydra.sweeper.params)))
     assert set(space) == {"lora.r", "trainer.learning_rate", "lora.lora_dropout", "lora.target_modules"}
-    assert config.check_sweep(ends([f"experiment={preset}", *(f"{k}={v}" for k, v in space.items())]), None, "config")
+    assert expanding.check_sweep(ends([f"experiment={preset}", *(f"{k}={v}" for k, v in space.items())]), None, "config")

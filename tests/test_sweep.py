@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 from places import ROOT
 
-from mmft import config
+from mmft import config, expanding
 from mmft.errors import UserError
 from mmft.sweep import Sweep, identity, point_name, run_point
 
@@ -55,10 +55,10 @@ def test_a_points_name_can_be_typed_back_as_a_word():
 
 
 def test_points_are_every_combination_in_the_order_typed():
-    points, keys = config.expand(["lora.r=2,4", "trainer.max_steps=3", "seed=range(1,3)"])
+    points, keys = expanding.expand(["lora.r=2,4", "trainer.max_steps=3", "seed=range(1,3)"])
     assert keys == ["lora.r", "seed"]
     assert points == [[f"lora.r={r}", "trainer.max_steps=3", f"seed={s}"] for r in (2, 4) for s in (1, 2)]
-    assert config.expand(["lora=glob(*)"])[0] == [["lora=default"], ["lora=none"]]
+    assert expanding.expand(["lora=glob(*)"])[0] == [["lora=default"], ["lora=none"]]
 
 
 WAYS = {
@@ -76,7 +76,7 @@ WAYS = {
 def test_points_composed_together_are_what_hydra_composes_for_each(points):
     alone = [config.compose(words) for words in points]
     assert len({OmegaConf.to_yaml(cfg) for cfg in alone}) > 1
-    for cfg, own in zip(config.compose_each(points), alone, strict=True):
+    for cfg, own in zip(expanding.compose_each(points), alone, strict=True):
         assert OmegaConf.to_yaml(cfg) == OmegaConf.to_yaml(own)
         assert OmegaConf.to_yaml(cfg, resolve=True) == OmegaConf.to_yaml(own, resolve=True)
         assert OmegaConf.is_struct(cfg)
@@ -87,7 +87,7 @@ def test_a_mistake_in_one_point_is_answered_as_in_a_run_alone(wrong):
     with pytest.raises(UserError) as alone:
         config.compose(["lora.r=2", wrong])
     with pytest.raises(UserError) as together:
-        config.compose_each([["lora.r=2", "seed=3"], ["lora.r=2", wrong]])
+        expanding.compose_each([["lora.r=2", "seed=3"], ["lora.r=2", wrong]])
     assert str(together.value) == str(alone.value)
 
 
