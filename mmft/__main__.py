@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 
-from . import cli, config, expanding
+from . import cli, config, expanding, patience
 from .distributed import is_main
 from .errors import Preempted, UserError
 from .run import plain_name
@@ -16,9 +16,7 @@ from .run import plain_name
 def main(argv: list[str] | None = None) -> int:
     """Exit codes: 0 done, 1 the run failed, 2 a mistake in the command, the config or the data, 75 stopped by a signal and saved, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
-    # OpenMP's threads spin while they wait for work, by default so long that beside another process on the same cores each step
-    # takes many times as long; so few turns cost nothing measurable on idle cores, where sleeping at once costs a fifth
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    patience.begin()
     try:
         command = cli.parse(argv)
         if command.help:

@@ -97,10 +97,11 @@ def compose_each(points: list[list[str]], config_dir: str | None = None, config_
     configs = []
     for words in points:
         check_words(words)
-        # where a word takes a key away, Hydra is left to say in what order
         typed = config.normalise(words)
-        values = [] if any(w.startswith("~") for w in typed) else [w for w in typed if _is_value(w, plain)]
+        values = [w for w in typed if _is_value(w, plain)]
         choices = tuple(w for w in typed if w not in values)
+        if not all(map(_is_choice, choices)):  # one takes a key away, say: Hydra knows in what order
+            values, choices = [], tuple(typed)
         if choices not in wholes:
             wholes[choices] = config.compose_unchecked(list(choices), config_dir, config_name)
         cfg = copy.deepcopy(wholes[choices])
@@ -118,3 +119,9 @@ def _is_value(word: str, plain: set[str]) -> bool:
     """Whether a word sets a value and chooses no group's option: `lora.r=4`, `seed=1`."""
     key = word.lstrip("+").split("=", 1)[0]
     return key in plain or bool(re.fullmatch(r"(?!hydra\.)\w+(\.\w+)+", key))
+
+
+def _is_choice(word: str) -> bool:
+    """Whether a word chooses an option of a group, or is Hydra's own: `lora=none`, `hydra/launcher=joint`."""
+    key = word.lstrip("+").split("=", 1)[0]
+    return key in config.GROUPS or key.startswith(("hydra/", "hydra."))

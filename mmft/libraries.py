@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from . import patience
 from .models.revision import read_ahead
 
 # Asked for by few runs, or imported by mmft itself where a set is read with it. Measured: 5.5 to 3.8 seconds, 911 to 735 MB.
@@ -22,6 +23,7 @@ def load(*modules: str, model: str | None = None) -> bool:
     What they found missing they hold to be missing from then on; `with_bitsandbytes` is for runs that need it. model: a `model.path`;
     the files of a local one, which will be asked for, are hashed meanwhile. Returns whether any was still to be imported.
     """
+    patience.settle()
     fresh = any(name not in sys.modules for name in modules)
     if fresh and model is not None:
         read_ahead(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import time
@@ -92,6 +93,16 @@ class SupervisedTrainer(Trainer):
         self.supervised_tokens += count
         self.losses.append(loss)
         return loss
+
+    def _clip_grad_norm(self, model):
+        """Over what is trained, which is the same norm: a frozen weight has no gradient."""
+        spread = self.is_fsdp_enabled or self.is_deepspeed_enabled  # there accelerate asks whose weights these are
+        return super()._clip_grad_norm(model if spread else self.trained)
+
+    @functools.cached_property
+    def trained(self) -> torch.nn.ParameterList:
+        """Looked for among the weights of all frozen modules once, not at every step."""
+        return torch.nn.ParameterList(p for p in self.model.parameters() if p.requires_grad)
 
     def floating_point_ops(self, inputs):
         """transformers' own estimate, 6 x weights x tokens; the weights are counted once, not at every step."""
@@ -185,10 +196,6 @@ class FiniteStep(TrainerCallback):
         if mode not in ("stop", "skip"):
             raise UserError(f"trainer.nonfinite={mode}: must be stop or skip")
         self.trainer, self.mode, self.limit = trainer, mode, limit
-        self.trained: list[Any] = []  # looked for among the weights of all frozen modules once, not at every step
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.trained = [p for p in self.trainer.model.parameters() if p.requires_grad]
 
     def on_step_begin(self, args, state, control, **kwargs):
         # for a step that is left out or runs out of memory
@@ -205,7 +212,7 @@ class FiniteStep(TrainerCallback):
         losses = torch.stack([loss.float() for loss in trainer.losses]) if trainer.losses else None
         rows, trainer.losses, trainer.row_ids = trainer.row_ids, [], []
         fp16 = trainer.accelerator.scaler is not None  # a loss scaler meets infinite gradients by design and skips them
-        gradients = [] if fp16 else [p.grad for p in self.trained if p.grad is not None]
+        gradients = [] if fp16 else [p.grad for p in trainer.trained if p.grad is not None]
         bad_loss = losses is not None and not torch.isfinite(losses).all()
         bad_gradient = bool(gradients) and not torch.isfinite(torch.stack([n.float() for n in torch._foreach_norm(gradients)])).all()
         if not (bad_loss or bad_gradient):
