@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 VARIABLE = "GOMP_SPINCOUNT"  # read once, when torch and OpenMP with it are loaded
-LONG, BRIEF = 20_000, 3_000  # turns of a loop, of some 50 ns each
+LONG, BRIEF = 20_000, 3_000  # turns of a loop; how long one takes depends on the processor
 OTHERS = 0.25  # cores that everybody else may use on a machine that counts as idle
 
 _began: tuple[float, float, float] | None = None

@@ -67,7 +67,7 @@ WAYS = {
     "dictionaries": [["model.processor={max_pixels:100}", "model.processor.max_pixels=7"], ["model.processor.max_pixels=7", "model.processor={min_pixels:1}"]],
     "pluses": [["++trainer.adam_beta2=0.9", "+trainer.adam_beta1=0.8"], ["++trainer.adam_beta2=0.95", "+trainer.adam_beta1=0.8"]],
     "keys taken away": [["~lora.lora_dropout", "lora.r=2"], ["~lora.lora_dropout", "lora.r=4"]],
-    "one of a list": [["lora.target_modules[0]=k_proj", f"lora.target_modules=[q_proj,{last}]"] for last in ("o_proj", "v_proj")],
+    "odd keys": [["++model.processor.max-pixels=7", f"model.processor={{min_pixels:{n}}}"] for n in (1, 2)],
     "references": [["lora.r=2", "lora.lora_alpha=${lora.r}"], ["lora.r=4", "lora.lora_alpha=${lora.r}"]],
     "lists": [["lora.target_modules=[q_proj]"], ["lora.target_modules=[q_proj,v_proj]"], ["lora.target_modules=null"]],
 }
