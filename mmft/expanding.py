@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -90,24 +89,23 @@ def compose_each(points: list[list[str]], config_dir: str | None = None, config_
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    config.check_known(config.normalise(list(dict.fromkeys(itertools.chain(*points)))), config_dir)
+    words = list(dict.fromkeys(itertools.chain(*points)))
+    check_words(words)
+    config.check_known(config.normalise(words), config_dir)
     plain = set(config.top_level()) - set(config.GROUPS)
+    values = {word: OverridesParser.create().parse_override(word) for word in config.normalise(words) if _is_value(word, plain)}
     wholes: dict[tuple[str, ...], DictConfig] = {}
-    parsed: dict[str, Any] = {}
     configs = []
-    for words in points:
-        check_words(words)
-        typed = config.normalise(words)
-        values = [w for w in typed if _is_value(w, plain)]
-        choices = tuple(w for w in typed if w not in values)
+    for point in points:
+        typed = config.normalise(point)
+        own, choices = [values[w] for w in typed if w in values], tuple(w for w in typed if w not in values)
         if not all(map(_is_choice, choices)):  # one takes a key away, say: Hydra knows in what order
-            values, choices = [], tuple(typed)
+            own, choices = [], tuple(typed)
         if choices not in wholes:
             wholes[choices] = config.compose_unchecked(list(choices), config_dir, config_name)
         cfg = copy.deepcopy(wholes[choices])
-        parsed |= {w: OverridesParser.create().parse_override(w) for w in values if w not in parsed}
         try:
-            ConfigLoaderImpl._apply_overrides_to_config([parsed[w] for w in values], cfg)  # it has no public form
+            ConfigLoaderImpl._apply_overrides_to_config(own, cfg)  # it has no public form
         except Exception as error:
             raise UserError(one_line(error)) from None
         check(cfg)

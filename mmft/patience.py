@@ -29,8 +29,7 @@ def begin() -> None:
 
 def settle() -> None:
     """Before torch is imported: by what others have computed since `begin`."""
-    now = _reading()
-    if _began is None or now is None or "torch" in sys.modules:
+    if _began is None or "torch" in sys.modules or (now := _reading()) is None:
         return
     busy, own, wall = (b - a for a, b in zip(_began, now))
     if busy - own < OTHERS * wall:
