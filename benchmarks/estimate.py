@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mmft.models.load import end_token_ids, load_model, load_skeleton, locate_model
+
 
 def compare(words: list[str], steps: int = 6) -> dict[str, Any]:
     """Estimate, then train `steps` steps through the Trainer: bytes and seconds of a step, both ways.
@@ -21,24 +23,26 @@ def compare(words: list[str], steps: int = 6) -> dict[str, Any]:
     """
     import torch
 
-    from mmft import lora
+    from mmft.adapters import lora
+    from mmft.adapters.freeze import freeze
     from mmft.audit import counts, estimate
-    from mmft.audit.held import held
-    from mmft.config import build, compose, to_plain
-    from mmft.freeze import freeze
-    from mmft.models.machine import mixed_precision
-    from mmft.tasks.prepare import prepared_data
-    from mmft.trainer import SupervisedTrainer, training_settings
+    from mmft.audit.allocation_tracker import held
+    from mmft.config.build import build
+    from mmft.config.compose import compose
+    from mmft.config.validate import to_plain
+    from mmft.data.prepare import prepared_data
+    from mmft.models.device import mixed_precision
+    from mmft.training.trainer import SupervisedTrainer, training_settings
 
     cfg = compose([*words, "logger=none"])
     settings = to_plain(cfg)
     family = build(cfg.model)
     rows = prepared_data(cfg).split("train")
-    located = family.locate()
-    plan = lora.plan(family.skeleton(located), settings["lora"])
-    loaded = family.load(full_training=plan.method == "full", located=located)
+    located = locate_model(family)
+    plan = lora.plan(load_skeleton(family, located), settings["lora"])
+    loaded = load_model(family, full_training=plan.method == "full", located=located)
     model = loaded.model
-    collator = build(cfg.collator, processor=loaded.processor, family=family, model_config=model.config, end_token_ids=family.end_token_ids(loaded))
+    collator = build(cfg.collator, processor=loaded.processor, family=family, model_config=model.config, end_token_ids=end_token_ids(family, loaded))
     model = lora.attach(model, plan)
     freeze(model)
     trainer = settings["trainer"]

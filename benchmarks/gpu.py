@@ -169,7 +169,7 @@ class Ladder:
 
     def features(self) -> list[dict[str, Any]]:
         """The rows with features in place of pixels, as mmft keeps them."""
-        from mmft.features.images import Taken
+        from mmft.feature_cache.image_features import Taken
 
         self.taken = Taken()
         kept = []
@@ -183,9 +183,9 @@ class Ladder:
         """One adapter, two micro-batches of two rows a step, or one of four."""
         import torch
 
-        from mmft.freeze import freeze
-        from mmft.objective import supervised_loss
-        from mmft.shared import modules_over
+        from mmft.adapters.freeze import freeze
+        from mmft.losses.supervised import supervised_loss
+        from mmft.sweeps.shared_base import modules_over
 
         model = modules_over(self.base)
         if self.args.checkpointing and not frozen:
@@ -232,8 +232,8 @@ class Ladder:
         """K adapters over one pass of the base, four cached rows of each, as mmft trains the points of a sweep."""
         import torch
 
-        from mmft.joint.carrier import Rows, carrier, losses
-        from mmft.shared import modules_over
+        from mmft.joint.stacked_model import Rows, carrier, losses
+        from mmft.sweeps.shared_base import modules_over
 
         data, order = self.features(), Rows()
         models = {n: self.peft(modules_over(self.base)) for n in range(members)}

@@ -1,7 +1,7 @@
 """Writes the reference pages from the schema at build time: conf/*.yaml with their comments, and the classes that take the keys.
 
 Nothing here knows a key by name. A key of a yaml file brings its default and its comment; its type is the annotation of the class
-that the file's `_target_` names; the libraries' keys are those of the installed versions (mmft/fields.py).
+that the file's `_target_` names; the libraries' keys are those of the installed versions (mmft/config/library_keys.py).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
-from mmft import fields
-from mmft.errors import UserError
-from mmft.fields import CONFIG_DIR
-from mmft.targets import parameters, resolve
+from mmft.common.errors import UserError
+from mmft.config import library_keys
+from mmft.config.guard.targets import parameters, resolve
+from mmft.config.library_keys import CONFIG_DIR
 
 LIVE = ("processor", "family", "model_config", "end_token_ids", "sweep_dir", "objective", "space")  # handed over by mmft, no key of a config
 TITLES = {
@@ -38,10 +38,10 @@ INTROS = {
 }
 # section -> (title, the class whose keys it takes, name -> annotation)
 LIBRARIES = {
-    "trainer": ("transformers.TrainingArguments", fields.training_arguments),
-    "lora": ("peft.LoraConfig", fields.lora_config),
-    "generation": ("transformers.GenerationConfig", fields.generation_config),
-    "model.quantization": ("transformers.BitsAndBytesConfig", fields.quantization_config),
+    "trainer": ("transformers.TrainingArguments", library_keys.training_arguments),
+    "lora": ("peft.LoraConfig", library_keys.lora_config),
+    "generation": ("transformers.GenerationConfig", library_keys.generation_config),
+    "model.quantization": ("transformers.BitsAndBytesConfig", library_keys.quantization_config),
 }
 
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # tests/hub.py, tests/
 @pytest.fixture
 def mmft(capfd, tmp_path):
     """Run a command as a user would, in this process: mmft("lora.r=4", ...) -> (exit code, stdout, stderr)."""
-    from mmft.__main__ import main
+    from mmft.cli.main import main
 
     def command(*words: str, output_dir: bool = True) -> tuple[int, str, str]:
         capfd.readouterr()

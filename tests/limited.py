@@ -12,8 +12,8 @@ import psutil
 
 
 def main() -> int:
-    from mmft.__main__ import main as mmft
-    from mmft.trainer import FiniteStep
+    from mmft.cli.main import main as mmft
+    from mmft.training.trainer import FiniteStep
 
     megabytes, step = int(sys.argv[1]), int(sys.argv[2])
     begin, taken = FiniteStep.on_step_begin, []

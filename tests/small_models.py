@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mmft.models.load import load_config, load_model, load_processor, locate_model
+
 SENTENCES = [
     "a red square and a blue circle stand on the grass",
     "What is in the picture? Which colours do you see?",
@@ -362,7 +364,8 @@ def family(kind: str, folder: Path, **keys: Any) -> Any:
     """The Family object that conf/model/<group>.yaml builds for this kind."""
     from omegaconf import OmegaConf
 
-    from mmft.config import CONFIG_DIR, resolve
+    from mmft.config.guard.targets import resolve
+    from mmft.config.library_keys import CONFIG_DIR
 
     target = resolve(OmegaConf.load(CONFIG_DIR / "model" / f"{GROUP[kind]}.yaml")["_target_"])
     return target(path=str(folder), **keys)
@@ -376,10 +379,10 @@ def collator(kind: str, folder: Path, config: Any = None, **keys: Any) -> Any:
     from mmft.collators.chat import ChatCollator
 
     own = family(kind, folder)
-    located = own.locate()
+    located = locate_model(own)
     ends = GenerationConfig.from_pretrained(folder).eos_token_id
     return (CaptionCollator if kind == "blip2" else ChatCollator)(
-        processor=own.load_processor(located), family=own, model_config=config or own._config(located),
+        processor=load_processor(own, located), family=own, model_config=config or load_config(own, located),
         end_token_ids=ends if isinstance(ends, list) else [ends], **keys,
     )  # fmt: skip
 
@@ -431,7 +434,7 @@ class Small:
     def load(self, kind: str, **keys: Any) -> tuple[Any, Any, Any]:
         """(model, collator, family), the model fresh."""
         own = self.family(kind, **keys)
-        loaded = own.load()
+        loaded = load_model(own)
         return loaded.model, self.collator(kind), own
 
     def collator(self, kind: str, **keys: Any) -> Any:

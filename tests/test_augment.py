@@ -23,7 +23,7 @@ def picture():
 
 
 def augmented(node: dict, seed: int = 1):
-    from mmft.augment import Augmented, made
+    from mmft.data.augment import Augmented, made
 
     return Augmented([], made(node), seed)
 
@@ -77,7 +77,7 @@ def test_a_cache_asked_for_by_name_is_refused(mmft):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    from mmft.__main__ import main
+    from mmft.cli.main import main
 
     folder = tmp_path_factory.mktemp("augmented")
     assert main([*EPOCHS, *ON, f"output_dir={(folder / 'o').as_posix()}", f"run_dir={(folder / 'run').as_posix()}"]) == 0
@@ -101,7 +101,7 @@ def test_what_is_measured_is_not_changed(mmft, tmp_path, whole, monkeypatch):
     plain = tmp_path / "plain"
     assert mmft(*EPOCHS, "evaluation.base=true", "trainer.learning_rate=0", "vision_cache=off", f"run_dir={plain.as_posix()}")[0] == 0
     run = tmp_path / "run"
-    from mmft.augment import Augmented
+    from mmft.data.augment import Augmented
 
     change, places = Augmented.change, []
     monkeypatch.setattr(Augmented, "change", lambda self, picture, *place: places.append(place) or change(self, picture, *place))

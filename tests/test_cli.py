@@ -9,8 +9,11 @@ import pytest
 import yaml
 from places import ROOT
 
-from mmft import cli, config
-from mmft.errors import UserError
+from mmft.cli import parse
+from mmft.common.errors import UserError
+from mmft.config import compose
+from mmft.config.build import build
+from mmft.config.library_keys import group_options
 
 WITHOUT_TORCH = "import sys; from mmft.__main__ import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(code)"
 
@@ -84,36 +87,36 @@ def test_any_key_of_the_libraries_can_be_set_without_plus(mmft):
 
 
 def test_numbers_that_yaml_reads_as_text_become_numbers():
-    assert config.arguments({"a": "1e-4", "b": "x"}, {"a": "float", "b": "str"}) == {"a": 1e-4, "b": "x"}
+    assert compose.arguments({"a": "1e-4", "b": "x"}, {"a": "float", "b": "str"}) == {"a": 1e-4, "b": "x"}
 
 
 def test_the_model_brings_its_collator_and_the_user_may_choose_another():
-    assert config.compose(["model=blip2"]).collator._target_.endswith("CaptionCollator")
-    assert config.compose(["model=qwen2vl"]).collator._target_.endswith("ChatCollator")
-    assert config.compose(["model=qwen2vl", "collator=caption"]).collator._target_.endswith("CaptionCollator")
+    assert compose.compose(["model=blip2"]).collator._target_.endswith("CaptionCollator")
+    assert compose.compose(["model=qwen2vl"]).collator._target_.endswith("ChatCollator")
+    assert compose.compose(["model=qwen2vl", "collator=caption"]).collator._target_.endswith("CaptionCollator")
 
 
 def every_option() -> list[str]:
-    return [f"{group}={option}" for group, options in config.group_options().items() for option in options]
+    return [f"{group}={option}" for group, options in group_options().items() for option in options]
 
 
 @pytest.mark.parametrize("word", every_option())
 def test_every_shipped_option_composes_and_its_keys_are_known(word):
     group, option = word.split("=")
-    text = (config.CONFIG_DIR / group / f"{option}.yaml").read_text(encoding="utf-8")
+    text = (compose.CONFIG_DIR / group / f"{option}.yaml").read_text(encoding="utf-8")
     given = [f"{group}.{key}=here" for key in re.findall(r"^(\w+): \?\?\?", text, re.M)]  # what only the user can say
-    cfg = config.compose([word, *given])
+    cfg = compose.compose([word, *given])
     assert cfg.seed == 42
 
 
-@pytest.mark.parametrize("name", [p.stem for p in sorted((config.CONFIG_DIR / "experiment").glob("*.yaml"))])
+@pytest.mark.parametrize("name", [p.stem for p in sorted((compose.CONFIG_DIR / "experiment").glob("*.yaml"))])
 def test_every_preset_builds_its_light_objects(name, tmp_path):
-    from mmft.trainer import training_settings
+    from mmft.training.trainer import training_settings
 
-    cfg = config.compose([f"experiment={name}"])
-    family, source = config.build(cfg.model), config.build(cfg.data)
-    args, _ = training_settings(config.to_plain(cfg.trainer), output_dir=str(tmp_path), use_cpu=True)
-    config.build(cfg.logger)
+    cfg = compose.compose([f"experiment={name}"])
+    family, source = build(cfg.model), build(cfg.data)
+    args, _ = training_settings(compose.to_plain(cfg.trainer), output_dir=str(tmp_path), use_cpu=True)
+    build(cfg.logger)
     assert family.path and source.name and args.per_device_train_batch_size >= 1
 
 
@@ -135,8 +138,8 @@ SEEDS["qwen2vl_coco500_swanlab"] = {**SEEDS["qwen2vl_coco500"], "logger._target_
 def test_presets_hold_the_figures_of_their_recipes(name):
     from omegaconf import OmegaConf
 
-    cfg = config.compose([f"experiment={name}"])
-    assert {key: config.to_plain(OmegaConf.select(cfg, key)) for key in SEEDS[name]} == SEEDS[name]
+    cfg = compose.compose([f"experiment={name}"])
+    assert {key: compose.to_plain(OmegaConf.select(cfg, key)) for key in SEEDS[name]} == SEEDS[name]
 
 
 def test_a_users_own_groups_stand_beside_the_shipped_ones(mmft, tmp_path):
@@ -148,23 +151,23 @@ def test_a_users_own_groups_stand_beside_the_shipped_ones(mmft, tmp_path):
 
 
 def test_a_snapshot_composes_again_to_the_same_config(tmp_path):
-    cfg = config.compose(["lora.r=8", "trainer.adam_beta2=0.9", "experiment=debug"])
-    (tmp_path / "snapshot.yaml").write_text(config.snapshot(cfg), encoding="utf-8")
-    again = config.compose([], config_dir=str(tmp_path), config_name="snapshot")
-    assert config.to_plain(again) == config.to_plain(cfg)
+    cfg = compose.compose(["lora.r=8", "trainer.adam_beta2=0.9", "experiment=debug"])
+    (tmp_path / "snapshot.yaml").write_text(compose.snapshot(cfg), encoding="utf-8")
+    again = compose.compose([], config_dir=str(tmp_path), config_name="snapshot")
+    assert compose.to_plain(again) == compose.to_plain(cfg)
 
 
 PAYLOADS = [
-    "os.system", "mmft.os.getcwd", "mmft.run.os.system", "mmft.config.importlib.import_module", "builtins.eval", "subprocess.run",
-    "mmft.run.Run.__init__", "mmft.config.__builtins__", "hydra.utils.instantiate", "mmft", "mmft..run", "mmft.run", "..os", 3, "",
-    "mmft.environment.subprocess.run", "pathlib.Path", "mmft.run.Path", "mmft.run.shutil.rmtree", "mmft.nowhere.Thing", "mmft.run.Nothing",
+    "os.system", "mmft.os.getcwd", "mmft.runs.directory.os.system", "mmft.config.compose.importlib.import_module", "builtins.eval", "subprocess.run",
+    "mmft.runs.directory.Run.__init__", "mmft.config.compose.__builtins__", "hydra.utils.instantiate", "mmft", "mmft..run", "mmft.runs.directory", "..os", 3, "",
+    "mmft.runs.environment.subprocess.run", "pathlib.Path", "mmft.runs.directory.Path", "mmft.runs.directory.shutil.rmtree", "mmft.nowhere.Thing", "mmft.runs.directory.Nothing",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("target", PAYLOADS)
 def test_a_target_that_is_not_mmfts_own_is_refused(target):
     with pytest.raises(UserError, match="_target_"):
-        config.resolve(target)
+        compose.resolve(target)
 
 
 def test_a_target_hidden_deep_in_a_config_is_refused_before_anything_is_built(mmft, tmp_path):
@@ -182,9 +185,9 @@ def test_a_package_named_in_the_environment_is_allowed(tmp_path, monkeypatch):
     (tmp_path / "minepkg.py").write_text("class Thing:\n    def __init__(self, a: 'int' = 1): self.a = a\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError, match="refused"):
-        config.build({"_target_": "minepkg.Thing"})
+        build({"_target_": "minepkg.Thing"})
     monkeypatch.setenv("MMFT_PACKAGES", "other, minepkg")
-    assert config.build({"_target_": "minepkg.Thing", "a": 5}).a == 5
+    assert build({"_target_": "minepkg.Thing", "a": 5}).a == 5
 
 
 def test_every_folder_with_code_or_config_is_a_package_of_the_wheel():
@@ -196,5 +199,5 @@ def test_every_folder_with_code_or_config_is_a_package_of_the_wheel():
 
 
 def test_verbs_come_with_a_line_each():
-    assert set(cli.verbs()) >= {"train", "prepare"}
-    assert all(len(text) > 10 for text in cli.verbs().values())
+    assert set(parse.verbs()) >= {"train", "prepare"}
+    assert all(len(text) > 10 for text in parse.verbs().values())

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmft import config, secrecy
-from mmft.errors import UserError
+from mmft.common.errors import UserError
+from mmft.config import compose
+from mmft.config.guard import secrets
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,16 +46,16 @@ PAYLOADS = {
     "hydra.utils.instantiate": {"_target_": "hydra.utils.instantiate", "config": {"_target_": "os.mkdir", "path": "MARK"}},
     "hydra.utils.get_method": {"_target_": "hydra.utils.get_method", "path": "os.mkdir"},
     "functools.partial": {"_target_": "functools.partial", "_args_": ["os.mkdir", "MARK"]},
-    "through a module of mmft": {"_target_": "mmft.run.os.mkdir", "path": "MARK"},
-    "through its imports": {"_target_": "mmft.environment.subprocess.run", "args": ["mkdir", "MARK"]},
-    "through its builtins": {"_target_": "mmft.config.__builtins__.open", "file": "MARK", "mode": "w"},
+    "through a module of mmft": {"_target_": "mmft.runs.directory.os.mkdir", "path": "MARK"},
+    "through its imports": {"_target_": "mmft.runs.environment.subprocess.run", "args": ["mkdir", "MARK"]},
+    "through its builtins": {"_target_": "mmft.config.compose.__builtins__.open", "file": "MARK", "mode": "w"},
     "mmft's own remover": {"_target_": "mmft.data.prepare._remove", "folder": "KEPT"},
-    "mmft's own file opener": {"_target_": "mmft.data.write.Report", "path": "MARK"},
-    "mmft's own database": {"_target_": "mmft.data.index.Index", "path": "MARK"},
-    "mmft's own run": {"_target_": "mmft.run.Run.create", "output_dir": "MARK", "words": []},
+    "mmft's own file opener": {"_target_": "mmft.data.writer.Report", "path": "MARK"},
+    "mmft's own database": {"_target_": "mmft.data.image_index.Index", "path": "MARK"},
+    "mmft's own run": {"_target_": "mmft.runs.directory.Run.create", "output_dir": "MARK", "words": []},
     "mmft's own command": {"_target_": "mmft.__main__.main", "argv": ["prepare", "output_dir=MARK"]},
-    "mmft's own upload": {"_target_": "mmft.publish.push", "folder": "KEPT", "repo": "a/b", "hub": "huggingface", "private": False},
-    "another section's kind": {"_target_": "mmft.tasks.prepare.Prepare"},
+    "mmft's own upload": {"_target_": "mmft.export.publish.push", "folder": "KEPT", "repo": "a/b", "hub": "huggingface", "private": False},
+    "another section's kind": {"_target_": "mmft.verbs.prepare.Prepare"},
     "partial": {"_target_": "os.mkdir", "path": "MARK", "_partial_": True},
     "not a name": {"_target_": "os.mkdir('MARK')"},
     "a list": {"_target_": ["os.mkdir"], "path": "MARK"},
@@ -99,10 +100,10 @@ def test_a_payload_in_a_config_has_no_effect(mmft, trap, tmp_path, payload, sect
 
 @pytest.mark.long
 def test_a_payload_in_a_snapshot_has_no_effect(mmft, trap, tmp_path):
-    whole = config.to_plain(config.compose(["logger=none"]))
+    whole = compose.to_plain(compose.compose(["logger=none"]))
     for section in ("logger", "data", "model", "collator", "task"):
         for payload in PAYLOADS.values():
-            if section == "task" and payload["_target_"] == "mmft.tasks.prepare.Prepare":
+            if section == "task" and payload["_target_"] == "mmft.verbs.prepare.Prepare":
                 continue  # a task as any other
             text = yaml.safe_dump({**whole, section: filled(payload, tmp_path)})
             (tmp_path / "snapshot.yaml").write_text(text, encoding="utf-8")
@@ -162,7 +163,7 @@ def test_a_users_own_launcher_and_search_preset_still_work(mmft, tmp_path):
         "# @package _global_\ndefaults: [override /hydra/sweeper: optuna]\nhydra: {sweeper: {n_trials: 3}}\nlora: {r: 2}\n", encoding="utf-8")
     (tmp_path / "hydra" / "launcher").mkdir(parents=True)
     (tmp_path / "hydra" / "launcher" / "mine.yaml").write_text("_target_: hydra._internal.core_plugins.basic_launcher.BasicLauncher\n", encoding="utf-8")
-    composed = config.compose_hydra(["experiment=mine", "hydra/launcher=mine"], str(tmp_path))
+    composed = compose.compose_hydra(["experiment=mine", "hydra/launcher=mine"], str(tmp_path))
     assert composed.hydra.sweeper.n_trials == 3 and composed.lora.r == 2
 
 
@@ -188,8 +189,8 @@ def test_an_interpolation_reads_places_and_what_the_user_named(tmp_path, monkeyp
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     monkeypatch.setenv("MY_FOLDER", "/mine")
     monkeypatch.setenv("MMFT_ENV", "OTHER MY_FOLDER")
-    assert config.compose(["name=${oc.env:SCRATCH}"]).name == "/scratch/me"
-    assert config.compose(["name=${oc.env:MY_FOLDER}"]).name == "/mine"
+    assert compose.compose(["name=${oc.env:SCRATCH}"]).name == "/scratch/me"
+    assert compose.compose(["name=${oc.env:MY_FOLDER}"]).name == "/mine"
 
 
 @pytest.mark.parametrize("words", [
@@ -204,7 +205,7 @@ def test_a_secret_in_a_command_is_refused_and_not_repeated(mmft, tmp_path, monke
 
 
 def test_words_that_only_look_like_secrets_pass():
-    secrecy.check({"generation": {"pad_token_id": 3, "max_new_tokens": 4}, "trainer": {"hub_token": None}, "image_token": "x",
+    secrets.check({"generation": {"pad_token_id": 3, "max_new_tokens": 4}, "trainer": {"hub_token": None}, "image_token": "x",
                    "name": "https://host:80/a@b", "key": "turns_key", "path": "me@host:x"})  # fmt: skip
 
 
@@ -314,4 +315,4 @@ def test_the_source_test_would_find_them():
 
 def test_a_refused_target_is_a_users_error():
     with pytest.raises(UserError, match="refused"):
-        config.resolve("mmft.data.prepare._remove", "data")
+        compose.resolve("mmft.data.prepare._remove", "data")

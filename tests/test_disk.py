@@ -11,26 +11,32 @@ from pathlib import Path
 import pytest
 from test_resume import SMALL, final, rows, start, wait_for
 
+from mmft.models.load import load_skeleton, locate_model
+from mmft.system.disk import folder_size
+from mmft.training.checkpoints import bytes_on_disk
+
 SAVING = [w for w in SMALL if "save_total_limit" not in w and "save_steps" not in w]
 
 
 def test_the_bytes_counted_before_the_start_are_those_written(mmft, tmp_path):
-    from mmft import disk, lora
-    from mmft.checking import to_plain
-    from mmft.config import build, compose
+    from mmft.adapters import lora
+    from mmft.config.build import build
+    from mmft.config.compose import compose
+    from mmft.config.validate import to_plain
+    from mmft.training import disk_space
 
     words = [*SAVING, "trainer.save_steps=1", "trainer.save_total_limit=2"]
     run = tmp_path / "run"
     assert mmft(*words, f"run_dir={run.as_posix()}")[0] == 0
     cfg = compose(words)
     family, settings = build(cfg.model), to_plain(cfg)
-    located = family.locate()
-    skeleton = family.skeleton(located)
-    need = disk.needed(skeleton, lora.plan(skeleton, settings["lora"]), settings, located.folder, 20, 2).parts
-    each = disk.size(run / "checkpoints" / "checkpoint-6")
+    located = locate_model(family)
+    skeleton = load_skeleton(family, located)
+    need = disk_space.needed(skeleton, lora.plan(skeleton, settings["lora"]), settings, located.folder, 20, 2).parts
+    each = folder_size(run / "checkpoints" / "checkpoint-6")
     assert need["3 checkpoints with optimizer state"] == pytest.approx(3 * each, rel=0.1) and need["3 checkpoints with optimizer state"] >= 3 * each
-    assert need["adapter"] == pytest.approx(disk.size(run / "adapter"), rel=0.1)
-    rest = disk.size(run) - disk.size(run / "checkpoints") - disk.size(run / "adapter")
+    assert need["adapter"] == pytest.approx(folder_size(run / "adapter"), rel=0.1)
+    rest = folder_size(run) - folder_size(run / "checkpoints") - folder_size(run / "adapter")
     assert rest < need["answers and report"]
 
 
@@ -40,28 +46,30 @@ def test_the_bytes_counted_before_the_start_are_those_written(mmft, tmp_path):
     ({"save_strategy": "steps", "save_steps": 5, "max_steps": 7}, 2),
 ])  # fmt: skip
 def test_checkpoints_that_lie_there_at_most(more, n):
-    from mmft.disk import checkpoints
+    from mmft.training.disk_space import checkpoints
 
     assert checkpoints({"per_device_train_batch_size": 4, "num_train_epochs": 3, "save_strategy": "no", **more}, 100) == n
 
 
 def test_what_is_trained_whole_is_counted_whole(mmft):
-    from mmft import disk, lora
-    from mmft.config import build, compose
+    from mmft.adapters import lora
+    from mmft.config.build import build
+    from mmft.config.compose import compose
+    from mmft.training import disk_space
 
-    skeleton = build(compose([]).model).skeleton(build(compose([]).model).locate())
+    skeleton = load_skeleton(build(compose([]).model), locate_model(build(compose([]).model)))
     everything = sum(p.numel() for p in skeleton.parameters())
-    assert disk.weights(skeleton, lora.plan(skeleton, {"r": None, "scope": "all"})) == (everything, everything)
-    trained, saved = disk.weights(skeleton, lora.plan(skeleton, {"r": None, "scope": "language"}))
+    assert disk_space.weights(skeleton, lora.plan(skeleton, {"r": None, "scope": "all"})) == (everything, everything)
+    trained, saved = disk_space.weights(skeleton, lora.plan(skeleton, {"r": None, "scope": "language"}))
     assert 0 < trained < saved == everything
-    assert [disk.optimizer_bytes(name) for name in ("adamw_torch", "OptimizerNames.SGD", "adamw_bnb_8bit")] == [8, 0, 2]
+    assert [disk_space.optimizer_bytes(name) for name in ("adamw_torch", "OptimizerNames.SGD", "adamw_bnb_8bit")] == [8, 0, 2]
 
 
 @pytest.mark.parametrize("words, times", [([], 1), (["-m", "lora.r=2,4"], 2)])
 def test_no_run_begins_without_the_bytes_it_needs(mmft, tmp_path, monkeypatch, words, times):
-    from mmft import disk
+    from mmft.training import disk_space
 
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: type("U", (), {"free": 40 << 20, "total": 1 << 40})())
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: type("U", (), {"free": 40 << 20, "total": 1 << 40})())
     out = tmp_path / "o"
     many = [*SMALL, "trainer.max_steps=200"]
     code, said, err = mmft(*words, *many, "evaluation.max_samples=null", f"output_dir={out.as_posix()}", output_dir=False)
@@ -87,7 +95,7 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("left", [1 << 20, 0])
 def test_a_disk_that_really_fills_while_it_trains(mmft, tmp_path, small_disk, left):
     """Filled by another file in the middle: with too little for a checkpoint, and with nothing at all. Freed, it goes on to the same bytes."""
-    from mmft import checkpoints
+    from mmft.training import checkpoints
 
     out, whole, run = tmp_path / "o", tmp_path / "whole", small_disk / "run"
     words = [*SAVING, "trainer.max_steps=60", "trainer.save_steps=3", "trainer.save_total_limit=2", "trainer.logging_steps=1"]
@@ -116,9 +124,8 @@ def test_a_disk_that_really_fills_while_it_trains(mmft, tmp_path, small_disk, le
 
 
 def test_a_damaged_checkpoint_is_no_room_for_the_next(tmp_path):
-    from mmft import disk
 
     for name, size in (("adapter/weights", 1000), ("checkpoints/checkpoint-4/weights", 300), ("checkpoints/damaged/checkpoint-8/weights", 5000)):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(bytes(size))
-    assert disk.size(tmp_path) == 6300 and disk.own(tmp_path) == 1300
+    assert folder_size(tmp_path) == 6300 and bytes_on_disk(tmp_path) == 1300

@@ -62,7 +62,7 @@ def test_two_processes_train_as_one_at_the_same_global_batch(mmft, tmp_path, wor
 
 
 def test_only_the_main_process_writes(tmp_path, monkeypatch):
-    from mmft.run import Run
+    from mmft.runs.directory import Run
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, wrote in (("1", False), ("0", True)):
@@ -76,7 +76,7 @@ def test_only_the_main_process_writes(tmp_path, monkeypatch):
 def test_each_process_of_one_machine_takes_its_own_gpu(monkeypatch):
     import torch
 
-    from mmft.models.machine import choose_device
+    from mmft.models.device import choose_device
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto") == "cuda"

@@ -16,7 +16,9 @@ import yaml
 from pages import Shown, commands, key_cells, saved_files
 from places import ROOT
 
-from mmft import cli, config, expanding, fields
+from mmft.cli import parse
+from mmft.config import compose, library_keys, sweep_overrides
+from mmft.config.command import Command
 
 COMMANDS = commands()
 # Training on the built-in data, made small; what a page types itself stays.
@@ -27,7 +29,7 @@ SMALL = {"trainer.max_steps": 4, "data.pictures": 96, "data.splits.validation": 
 def desk(tmp_path_factory):
     """A folder that holds what the pages tell their readers to save, and a snapshot and a group for the placeholders RUN and MY_CONF."""
     folder = tmp_path_factory.mktemp("desk")
-    files = saved_files() | {"RUN/snapshot.yaml": config.snapshot(config.compose([])), "MY_CONF/model/mine.yaml": "defaults: [tiny, _self_]\n"}
+    files = saved_files() | {"RUN/snapshot.yaml": compose.snapshot(compose.compose([])), "MY_CONF/model/mine.yaml": "defaults: [tiny, _self_]\n"}
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
@@ -40,7 +42,7 @@ def test_the_pages_hold_commands_and_files():
 
 
 def test_every_verb_has_a_page_with_its_commands():
-    for verb in cli.verbs():
+    for verb in parse.verbs():
         page = f"docs/howto/{verb}.md"
         shown = [c for c in COMMANDS if c.page == page]
         assert any(c.words[:1] == (verb,) or (verb == "train" and "=" in "".join(c.words[:1])) for c in shown), page
@@ -49,20 +51,20 @@ def test_every_verb_has_a_page_with_its_commands():
 @pytest.mark.parametrize("shown", {c.words: c for c in reversed(COMMANDS)}.values(), ids=str)
 def test_a_command_composes(shown, desk, monkeypatch):
     monkeypatch.chdir(desk)
-    command = cli.parse(list(shown.words))
+    command = parse.parse(list(shown.words))
     if command.help:
-        assert "usage" in cli.help_text(command)
+        assert "usage" in parse.help_text(command)
     elif command.multirun and not any("interval(" in w for w in shown.words):
-        assert expanding.check_sweep(command.overrides, command.config_dir, command.config_name) or any(w.startswith("experiment=search") for w in shown.words)
+        assert sweep_overrides.check_sweep(command.overrides, command.config_dir, command.config_name) or any(w.startswith("experiment=search") for w in shown.words)
     else:  # a search draws from its intervals: their first value stands for all
-        words = expanding.first_values(command.overrides) if command.multirun else command.overrides
-        assert config.compose(words, command.config_dir, command.config_name).model.path
+        words = sweep_overrides.first_values(command.overrides) if command.multirun else command.overrides
+        assert compose.compose(words, command.config_dir, command.config_name).model.path
 
 
 def test_the_keys_beside_other_tools_keys_are_ours():
     """All cells of docs/coming-from.md, as many in one config as do not name the same key twice."""
     cells = [shlex.split(code) for code in key_cells()]
-    cells = [cli.parse(words[1:]).overrides if words[0] == "mmft" else words for words in cells if words != ["mmft", "key=value", "..."]]
+    cells = [parse.parse(words[1:]).overrides if words[0] == "mmft" else words for words in cells if words != ["mmft", "key=value", "..."]]
     packs: list[list[str]] = []
     for words in cells:
         keys = {w.split("=")[0] for w in words}
@@ -78,13 +80,13 @@ def test_the_keys_beside_other_tools_keys_are_ours():
         given = {w.split("=")[0] for w in words}
         if "data" in given and not given & {"data.path", "data.dataset"}:
             words += ["data.dataset=O/N"] if "data=hub" in words else ["data.path=x"]
-        assert config.compose(words).seed == 42, words
+        assert compose.compose(words).seed == 42, words
 
 
 # --- for real -----------------------------------------------------------------------------------------------------
 
 
-def why_not(command: cli.Command) -> str | None:
+def why_not(command: Command) -> str | None:
     """Why a command cannot be run here; None where it can."""
     words = dict(w.lstrip("+").split("=", 1) for w in command.overrides if "=" in w)
     if command.help or command.hydra:
@@ -96,8 +98,8 @@ def why_not(command: cli.Command) -> str | None:
     run = words.get("task.run")
     if run is not None:
         return next((f"no {folder}" for folder in run.strip("[]").split(",") if not Path(folder).is_dir()), None)
-    first = expanding.first_values(command.overrides)
-    cfg = config.compose(first, command.config_dir, command.config_name)
+    first = sweep_overrides.first_values(command.overrides)
+    cfg = compose.compose(first, command.config_dir, command.config_name)
     if command.verb in ("doctor", "report"):
         return None
     if command.verb == "assemble":
@@ -111,7 +113,7 @@ def why_not(command: cli.Command) -> str | None:
     return None if cfg.data.get("path") and Path(cfg.data.path).exists() else "a data set of the reader's, or of a hub"
 
 
-def small(command: cli.Command, words: list[str]) -> list[str]:
+def small(command: Command, words: list[str]) -> list[str]:
     """A page's command with less to do: built-in data, few steps, two values of a sweep, two trials of a search."""
     if command.verb not in (None, "train") or command.hydra:
         return words
@@ -129,7 +131,7 @@ def small(command: cli.Command, words: list[str]) -> list[str]:
 @pytest.mark.timeout(1800)
 def test_the_commands_that_can_be_run_here_run(desk, monkeypatch, capfd):
     """In the pages' order, in one folder: later pages use the tutorial's run."""
-    from mmft.__main__ import main
+    from mmft.cli.main import main
 
     monkeypatch.chdir(desk)
     monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: SIM115  # a conversation ends at once
@@ -141,7 +143,7 @@ def test_the_commands_that_can_be_run_here_run(desk, monkeypatch, capfd):
         if shown.words in done:
             continue
         done.add(shown.words)
-        command = cli.parse(list(shown.words))
+        command = parse.parse(list(shown.words))
         reason = why_not(command)
         if reason:
             left.append((shown, reason))
@@ -173,7 +175,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
     index = (tmp_path / "site" / "reference" / "index.html").read_text(encoding="utf-8")
-    top = yaml.safe_load((fields.CONFIG_DIR / "config.yaml").read_text(encoding="utf-8"))
+    top = yaml.safe_load((library_keys.CONFIG_DIR / "config.yaml").read_text(encoding="utf-8"))
     assert all(f">{key}<" in index for key in top if key not in ("defaults", "evaluation", "generation"))
     page = (tmp_path / "site" / "reference" / "trainer.html").read_text(encoding="utf-8")
     assert "trainer.adam_beta2" in page, "a key that no yaml lists"
@@ -186,8 +188,8 @@ def test_the_reference_knows_every_key_of_every_yaml(tmp_path, monkeypatch):
     import reference
 
     text = "\n".join(p.read_text(encoding="utf-8") for p in reference.write(tmp_path / "reference"))
-    for file in fields.CONFIG_DIR.rglob("*.yaml"):
-        group = file.relative_to(fields.CONFIG_DIR).parts[0]
+    for file in library_keys.CONFIG_DIR.rglob("*.yaml"):
+        group = file.relative_to(library_keys.CONFIG_DIR).parts[0]
         if file.name in ("config.yaml", "mmft.yaml"):
             continue
         prefix = {"task": "", "experiment": "", "hydra": f"hydra.{file.parent.name}."}.get(group, f"{group}.")

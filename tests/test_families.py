@@ -10,6 +10,8 @@ import pytest
 import yaml
 from small_models import GROUP, KINDS
 
+from mmft.models.load import load_processor, locate_model
+
 NO_FILE = ("qwen2_5vl", "qwen3vl", "smolvlm", "gemma3", "internvl", "llava_onevision")  # trained by a yaml alone
 
 
@@ -81,12 +83,12 @@ def test_train_two_steps_evaluate_reload(small, drawn, mmft, tmp_path, kind):
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
-    from mmft.data.store import PreparedData
+    from mmft.data.prepared import PreparedData
 
     folder, summary, out = run(mmft, tmp_path, *words(kind, small, drawn, "lora.r=4"))
     if kind in NO_FILE:
         target = yaml.safe_load((folder / "snapshot.yaml").read_text(encoding="utf-8"))["model"]["_target_"]
-        assert target in ("mmft.models.family.Family", "mmft.models.qwen2vl.Qwen2VL"), "no family file of its own"
+        assert target in ("mmft.models.families.base.Family", "mmft.models.families.qwen2vl.Qwen2VL"), "no family file of its own"
     assert summary["status"] == "finished" and summary["steps"] == 2 and summary["effective_batch_size"] == 2
     assert summary["supervised_tokens"] == 2 * 2 * 4, "a, colour, square and the end, of two rows, twice"
     assert summary["eval_loss"] != summary["base_eval_loss"]
@@ -131,7 +133,7 @@ def test_an_image_alone_and_beside_another(small, drawn, mmft, tmp_path, mode):
 def test_full_training_saves_a_model_that_plain_transformers_loads(small, drawn, mmft, tmp_path):
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from mmft.data.store import PreparedData
+    from mmft.data.prepared import PreparedData
 
     folder, summary, _ = run(mmft, tmp_path, *words("llava", small, drawn, "lora=none", "trainer.learning_rate=0.001"))
     assert summary["trainable_parameters"] == summary["total_parameters"]
@@ -216,7 +218,7 @@ def test_image_limits_hold_in_training_and_come_back_with_the_adapter(small, dra
     grid = again.image_processor([Image.new("RGB", (560, 560))], return_tensors="pt")["image_grid_thw"][0].tolist()
     assert grid == [1, 4, 4], "3136 pixels are 56 x 56: 4 x 4 patches"
     family = small.family("qwen2vl", processor={"min_pixels": 784, "max_pixels": 3136})
-    fresh = family.load_processor(family.locate())
+    fresh = load_processor(family, locate_model(family))
     assert fresh.image_processor([Image.new("RGB", (560, 560))], return_tensors="pt")["image_grid_thw"][0].tolist() == grid
 
 

@@ -32,9 +32,9 @@ def test_a_folded_step_equals_the_accumulated_one(mmft, tmp_path, monkeypatch):
 
 
 def test_without_memory_for_it_micro_batches_stay(mmft, tmp_path, monkeypatch):
-    from mmft import folding
+    from mmft.training import accumulation
 
-    monkeypatch.setattr(folding, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(accumulation, "free_memory", lambda device: 1000)
     *_, summary, _ = trained(mmft, tmp_path / "tight", "trainer.max_steps=1")
     assert summary["micro_batches_folded"] == 1
 
@@ -60,7 +60,7 @@ def test_points_that_are_trained_in_step_on_a_cpu_are_left_as_they_are(mmft, tmp
 
 
 def test_settings_that_forbid_it():
-    from mmft.folding import foldable
+    from mmft.training.accumulation import foldable
 
     found = [foldable({"gradient_accumulation_steps": 4, **more}) for more in ({}, {"fold_accumulation": "off"}, {"fsdp": "full_shard"})]
     assert found == [4, 1, 1]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from small_models import KINDS
 
-from mmft.freeze import freeze, frozen_parts
-from mmft.lora import attach, plan
-from mmft.objective import supervised_loss
+from mmft.adapters.freeze import freeze, frozen_parts
+from mmft.adapters.lora import attach, plan
+from mmft.losses.supervised import supervised_loss
 
 LANGUAGE = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear", "scope": "language"}
 TOWERS = {"qwen2vl": ["model.visual"], "llava": ["model.vision_tower", "model.multi_modal_projector"], "blip2": ["vision_model", "qformer", "language_projection"]}
@@ -87,7 +87,7 @@ def test_the_frozen_tower_makes_no_graph_under_activation_checkpointing(small, k
         calls.append(module)
         graphs.append(out.grad_fn is not None)  # the library's hook marks the embedding's output itself; nothing may grow on it
 
-    from mmft.models.parts import part_of
+    from mmft.common.model_parts import part_of
 
     for name, module in model.named_modules():
         if part_of(name) in ("vision", "qformer", "connector") and not list(module.children()):

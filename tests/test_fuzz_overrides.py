@@ -5,8 +5,9 @@ from fuzz import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmft import cli, config, expanding
-from mmft.errors import UserError
+from mmft.cli import parse
+from mmft.common.errors import UserError
+from mmft.config import compose, sweep_overrides
 
 KEYS = ["lora.r", "trainer.learning_rate", "name", "data", "model", "data.pictures", "generation.max_new_tokens", "evaluation.split", "seed", "experiment", "task",
         "logger", "hydra/launcher", "hydra.run.dir", "+lora.x", "~lora", "++model.path", "lora.target_modules", "lora@x", "collator.system", "input", "prompt"]  # fmt: skip
@@ -20,8 +21,8 @@ word = st.builds("{}={}".format, st.sampled_from(KEYS) | st.text(CHARACTERS, max
 @examples(80)
 def test_any_words_are_a_config_or_one_line(argv, verb):
     try:
-        command = cli.parse([*verb, *argv])
-        config.compose(command.overrides, command.config_dir, command.config_name)
+        command = parse.parse([*verb, *argv])
+        compose.compose(command.overrides, command.config_dir, command.config_name)
     except UserError as error:
         assert str(error).strip()
     except SystemExit as stop:  # --version
@@ -32,11 +33,11 @@ def test_any_words_are_a_config_or_one_line(argv, verb):
 @examples(40)
 def test_any_words_of_a_sweep(argv):
     try:
-        command = cli.parse(["-m", *argv])
-        points, _ = expanding.expand(command.overrides)
+        command = parse.parse(["-m", *argv])
+        points, _ = sweep_overrides.expand(command.overrides)
         assert len(points) >= 1
-        expanding.first_values(command.overrides)
-        expanding.check_sweep(command.overrides, None, "config")
+        sweep_overrides.first_values(command.overrides)
+        sweep_overrides.check_sweep(command.overrides, None, "config")
     except UserError as error:
         assert str(error).strip()
 
@@ -49,8 +50,8 @@ def test_a_bare_question_arrives_as_it_was_typed(question):
     if plain[0] in "[{\"'" or "\x00" in plain or plain != plain.strip():
         return  # lists, quoted values; white space at the ends is Hydra's to drop
     try:
-        cfg = config.compose(cli.parse(["predict", "run=x", "input=x", f"prompt={plain}"]).overrides)
+        cfg = compose.compose(parse.parse(["predict", "run=x", "input=x", f"prompt={plain}"]).overrides)
     except UserError as error:
         pytest.fail(f"{plain!r}: {error}")
-    got = config.to_plain(cfg.task)["prompt"]
+    got = compose.to_plain(cfg.task)["prompt"]
     assert got == plain or (not isinstance(got, str)), (plain, got)

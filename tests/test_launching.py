@@ -69,12 +69,13 @@ def test_a_launcher_that_is_not_installed_is_named_with_its_extra(mmft, monkeypa
 def test_every_preset_of_a_launcher_composes(name):
     from omegaconf import OmegaConf
 
-    from mmft import config, placement
+    from mmft.config import compose
+    from mmft.sweeps import gpu_placement
 
-    OmegaConf.register_new_resolver("mmft_workers", placement.workers, replace=True)
-    cfg = config.compose_hydra([f"hydra/launcher={name}"])
+    OmegaConf.register_new_resolver("mmft_workers", gpu_placement.workers, replace=True)
+    cfg = compose.compose_hydra([f"hydra/launcher={name}"])
     with_dir = OmegaConf.merge(cfg, {"hydra": {"sweep": {"dir": "here"}}})
-    assert config.to_plain(with_dir.hydra.launcher)["_target_"].startswith("hydra_plugins.")
+    assert compose.to_plain(with_dir.hydra.launcher)["_target_"].startswith("hydra_plugins.")
 
 
 @pytest.mark.long

@@ -6,10 +6,11 @@ import re
 
 import pytest
 
-from mmft.errors import UserError
-from mmft.freeze import freeze
-from mmft.lora import attach, plan, report, target_pattern
-from mmft.models.parts import PARTS
+from mmft.adapters.freeze import freeze
+from mmft.adapters.lora import attach, plan, report, target_pattern
+from mmft.common.errors import UserError
+from mmft.common.model_parts import PARTS
+from mmft.models.load import load_skeleton, locate_model
 
 R = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
 
@@ -21,7 +22,7 @@ def skeleton(small):
     def get(kind):
         if kind not in made:
             family = small.family(kind)
-            made[kind] = family.skeleton(family.locate())
+            made[kind] = load_skeleton(family, locate_model(family))
         return made[kind]
 
     return get
@@ -179,7 +180,7 @@ def test_dora_trains_one_magnitude_for_each_output(small):
 
 
 def gradients(model, collator, small):
-    from mmft.objective import supervised_loss
+    from mmft.losses.supervised import supervised_loss
 
     loss, count = supervised_loss(model, collator([small.sample("a", [0], "What?", "a red square")]))
     (loss / count).backward()

@@ -59,7 +59,7 @@ ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: 
 def test_what_torch_says_here_is_recognised():
     import torch
 
-    from mmft.memory import is_out
+    from mmft.system.memory import is_out
 
     with pytest.raises(RuntimeError) as real:
         torch.empty(1 << 50, dtype=torch.uint8)
@@ -76,8 +76,8 @@ def test_where_smaller_micro_batches_would_not_help_it_says_what_would(mmft, tmp
     """In the optimizer's update half of the weights may be new ones: the run must not go on from them."""
     import torch
 
-    from mmft import evaluation
-    from mmft.models.family import Family
+    from mmft.evaluation import evaluate
+    from mmft.models.families.base import Family
 
     def fails(*_, **__):
         raise RuntimeError(ALLOCATOR)
@@ -85,7 +85,7 @@ def test_where_smaller_micro_batches_would_not_help_it_says_what_would(mmft, tmp
     if where == "load":
         monkeypatch.setattr(Family, "load", fails)
     elif where == "measure":
-        monkeypatch.setattr(evaluation, "supervised_loss", fails)
+        monkeypatch.setattr(evaluate, "supervised_loss", fails)
     else:
         step, calls = torch.optim.AdamW.step, []
         monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: fails() if len(calls) == 2 else calls.append(1) or step(self, *a, **k))

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from mmft import metrics
-from mmft.errors import UserError
-from mmft.metrics import compute, normalise, per_sample, tokenise, vqa_accuracy
+from mmft.common.errors import UserError
+from mmft.evaluation import metrics
+from mmft.evaluation.metrics import compute, normalise, per_sample, tokenise, vqa_accuracy
 
 
 def test_normalise_does_what_squad_does_and_reads_chinese():
@@ -172,5 +172,5 @@ def test_nothing_is_started_printed_or_imported_early(monkeypatch, capsys):
     compute(["a red car", "a dog"], [["a red car"], ["the dog"]])
     assert capsys.readouterr() == ("", "")
     monkeypatch.undo()
-    code = "import sys, json, mmft.metrics; print(json.dumps([m for m in ('torch', 'numpy', 'pycocoevalcap') if m in sys.modules]))"
+    code = "import sys, json, mmft.evaluation.metrics; print(json.dumps([m for m in ('torch', 'numpy', 'pycocoevalcap') if m in sys.modules]))"
     assert json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout) == []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_freeze import adapted
 
-from mmft import norms
+from mmft.rewrites import rms_norm
 
 
 def through(forward, x, gradient):
@@ -29,7 +29,7 @@ def test_outputs_and_gradients_are_those_of_fp64(shape, dtype, close):
     w = norm.weight.double()
     wanted = through(lambda x: w * x / (x.pow(2).mean(-1, keepdim=True) + 1e-3).sqrt(), x.double(), gradient.double())
     theirs = through(norm, x, gradient)
-    assert norms.fuse(norm) == {Qwen2VLRMSNorm}
+    assert rms_norm.fuse(norm) == {Qwen2VLRMSNorm}
     ours = through(norm, x, gradient)
     for right, their, our in zip(wanted, theirs, ours):
         assert our.dtype == dtype
@@ -62,7 +62,7 @@ def test_in_half_precision_x_is_kept_as_it_came():
         return sum(t.untyped_storage().nbytes() for t in kept.values() if t.data_ptr() not in (x.data_ptr(), norm.weight.data_ptr()))
 
     assert keeps(norm) >= 4 * 100 * 64
-    norms.fuse(norm)
+    rms_norm.fuse(norm)
     assert keeps(norm) <= 4 * 100
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from small_models import KINDS
 
+from mmft.adapters.lora import attach, plan
 from mmft.collators.base import IGNORE
-from mmft.errors import UserError
-from mmft.lora import attach, plan
-from mmft.objective import supervised_loss, takes_logits_to_keep
+from mmft.common.errors import UserError
+from mmft.losses.supervised import supervised_loss, takes_logits_to_keep
 
 
 def rows(small, kind):
@@ -126,8 +126,8 @@ def test_label_smoothing_is_torchs(small):
 
 
 def trainer(small, tmp_path, samples, collator=None, **settings):
-    from mmft.freeze import freeze
-    from mmft.trainer import SupervisedTrainer, training_settings
+    from mmft.adapters.freeze import freeze
+    from mmft.training.trainer import SupervisedTrainer, training_settings
 
     model, own, _ = small.load("qwen2vl")
     import torch

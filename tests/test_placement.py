@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mmft import placement
+from mmft.sweeps import gpu_placement
 
 ROOT = Path(__file__).resolve().parent.parent
-HOLD = "import sys, os; from mmft import placement; print(placement.place('joblib'), os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
+HOLD = "import sys, os; from mmft import placement; print(gpu_placement.place('joblib'), os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
 
 
 @pytest.mark.parametrize(("variables", "expected"), [
@@ -25,8 +25,8 @@ def test_the_gpus_that_may_be_used(monkeypatch, variables, expected):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert placement.devices() == expected
-    assert placement.workers() >= 1 and (not expected or placement.workers() == len(expected))
+    assert gpu_placement.devices() == expected
+    assert gpu_placement.workers() >= 1 and (not expected or gpu_placement.workers() == len(expected))
 
 
 def test_each_process_has_its_own_gpu_and_a_dead_ones_is_free_again(tmp_path, monkeypatch):
@@ -54,7 +54,7 @@ def test_each_process_has_its_own_gpu_and_a_dead_ones_is_free_again(tmp_path, mo
 def test_launchers_that_place_for_themselves_are_left_alone(monkeypatch, launcher):
     monkeypatch.setenv("MMFT_DEVICES", "0,1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
-    assert placement.place(launcher) is None
+    assert gpu_placement.place(launcher) is None
     import os
 
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"

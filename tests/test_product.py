@@ -6,9 +6,9 @@ import pytest
 from small_models import KINDS
 from test_freeze import adapted, batch
 
-from mmft import narrow as narrowing
-from mmft.freeze import freeze
-from mmft.objective import supervised_loss
+from mmft.adapters.freeze import freeze
+from mmft.losses.supervised import supervised_loss
+from mmft.rewrites import last_layer
 
 
 def measured(model, inputs, checkpointing=False):
@@ -38,7 +38,7 @@ def test_losses_and_gradients_are_those_of_peft_over_the_whole_last_layer(small,
     for checkpointing in (False, True):
         model, _ = adapted(small, kind, lora_dropout=dropout, r=r)
         freeze(model)
-        places = narrowing.checked(model, inputs)
+        places = last_layer.checked(model, inputs)
         assert places is not None
         got, found = measured(model, inputs, checkpointing)
         assert places.index is not None and 0 < len(places.index) < inputs["labels"].numel()
@@ -163,7 +163,7 @@ def test_generation_and_full_logits_are_computed_whole(small):
     plain = {k: v for k, v in inputs.items() if k not in ("labels", "row_ids")}
     with torch.no_grad():
         wanted = model.eval()(**plain).logits
-        places = narrowing.checked(model, inputs)
+        places = last_layer.checked(model, inputs)
         supervised_loss(model, inputs)
         assert places.index is not None
         assert torch.equal(model(**plain).logits, wanted) and places.index is None
@@ -178,5 +178,5 @@ def test_a_model_that_reads_more_than_the_head_is_left_whole(small, monkeypatch)
     whole = norm.forward
     monkeypatch.setattr(norm, "forward", lambda x: whole(x + x.mean(dim=1, keepdim=True)))
     loss = supervised_loss(model.eval(), inputs)[0].item()
-    assert narrowing.checked(model, inputs) is None
+    assert last_layer.checked(model, inputs) is None
     assert supervised_loss(model, inputs)[0].item() == loss

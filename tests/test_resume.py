@@ -47,7 +47,7 @@ def killed_after(run: Path, step: int, copy: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    from mmft.__main__ import main
+    from mmft.cli.main import main
 
     folder = tmp_path_factory.mktemp("undisturbed")
     assert main([*SMALL, f"output_dir={(folder / 'o').as_posix()}", f"run_dir={(folder / 'run').as_posix()}"]) == 0
@@ -177,7 +177,7 @@ def test_with_no_checkpoint_left_it_begins_again_and_says_so(mmft, tmp_path, und
 @pytest.mark.parametrize("after", range(4))
 def test_a_kill_while_saving_leaves_the_checkpoints_before_it(mmft, tmp_path, undisturbed, monkeypatch, after):
     """The process dies once before the seal, in it, before the renaming, before the rotation: what is there verifies."""
-    from mmft import checkpoints
+    from mmft.training import checkpoints
 
     run = killed_after(undisturbed, 2, tmp_path / "run")
 
@@ -203,7 +203,7 @@ def test_a_kill_while_saving_leaves_the_checkpoints_before_it(mmft, tmp_path, un
 
 def test_a_kill_after_each_file_of_a_save(tmp_path, undisturbed):
     """However many of its files are written: until the renaming the checkpoint is not there, and the one before it is the newest."""
-    from mmft import checkpoints
+    from mmft.training import checkpoints
 
     whole = undisturbed / "checkpoints" / "checkpoint-5"
     files = sorted(p.name for p in whole.iterdir())
@@ -220,7 +220,7 @@ def test_a_kill_after_each_file_of_a_save(tmp_path, undisturbed):
 
 
 def test_rotation_keeps_the_newest_and_the_best(tmp_path):
-    from mmft import checkpoints
+    from mmft.training import checkpoints
 
     for step in (1, 2, 3, 10):
         folder = tmp_path / f"checkpoint-{step}"
@@ -236,10 +236,10 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
 
 
 def test_a_full_disk_stops_the_run_in_one_line_and_keeps_what_is_there(mmft, tmp_path, undisturbed, monkeypatch):
-    from mmft import checkpoints, disk
+    from mmft.training import checkpoints, disk_space
 
     run = killed_after(undisturbed, 2, tmp_path / "run")
-    monkeypatch.setattr(disk, "check", lambda *_: None)  # it fills later, behind the start
+    monkeypatch.setattr(disk_space, "check", lambda *_: None)  # it fills later, behind the start
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: type("U", (), {"free": 1 << 20})())
     code, _, err = mmft("resume", f"run={run.as_posix()}")
     assert code == 2 and "checkpoint of step 3 needs" in err and "1 MB are free" in err and f"mmft resume run={run}" in err and err.count("\n") == 1
@@ -316,8 +316,8 @@ def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(mmft, tmp
 
 def test_a_scheduler_that_listens_too_is_asked_once_the_run_is_saved(mmft, tmp_path, monkeypatch):
     """submitit's own handler queues the job again and leaves; called before the run is saved, it would lose the step."""
-    from mmft import checkpoints
-    from mmft.callbacks import Recorder
+    from mmft.training import checkpoints
+    from mmft.training.callbacks import Recorder
 
     run, asked = tmp_path / "run", []
     earlier = signal.signal(signal.SIGUSR2, lambda number, frame: asked.append(checkpoints.newest(run / "checkpoints").name))
@@ -343,7 +343,7 @@ def test_killed_at_random_moments(mmft, tmp_path, undisturbed):
 
     Six steps are few: a run that was killed four times is let go on to its end, and another is begun, so that kills fall everywhere.
     """
-    from mmft import checkpoints
+    from mmft.training import checkpoints
 
     out, dice = undisturbed.parent / "o", random.Random(0)
     kills, saving, ended, steps = 0, 0, 0, []
@@ -376,7 +376,8 @@ def test_killed_at_random_moments(mmft, tmp_path, undisturbed):
 @pytest.mark.parametrize("more", [[], ["augment.RandomRotation.degrees=20", "augment.ColorJitter.brightness=0.3"]])
 def test_a_joint_sweep_goes_on_where_it_was_stopped(mmft, tmp_path, monkeypatch, more):
     """Two points in step are stopped after step 3, each with its checkpoint; the same command ends them as if they had not been."""
-    from mmft.signals import Listener, StopAfterStep
+    from mmft.system.signals import Listener
+    from mmft.training.callbacks import StopAfterStep
 
     words = ["-m", "lora.r=2,4", *SMALL, "trainer.save_steps=100", *more]
     code, _, err = mmft(*words, f"output_dir={(tmp_path / 'whole').as_posix()}", output_dir=False)
@@ -402,7 +403,7 @@ def test_a_joint_sweep_goes_on_where_it_was_stopped(mmft, tmp_path, monkeypatch,
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted_up_to_a_limit(mmft, tmp_path, monkeypatch):
-    from mmft import trainer
+    from mmft.training import trainer
 
     loss = trainer.supervised_loss
     calls = []
@@ -419,7 +420,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted_up_to_a_limit(mmft, tm
     calls.clear()
     code, _, err = mmft(*SMALL, "trainer.nonfinite=skip", "trainer.nonfinite_limit=1", f"run_dir={(tmp_path / 'limit').as_posix()}")
     assert code == 2 and "step 4: the loss is not finite" in err and "shapes" in err or "rows" in err
-    from mmft import checkpoints
+    from mmft.training import checkpoints
 
     newest = checkpoints.newest(tmp_path / "limit" / "checkpoints")
     assert newest.name == "checkpoint-3", "the last finite one stays"
@@ -429,7 +430,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(mmft, tmp_path,
     """A device on which three rows do not fit: the run goes on with two at a time, and sees the same rows in every step."""
     import torch
 
-    from mmft import trainer
+    from mmft.training import trainer
 
     loss, seen = trainer.supervised_loss, []
 

@@ -15,7 +15,7 @@ EPOCHS = [w for w in SMALL if "max_steps" not in w] + ["trainer.num_train_epochs
 
 
 def trained(folder: Path, *words: str) -> Path:
-    from mmft.__main__ import main
+    from mmft.cli.main import main
 
     assert main([*words, f"output_dir={(folder / 'o').as_posix()}", f"run_dir={(folder / 'run').as_posix()}"]) == 0
     return folder / "run"
@@ -75,7 +75,7 @@ def test_early_stopping_and_the_best_checkpoint_survive_a_kill(mmft, tmp_path):
 
 
 def test_a_stop_in_the_middle_of_an_epoch_does_not_do_what_is_due_at_its_end(mmft, tmp_path, epochs, monkeypatch):
-    from mmft.signals import StopAfterStep
+    from mmft.training.callbacks import StopAfterStep
 
     on_step_end = StopAfterStep.on_step_end
 
@@ -96,7 +96,7 @@ def test_a_stop_in_the_middle_of_an_epoch_does_not_do_what_is_due_at_its_end(mmf
 
 
 def test_a_step_left_out_does_not_spoil_the_mean_loss(mmft, tmp_path, monkeypatch):
-    from mmft import trainer
+    from mmft.training import trainer
 
     loss, calls = trainer.supervised_loss, []
 
@@ -115,7 +115,7 @@ def test_a_step_left_out_does_not_spoil_the_mean_loss(mmft, tmp_path, monkeypatc
 
 
 def test_a_file_beside_those_of_the_manifest_is_a_fault(tmp_path):
-    from mmft import checkpoints
+    from mmft.training import checkpoints
 
     folder = tmp_path / "checkpoint-1"
     folder.mkdir()
@@ -129,7 +129,7 @@ def test_a_file_beside_those_of_the_manifest_is_a_fault(tmp_path):
 @pytest.mark.parametrize("new_in_place", [False, True])
 def test_saving_a_step_again_never_leaves_none(tmp_path, new_in_place):
     """A kill between the two renames: the one before is put back; behind them it is dropped."""
-    from mmft import checkpoints
+    from mmft.training import checkpoints
 
     names = (".replaced-3", "checkpoint-3") if new_in_place else (".replaced-3",)
     for name in names:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from test_freeze import adapted, batch
 
-from mmft import rotary
-from mmft.instead import instead
-from mmft.objective import supervised_loss
+from mmft.losses.supervised import supervised_loss
+from mmft.rewrites import rotary
+from mmft.rewrites.instead import instead
 
 
 def functions(model):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mmft.errors import UserError
-from mmft.run import Run, plain_name
+from mmft.common.errors import UserError
+from mmft.runs.directory import Run, plain_name
 
 
 def test_runs_started_in_the_same_second_get_directories_of_their_own(tmp_path):
@@ -37,7 +37,7 @@ def test_a_parent_that_is_a_file_is_one_line(tmp_path):
 
 
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("mmft.run.shutil.disk_usage", lambda path: type("Usage", (), {"free": 5 << 20})())
+    monkeypatch.setattr("mmft.runs.directory.shutil.disk_usage", lambda path: type("Usage", (), {"free": 5 << 20})())
     with pytest.raises(UserError, match="only 5 MB free"):
         Run.create(str(tmp_path / "out"), ["a"])
     assert list((tmp_path / "out").iterdir()) == []
@@ -46,7 +46,7 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
 def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     run = Run.create(str(tmp_path), ["a"])
     run.write_json("summary.json", {"status": "running"})
-    monkeypatch.setattr("mmft.run.os.replace", lambda a, b: (_ for _ in ()).throw(OSError("killed here")))
+    monkeypatch.setattr("mmft.runs.directory.os.replace", lambda a, b: (_ for _ in ()).throw(OSError("killed here")))
     with pytest.raises(OSError):
         run.write_json("summary.json", {"status": "finished"})
     assert json.loads((run / "summary.json").read_text(encoding="utf-8")) == {"status": "running"}
@@ -70,7 +70,7 @@ def test_reading_a_directory_that_is_no_run_says_so(tmp_path):
 def test_twenty_runs_started_in_the_same_second_get_twenty_directories(tmp_path):
     """Twenty processes, let loose at once; each writes its number into the directory that it was given."""
     code = (
-        "import sys, time\nfrom mmft.run import Run\nprint('ready', flush=True)\nsys.stdin.readline()\n"
+        "import sys, time\nfrom mmft.runs.directory import Run\nprint('ready', flush=True)\nsys.stdin.readline()\n"
         "run = Run.create(sys.argv[1], ['model', 'data'])\nrun.write_text('who', sys.argv[2])\nprint(run.path)"
     )
     processes = [

@@ -13,7 +13,7 @@ SPACE = ["lora.r=choice(2,4)", "trainer.learning_rate=tag(log,interval(1e-4,1e-2
 def distribution(word: str):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from mmft.search import distribution
+    from mmft.sweeps.optuna_study import distribution
 
     return distribution(OverridesParser.create().parse_override(word))
 
@@ -21,7 +21,7 @@ def distribution(word: str):
 def trials(folder: Path) -> list:
     import optuna
 
-    from mmft.search import JOURNAL, STUDY, storage
+    from mmft.sweeps.optuna_study import JOURNAL, STUDY, storage
 
     return optuna.load_study(study_name=STUDY, storage=storage(folder / JOURNAL)).get_trials()
 
@@ -66,7 +66,7 @@ def test_an_interrupted_trial_is_asked_for_again_and_the_search_goes_on_as_if_it
     """The points of a search that is killed in its third trial and continued are those of one that was not."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from mmft.search import Search
+    from mmft.sweeps.optuna_study import Search
 
     space = OverridesParser.create().parse_overrides(["lora.r=range(2,40)", "trainer.learning_rate=interval(0,1)"])
 
@@ -118,8 +118,8 @@ def test_successive_halving_keeps_the_better_ones(tmp_path):
     import optuna
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from mmft.errors import Pruned
-    from mmft.search import Reporter, Search
+    from mmft.common.errors import Pruned
+    from mmft.sweeps.optuna_study import Reporter, Search
 
     space = OverridesParser.create().parse_overrides(["trainer.learning_rate=interval(0,1)"])
     options = {"min_resource": 1, "reduction_factor": 3}
@@ -173,10 +173,10 @@ def test_without_optuna_one_line_says_what_to_install(mmft, monkeypatch):
 
 @pytest.mark.parametrize("preset", ["search", "search_asha"])
 def test_the_presets_say_what_is_searched(preset):
-    from mmft import config, expanding
-    from mmft.searching import ends, flat
+    from mmft.config import compose, sweep_overrides
+    from mmft.sweeps.search import ends, flat
 
-    cfg = config.compose_hydra([f"experiment={preset}"])
-    space = dict(flat(config.to_plain(cfg.hydra.sweeper.params)))
+    cfg = compose.compose_hydra([f"experiment={preset}"])
+    space = dict(flat(compose.to_plain(cfg.hydra.sweeper.params)))
     assert set(space) == {"lora.r", "trainer.learning_rate", "lora.lora_dropout", "lora.target_modules"}
-    assert expanding.check_sweep(ends([f"experiment={preset}", *(f"{k}={v}" for k, v in space.items())]), None, "config")
+    assert sweep_overrides.check_sweep(ends([f"experiment={preset}", *(f"{k}={v}" for k, v in space.items())]), None, "config")

@@ -1,4 +1,4 @@
-"""Sweeps through the command line: identity, finished runs kept, failures, a kill, two at once; what one process shares."""
+"""Sweeps through the command line: config_identity, finished runs kept, failures, a kill, two at once; what one process shares."""
 
 import csv
 import json
@@ -13,9 +13,11 @@ import pytest
 from omegaconf import OmegaConf
 from places import ROOT
 
-from mmft import config, expanding
-from mmft.errors import UserError
-from mmft.sweep import Sweep, identity, point_name, run_point
+from mmft.common.errors import UserError
+from mmft.config import compose, sweep_overrides
+from mmft.config.build import build
+from mmft.config.identity import config_identity
+from mmft.sweeps.directory import Sweep, point_name, run_point
 
 SMALL = ["data.pictures=24", "data.splits.validation=4", "trainer.max_steps=2", "trainer.logging_steps=1", "trainer.per_device_train_batch_size=4",
          "generation.max_new_tokens=4", "evaluation.samples=0", "logger=none"]  # fmt: skip
@@ -36,14 +38,14 @@ def home(tmp_path: Path) -> Path:
     return found
 
 
-# --- identity and names ----------------------------------------------------------------------------------------------
+# --- config_identity and names ----------------------------------------------------------------------------------------------
 
 
 def test_identity_is_the_content_and_not_where_it_lies():
-    first = identity(config.compose(["lora.r=4"]))
-    assert first == identity(config.compose(["lora.r=4", "output_dir=elsewhere", "name=x", "logger=none", "objective=cider", "run_dir=a/b"]))
-    assert first == identity(config.compose(["lora=default", "lora.r=4", "trainer.learning_rate=" + str(config.compose([]).trainer.learning_rate)]))
-    assert len({first, *(identity(config.compose([w])) for w in ("lora.r=5", "seed=1", "data.pictures=9"))}) == 4
+    first = config_identity(compose.compose(["lora.r=4"]))
+    assert first == config_identity(compose.compose(["lora.r=4", "output_dir=elsewhere", "name=x", "logger=none", "objective=cider", "run_dir=a/b"]))
+    assert first == config_identity(compose.compose(["lora=default", "lora.r=4", "trainer.learning_rate=" + str(compose.compose([]).trainer.learning_rate)]))
+    assert len({first, *(config_identity(compose.compose([w])) for w in ("lora.r=5", "seed=1", "data.pictures=9"))}) == 4
 
 
 def test_a_points_name_can_be_typed_back_as_a_word():
@@ -51,14 +53,14 @@ def test_a_points_name_can_be_typed_back_as_a_word():
     name = point_name(words, ["lora.r", "lora.target_modules"])
     assert name == "lora.r-4_lora.target_modules--q_proj-v_proj"
     assert len(point_name(["a=" + "x" * 400], ["a"])) <= 100
-    assert config.compose([f"run_dir={name}"]).run_dir == name
+    assert compose.compose([f"run_dir={name}"]).run_dir == name
 
 
 def test_points_are_every_combination_in_the_order_typed():
-    points, keys = expanding.expand(["lora.r=2,4", "trainer.max_steps=3", "seed=range(1,3)"])
+    points, keys = sweep_overrides.expand(["lora.r=2,4", "trainer.max_steps=3", "seed=range(1,3)"])
     assert keys == ["lora.r", "seed"]
     assert points == [[f"lora.r={r}", "trainer.max_steps=3", f"seed={s}"] for r in (2, 4) for s in (1, 2)]
-    assert expanding.expand(["lora=glob(*)"])[0] == [["lora=default"], ["lora=none"]]
+    assert sweep_overrides.expand(["lora=glob(*)"])[0] == [["lora=default"], ["lora=none"]]
 
 
 WAYS = {
@@ -75,9 +77,9 @@ WAYS = {
 
 @pytest.mark.parametrize("points", WAYS.values(), ids=WAYS)
 def test_points_composed_together_are_what_hydra_composes_for_each(points):
-    alone = [config.compose(words) for words in points]
+    alone = [compose.compose(words) for words in points]
     assert len({OmegaConf.to_yaml(cfg) for cfg in alone}) > 1
-    for cfg, own in zip(expanding.compose_each(points), alone, strict=True):
+    for cfg, own in zip(sweep_overrides.compose_each(points), alone, strict=True):
         assert OmegaConf.to_yaml(cfg) == OmegaConf.to_yaml(own)
         assert OmegaConf.to_yaml(cfg, resolve=True) == OmegaConf.to_yaml(own, resolve=True)
         assert OmegaConf.is_struct(cfg)
@@ -86,9 +88,9 @@ def test_points_composed_together_are_what_hydra_composes_for_each(points):
 @pytest.mark.parametrize("wrong", ["lora.rr=4", "lora.r=four", "sed=1", "+seed=1", "lora=defualt", "trainer.output_dir=x", "hydra.run.dirr=x", "seed=[", "data.hf_token=a"])
 def test_a_mistake_in_one_point_is_answered_as_in_a_run_alone(wrong):
     with pytest.raises(UserError) as alone:
-        config.compose(["lora.r=2", wrong])
+        compose.compose(["lora.r=2", wrong])
     with pytest.raises(UserError) as together:
-        expanding.compose_each([["lora.r=2", "seed=3"], ["lora.r=2", wrong]])
+        sweep_overrides.compose_each([["lora.r=2", "seed=3"], ["lora.r=2", wrong]])
     assert str(together.value) == str(alone.value)
 
 
@@ -104,9 +106,9 @@ def test_a_wrong_sweep_is_one_line_and_leaves_nothing(mmft, tmp_path, words, exp
 
 
 def test_the_presets_for_ranks_hold_the_scale(mmft):
-    alphas = [config.compose(["experiment=rank_sweep", f"lora.r={r}"]).lora.lora_alpha for r in (2, 32)]
+    alphas = [compose.compose(["experiment=rank_sweep", f"lora.r={r}"]).lora.lora_alpha for r in (2, 32)]
     assert alphas == [2, 32]
-    assert config.compose(["experiment=rank_sweep_rslora"]).lora.use_rslora
+    assert compose.compose(["experiment=rank_sweep_rslora"]).lora.use_rslora
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -115,7 +117,7 @@ def test_the_presets_for_ranks_hold_the_scale(mmft):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """Three ranks in one process, nothing interrupted."""
-    from mmft.__main__ import main
+    from mmft.cli.main import main
 
     tmp_path = tmp_path_factory.mktemp("undisturbed")
     assert main(["-m", "lora.r=2,4,8", *SMALL, f"output_dir={(tmp_path / 'outputs').as_posix()}"]) == 0
@@ -162,9 +164,9 @@ def test_one_base_is_shared_and_a_point_alone_gives_the_same(mmft, tmp_path):
 def test_a_base_that_a_point_changed_is_loaded_again():
     import torch
 
-    from mmft.shared import Shared
+    from mmft.sweeps.shared_base import Shared
 
-    family, shared = config.build(config.compose([]).model), Shared()
+    family, shared = build(compose.compose([]).model), Shared()
     located = shared.locate(family)
     first = shared.load(family, False, located)
     before = {k: v.clone() for k, v in first.model.state_dict().items()}
@@ -205,7 +207,7 @@ def test_a_point_that_fails_before_it_has_a_directory_gets_one(mmft, tmp_path):
 def test_the_config_of_a_point_is_the_one_composed_at_the_start(tmp_path):
     """Editing conf/ afterwards cannot reach it: the plan holds the values, and they are what a run gets."""
     sweep = Sweep(tmp_path / "sweep")
-    cfg = config.compose(["lora.r=2", *SMALL, f"output_dir={(tmp_path / 'outputs').as_posix()}"])
+    cfg = compose.compose(["lora.r=2", *SMALL, f"output_dir={(tmp_path / 'outputs').as_posix()}"])
     (point,) = sweep.enter([(cfg, ["lora.r=2"], "lora.r-2")])
     assert point.config["trainer"]["max_steps"] == 2 and "${" not in (sweep.path / "plan.json").read_text(encoding="utf-8")
     result = run_point(OmegaConf.to_yaml(OmegaConf.create(point.config)), point.words, str(sweep.path))
@@ -216,8 +218,8 @@ def test_the_config_of_a_point_is_the_one_composed_at_the_start(tmp_path):
 
 def test_two_configs_of_one_name_do_not_share_a_directory(tmp_path):
     sweep = Sweep(tmp_path / "sweep")
-    (a,) = sweep.enter([(config.compose(["lora.r=2"]), ["lora.r=2"], "lora.r-2")])
-    (b,) = sweep.enter([(config.compose(["lora.r=2", "seed=7"]), ["lora.r=2"], "lora.r-2")])
+    (a,) = sweep.enter([(compose.compose(["lora.r=2"]), ["lora.r=2"], "lora.r-2")])
+    (b,) = sweep.enter([(compose.compose(["lora.r=2", "seed=7"]), ["lora.r=2"], "lora.r-2")])
     assert a.name == "lora.r-2" and b.name == f"lora.r-2_{b.identity[:6]}" and len(sweep.points()) == 2
 
 
@@ -255,7 +257,7 @@ def test_killed_in_the_middle_and_started_again_it_ends_as_if_undisturbed(mmft, 
 
 def test_a_point_that_another_process_trains_is_left_to_it(tmp_path):
     sweep = Sweep(tmp_path / "sweep")
-    cfg = config.compose(["lora.r=2", *SMALL])
+    cfg = compose.compose(["lora.r=2", *SMALL])
     (point,) = sweep.enter([(cfg, ["lora.r=2"], "lora.r-2")])
     with sweep.lock("lora.r-2"):
         result = run_point(OmegaConf.to_yaml(OmegaConf.create(point.config)), point.words, str(sweep.path), wait=False)

@@ -23,7 +23,7 @@ def lines(path: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One small run of the default, shared by the tests that look at what it left."""
-    from mmft.__main__ import main
+    from mmft.cli.main import main
 
     tmp_path = tmp_path_factory.mktemp("default")
     words = [*SMALL, "evaluation.sample_steps=2", "trainer.eval_strategy=steps", "trainer.eval_steps=2", "trainer.adam_beta2=0.98"]
@@ -59,7 +59,7 @@ def test_supervised_tokens_are_those_of_the_answers(finished):
     """Counted again from the text alone: the answer's tokens and one end token for each row trained on."""
     from transformers import AutoTokenizer
 
-    from mmft.data.store import PreparedData
+    from mmft.data.prepared import PreparedData
 
     summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
     env = json.loads((finished / "env.json").read_text(encoding="utf-8"))
@@ -89,7 +89,7 @@ def test_snapshot_overrides_and_environment_say_how_to_run_it_again(finished):
 
 
 def test_held_out_rows_were_never_trained_on(finished):
-    from mmft.data.store import PreparedData
+    from mmft.data.prepared import PreparedData
 
     env = json.loads((finished / "env.json").read_text(encoding="utf-8"))
     prepared = PreparedData(Path(env["data"]["path"]))

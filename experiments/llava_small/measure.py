@@ -27,7 +27,7 @@ def row_losses(opened: Any, rows: list[Any]) -> list[float]:
     """The mean loss of a caption's tokens, one number a row."""
     import torch
 
-    from mmft.objective import supervised_loss
+    from mmft.losses.supervised import supervised_loss
 
     losses = []
     with torch.no_grad():
@@ -53,9 +53,9 @@ def main() -> None:
     from PIL import Image
 
     from mmft.audit.checks import Swapped
-    from mmft.config import compose
-    from mmft.opened import open_any
-    from mmft.tasks.prepare import prepared_data
+    from mmft.config.compose import compose
+    from mmft.data.prepare import prepared_data
+    from mmft.runs.open import open_any
 
     work, words = Path(sys.argv[1]), sys.argv[2:]
     cfg = compose([*words, "model=llava", f"model.path={work / 'llava'}", "generation.max_new_tokens=24"])

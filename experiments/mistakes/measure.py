@@ -21,8 +21,8 @@ LIMIT = 64  # tokens an answer may have; the longest right one is far below
 
 
 def opened(run: Path) -> Any:
-    from mmft.config import compose
-    from mmft.opened import open_any
+    from mmft.config.compose import compose
+    from mmft.runs.open import open_any
 
     found = open_any(run, compose([]), [])
     found.model.eval()
@@ -30,13 +30,13 @@ def opened(run: Path) -> Any:
 
 
 def held_out(found: Any) -> list[Any]:
-    from mmft.tasks.prepare import prepared_data
+    from mmft.data.prepare import prepared_data
 
     return list(prepared_data(found.cfg).split("validation"))
 
 
 def loss(found: Any, collator: Any, rows: list[Any]) -> float:
-    from mmft.evaluation import Evaluator
+    from mmft.evaluation.evaluate import Evaluator
 
     return Evaluator(rows, collator, found.settings["generation"], 16, 16, progress=False).loss(found.model)
 

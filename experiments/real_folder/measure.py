@@ -26,9 +26,9 @@ def main() -> None:
     from PIL import Image
 
     from mmft.audit.checks import Swapped
-    from mmft.config import compose
-    from mmft.opened import open_run
-    from mmft.tasks.prepare import prepared_data
+    from mmft.config.compose import compose
+    from mmft.data.prepare import prepared_data
+    from mmft.runs.open import open_run
 
     run, readme = map(Path, sys.argv[1:3])
     opened = open_run(run, compose([]), [])

@@ -53,9 +53,9 @@ TEMPLATE = """\
 def texts() -> list[str]:
     """What the tokenizer's words are counted on: the drawn sets' questions and answers, and plain lists of the items,
     in which a shape's word also stands at the start."""
-    from mmft.data.drawing import random_scene
-    from mmft.data.scenes import QUESTIONS, several_turns
-    from mmft.data.shapes import COMPARISONS, comparison
+    from mmft.data.sources.drawing import random_scene
+    from mmft.data.sources.scenes import QUESTIONS, several_turns
+    from mmft.data.sources.shapes import COMPARISONS, comparison
 
     lines = ["user\n", "assistant\n", "system\n"] * 2000 + [question for question, _ in COMPARISONS] * 100
     for number in range(4000):

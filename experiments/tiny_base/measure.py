@@ -9,8 +9,8 @@ import sys
 from collections import defaultdict
 from random import Random
 
-from mmft.data.drawing import draw, random_scene
-from mmft.data.scenes import QUESTIONS
+from mmft.data.sources.drawing import draw, random_scene
+from mmft.data.sources.scenes import QUESTIONS
 
 SIDE, BATCH = 168, 64
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..augment import chosen, described, sided
 from ..collators.base import IGNORE, Collator
-from ..errors import UserError
-from ..evaluation import evaluating, to_device
-from ..objective import supervised_loss
+from ..common.errors import UserError
+from ..common.tensors import eval_mode, to_device
+from ..data.augment import chosen, described, sided
+from ..losses.supervised import supervised_loss
 
 SAME = 1e-7  # of the loss: the same numbers through the same operations differ by nothing at all
 
@@ -116,6 +116,6 @@ def _others(row: Any, rows: Sequence[Any]) -> list[Any]:
 def _loss(model: Any, collator: Collator, rows: list[Any]) -> float:
     import torch
 
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), eval_mode(model):
         loss, count = supervised_loss(model, to_device(collator(rows), model.device))
     return loss.item() / max(int(count), 1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..collators.base import IGNORE, Collator
-from ..errors import UserError
+from ..common.errors import UserError
 
 SHARES = (0, 50, 90, 99, 100)
 

@@ -22,10 +22,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..collators.base import Collator
-from ..disk import optimizer_bytes
-from ..evaluation import to_device
-from ..models.parts import size
-from ..objective import supervised_loss
+from ..common.model_parts import size
+from ..common.tensors import to_device
+from ..losses.supervised import supervised_loss
+from ..training.disk_space import optimizer_bytes
 
 RESERVED = 0.6e9  # bytes: CUDA context and libraries
 SLACK = 1.08
@@ -164,7 +164,7 @@ def _peak(work: Any, kind: str) -> float:
         work()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    from .held import held
+    from .allocation_tracker import held
 
     with held() as watched:
         work()

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..report import numbers
+from ..reports import numbers
 from .checks import Check
 from .counts import SHARES, Counts
 from .estimate import Estimate, OnGpu
@@ -18,7 +18,7 @@ NAMED = 50  # refused rows named on the page
 
 def shown_row(sample: Any, pieces: list[Any]) -> dict[str, Any]:
     """One row of the page: its pieces with their lines apart, its pictures small."""
-    from ..report.pictures import data_uri
+    from ..reports.pictures import data_uri
 
     pictures = []
     for picture in sample.load_images():
@@ -41,7 +41,7 @@ def lost_rows(prepared: Any, counts: Counts) -> list[tuple[str, str]]:
 
 
 def write_page(path: Path, **values: Any) -> None:
-    from ..report.page import render
+    from ..reports.page import render
 
     text = render("audit.html.j2", date=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"), shares=[share_name(s) for s in SHARES], **values)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def share_name(share: int) -> str:
 
 
 def counts_table(counts: Counts) -> Any:
-    from ..report.terminal import _table
+    from ..reports.terminal import _table
 
     table = _table(f"Tokens of {len(counts.lengths)} of {counts.rows} rows", ("a row's", *(share_name(s) for s in SHARES), "sum"))
     for what, values, total in counts.table():
@@ -66,7 +66,7 @@ def counts_table(counts: Counts) -> Any:
 def checks_table(checks: list[Check]) -> Any:
     from rich.text import Text
 
-    from ..report.terminal import _table
+    from ..reports.terminal import _table
 
     table = _table("Checks", ("", "", ""), header=False)
     for column in table.columns[1:]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RowError
+from ..common.errors import RowError
 
 if TYPE_CHECKING:
     from ..data.sample import Sample

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RowError, UserError
+from ..common.errors import RowError, UserError
 from .base import IGNORE, PER_TOKEN, Collator, Encoded
 from .text import Tokens, hide, mark, unhide
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from .. import __version__
-from ..errors import UserError
-from ..secrecy import redact
+from ..common.errors import UserError
+from ..config.guard.secrets import redact
 from .images import MAX_BYTES, ImageError
 
 PORTS = {"http": 80, "https": 443}

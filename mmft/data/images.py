@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
+from ..common.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image

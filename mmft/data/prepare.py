@@ -19,15 +19,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..common.errors import UserError
 from . import splits
-from .check import problem, tidy
 from .download import Download, is_url
-from .index import Index, Record, examine
+from .image_index import Index, Record, examine
+from .prepared import FORMAT, PreparedData
+from .row_checks import problem, tidy
 from .sample import Bad, Row
-from .source import Source
-from .store import FORMAT, PreparedData
-from .write import Report, RowFile, divide
+from .sources.base import Source
+from .writer import Report, RowFile, divide
 
 WINDOW = 64  # rows whose images are being decoded at once; also the most whose bytes are held
 
@@ -259,3 +259,10 @@ def _as_user_errors(out_root: Path) -> Iterator[None]:
         if getattr(error, "errno", None) == errno.ENOSPC or "disk is full" in str(error):
             raise UserError(f"{out_root}: no space left on the disk; free some, or choose another output_dir") from None
         raise UserError(f"{out_root}: the data set cannot be written: {' '.join(str(error).split())}") from None
+
+
+def prepared_data(cfg: Any, download: bool = False) -> Any:
+    """The prepared set of a config, made now or found; every verb that needs data calls this."""
+    from ..config.build import build
+
+    return prepare(build(cfg.data), Path(cfg.output_dir) / "data", download)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from .source import Splits
+from ..common.errors import UserError
+from .sources.base import Splits
 
 TRAIN, VALIDATION, TEST, DROPPED = 0, 1, 2, 3
 NAMES = ("train", "validation", "test")
@@ -186,3 +187,20 @@ def choose(sizes: np.ndarray, count: int) -> np.ndarray:
     for kind, number in need.items():
         chosen[np.flatnonzero(sizes == kind)[:number]] = True
     return chosen
+
+
+def split_rows(prepared: Any, evaluation: dict[str, Any]) -> tuple[Any, Any]:
+    """(training rows, held-out rows or None). Errors raised: UserError for a split the set does not have."""
+    from ..evaluation.evaluate import Subset
+
+    if not prepared.splits.get("train"):
+        raise UserError(f"{prepared.path}: the set has no training rows; it holds {prepared.splits}")
+    name = evaluation["split"]
+    if name is None:
+        return prepared.split("train"), None
+    if not prepared.splits.get(name):
+        raise UserError(
+            f"evaluation.split={name}: the prepared set has no such rows, it holds {prepared.splits}; set data.splits.{name}=0.1,"
+            " or evaluation.split=null to train without measuring"
+        )
+    return prepared.split("train"), Subset(prepared.split(name), evaluation["max_samples"])

@@ -19,8 +19,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import Preempted, UserError
-from ..signals import NAMES, handled
+from ..common.errors import Preempted, UserError
+from ..reports.numbers import memory
+from ..system.signals import NAMES, handled
 
 log = logging.getLogger("mmft")
 
@@ -35,7 +36,7 @@ def how_many(points: int, device: str, wanted: int | None) -> int:
     """
     import torch
 
-    from ..folding import free_memory
+    from ..system.memory import free_memory
 
     if device != "cpu" or sys.platform != "linux" or torch.cuda.is_available() or threading.current_thread() is not threading.main_thread():
         return 1
@@ -116,7 +117,6 @@ def _child(job: Callable[[], Any], number: int, of: int, threads: int, numbers: 
     """Never returns."""
     import torch
 
-    from .. import folding
 
     said: dict[str, Any] = {}
     try:
@@ -128,7 +128,7 @@ def _child(job: Callable[[], Any], number: int, of: int, threads: int, numbers: 
             signal.signal(n, signal.default_int_handler if n == signal.SIGINT else signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
         torch.set_num_threads(threads)
-        folding.sharers = of
+        memory.sharers = of
         said["answer"] = job()
     except Preempted as stop:
         said["preempted"] = str(stop)

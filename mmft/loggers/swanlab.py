@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..report.pictures import row_pictures
+from ..common.errors import UserError
+from ..reports.pictures import row_pictures
 from .base import Logger, grouped, sample_text, warn
 from .tensorboard import side_by_side
 

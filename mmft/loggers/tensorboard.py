@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..report.pictures import row_pictures
+from ..reports.pictures import row_pictures
 from .base import Logger, grouped, sample_text
 
 

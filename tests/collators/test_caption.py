@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mmft.collators.base import IGNORE
-from mmft.errors import RowError, UserError
+from mmft.common.errors import RowError, UserError
 
 IMAGE, BOS, NEWLINE = "<image>", "</s>", "Ċ"
 

@@ -8,8 +8,8 @@ import pytest
 from small_models import KINDS
 
 from mmft.collators.base import IGNORE
+from mmft.common.errors import RowError, UserError
 from mmft.data.sample import assistant_turn, user_turn
-from mmft.errors import RowError, UserError
 
 CHAT = [k for k in KINDS if k != "blip2"]
 END = {"qwen2vl": "<|im_end|>", "qwen2_5vl": "<|im_end|>", "qwen3vl": "<|im_end|>", "llava": "<|im_end|>", "llava_vicuna": "</s>", "smolvlm": "<end_of_utterance>",

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmft.collators.base import IGNORE
+from mmft.common.errors import RowError
 from mmft.data.sample import Sample
-from mmft.errors import RowError
+from mmft.models.load import build_collator, load_model
 
 PIECES = ["<image>", "<|im_end|>", "<|im_start|>", "<|image_pad|>", "<|vision_start|>", "</s>", "<s>", "<pad>", "<|endoftext|>", "assistant", "\n", "ASSISTANT:", "USER:", " ",
           "\U000f3c00", "\U000f3c01", "{{", "}}", "{% raw %}", "a", "é", "🙂", "\u200d", "\u0301", "<0x0A>", "▁", "<|im_", "end|>", "\t", "\r\n", "\x00", "red"]  # fmt: skip
@@ -18,18 +19,18 @@ FAMILIES = ("qwen2vl", "llava", "llava_vicuna", "blip2")
 
 
 def collator(small, kind):
-    from mmft.config import build
-    from mmft.models.family import Family
+    from mmft.config.build import build
+    from mmft.models.families.base import Family
 
     names = {"llava_vicuna": "llava"}
     from omegaconf import OmegaConf
 
-    from mmft.fields import CONFIG_DIR
+    from mmft.config.library_keys import CONFIG_DIR
 
     node = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "model" / f"{names.get(kind, kind)}.yaml"))
     family: Family = build({"_target_": node["_target_"], "path": str(small(kind)), "dtype": "fp32", "device": "cpu"})
     which = "Caption" if kind == "blip2" else "Chat"
-    return family.collator({"_target_": f"mmft.collators.{which.lower()}.{which}Collator"}, family.load())
+    return build_collator({"_target_": f"mmft.collators.{which.lower()}.{which}Collator"}, family, load_model(family))
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from mmft.collators.base import IGNORE
 from mmft.collators.caption import CaptionCollator
 from mmft.collators.chat import ChatCollator
 from mmft.data.sample import Sample, assistant_turn, user_turn
-from mmft.models.blip2 import Blip2
-from mmft.models.llava import Llava
-from mmft.models.qwen2vl import Qwen2VL
+from mmft.models.families.blip2 import Blip2
+from mmft.models.families.llava import Llava
+from mmft.models.families.qwen2vl import Qwen2VL
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_a_picture_too_long_for_qwen2vl_is_refused_by_name(qwen2vl, pictures):
 
     from PIL import Image
 
-    from mmft.errors import UserError
+    from mmft.common.errors import UserError
 
     Image.new("RGB", (10, 3000)).save(pictures / "thin.png")
     with pytest.raises(UserError, match="thin.png: unreadable image: .*a strip"):

@@ -14,9 +14,9 @@ from typing import Any
 from PIL import Image
 
 from mmft.data.prepare import prepare
+from mmft.data.prepared import PreparedData
 from mmft.data.sample import Row, assistant_turn, user_turn
-from mmft.data.source import Source
-from mmft.data.store import PreparedData
+from mmft.data.sources.base import Source
 
 
 def png(number: int, side: int = 4) -> bytes:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from small import all_rows, make, pictures, report, write_json
 
-from mmft.data.coco import CocoCaptions
-from mmft.data.conversations import Conversations
-from mmft.errors import UserError
+from mmft.common.errors import UserError
+from mmft.data.sources.coco import CocoCaptions
+from mmft.data.sources.conversations import Conversations
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "coco"
 

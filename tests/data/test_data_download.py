@@ -13,7 +13,7 @@ from small import png, write_csv
 
 from mmft.data.download import Download
 from mmft.data.images import ImageError
-from mmft.data.store import PreparedData
+from mmft.data.prepared import PreparedData
 
 IMAGE = png(3, 16)
 

@@ -8,7 +8,7 @@ import pytest
 from faults import ANSWER, IMAGE_FAULTS, ROW_FAULTS, USER, encoded, turns
 from PIL import Image
 
-from mmft.data.store import PreparedData
+from mmft.data.prepared import PreparedData
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes and links")
 GOOD = 12
@@ -38,7 +38,7 @@ def write(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """(the prepared set, the report's lines by row number, words that name the data)."""
-    from mmft.__main__ import main
+    from mmft.cli.main import main
 
     home = tmp_path_factory.mktemp("faults")
     words = ["data=messages", f"data.path={write(home / 'set')}", "data.max_bad_share=0.9", "data.splits.validation=0", f"output_dir={home / 'out'}"]

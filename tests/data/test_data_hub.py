@@ -18,9 +18,10 @@ FOOTBALL, COCO = "ybelkada/football-dataset", "modelscope/coco_2014_caption"
 
 SCRIPT = """
 import json, sys
-from mmft.config import build, compose
+from mmft.config.build import build
+from mmft.config.compose import compose
 from mmft.data.prepare import prepare
-from mmft.errors import UserError
+from mmft.common.errors import UserError
 try:
     prepared = prepare(build(compose(sys.argv[2:]).data), sys.argv[1])
 except UserError as error:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from mmft.common.errors import UserError
 from mmft.data.images import ImageError, open_image
-from mmft.errors import UserError
 
 
 def encoded(image, kind, **options):

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 from small import Given, all_rows, caption_row, make, pictures, png, report
 
-from mmft.data import prepare as prepare_module
+from mmft.common.errors import UserError
+from mmft.data import prepare
+from mmft.data.prepared import PreparedData, describe
 from mmft.data.sample import Bad, Row, assistant_turn, user_turn
-from mmft.data.store import PreparedData, describe
-from mmft.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -159,8 +159,8 @@ def test_paths_and_bytes_may_be_mixed_also_in_one_row(tmp_path):
 def test_each_image_file_is_decoded_once(tmp_path, monkeypatch):
     root = pictures(tmp_path / "photos", "a.png", "b.png")
     looked = []
-    real = prepare_module.examine
-    monkeypatch.setattr(prepare_module, "examine", lambda image, *rest: looked.append(image) or real(image, *rest))
+    real = prepare.examine
+    monkeypatch.setattr(prepare, "examine", lambda image, *rest: looked.append(image) or real(image, *rest))
     rows = [caption_row(("a.png", "./a.png", "b.png")[i % 3], f"t{i}") for i in range(300)]
     make(Given(root=str(root), given=rows), tmp_path)
     assert len(looked) == 2
@@ -220,7 +220,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, error):
     def fail(*args):
         raise error
 
-    monkeypatch.setattr(prepare_module, "divide", fail)
+    monkeypatch.setattr(prepare, "divide", fail)
     with pytest.raises(UserError, match="no space left|cannot be written"):
         make(Given(given=[caption_row(png(1))]), tmp_path)
     assert [p.name for p in (tmp_path / "prepared").iterdir() if not p.name.endswith(".lock")] == []

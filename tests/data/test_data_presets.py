@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mmft.config import build, compose
-from mmft.data.source import Source
-from mmft.errors import UserError
+from mmft.common.errors import UserError
+from mmft.config.build import build
+from mmft.config.compose import compose
+from mmft.data.sources.base import Source
 
 FILES = sorted(p.stem for p in (Path(__file__).parents[2] / "conf" / "data").glob("*.yaml"))
 GIVEN = {"hub": ["data.dataset=a/b"], "llamafactory": ["data.path=x", "data.dataset=y"]}
@@ -36,6 +37,6 @@ def test_the_recipes_figures():
 
 
 def test_building_is_light():
-    code = ("import sys; from mmft.config import build, compose; [build(compose([f'data={n}']).data) for n in ('coco500', 'football', 'qwen_json')];"
+    code = ("import sys; from mmft.config.build import build; from mmft.config.compose import compose; [build(compose([f'data={n}']).data) for n in ('coco500', 'football', 'qwen_json')];"
             "print([m for m in ('torch', 'datasets', 'modelscope', 'transformers', 'pandas', 'pyarrow') if m in sys.modules])")
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True).stdout.strip() == "[]"

@@ -6,8 +6,8 @@ import tracemalloc
 
 import pytest
 
-from mmft.data import readers
-from mmft.errors import UserError
+from mmft.common.errors import UserError
+from mmft.data.sources import readers
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 64, 1 << 20])

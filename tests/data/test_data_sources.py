@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from small import all_rows, make, pictures, png, report, write_csv, write_json, write_jsonl
 
-from mmft.data.conversations import Conversations
-from mmft.data.imagefolder import ImageFolder
-from mmft.data.llamafactory import LlamaFactory
-from mmft.data.messages import OpenAIMessages
-from mmft.data.saved import SavedDataset
-from mmft.data.table import Table
-from mmft.errors import UserError
+from mmft.common.errors import UserError
+from mmft.data.sources.conversations import Conversations
+from mmft.data.sources.imagefolder import ImageFolder
+from mmft.data.sources.llamafactory import LlamaFactory
+from mmft.data.sources.messages import OpenAIMessages
+from mmft.data.sources.saved import SavedDataset
+from mmft.data.sources.table import Table
 
 LOSSY = {"max_bad_share": 0.99}
 
@@ -217,7 +217,7 @@ def test_openai_messages(tmp_path):
         {"messages": [{"role": "user", "content": "<image>what"}, {"role": "assistant", "content": [{"type": "text", "text": "b"}]}], "images": ["b.png"]},
         row({"type": "image"}, {"type": "text", "text": "named by the row"}, images=["a.png"]),
         row({"type": "image_url", "image_url": {"url": "https://host/x.png"}}),
-        row({"type": "image", "image": "data:image/png;base64,@@@"}),
+        row({"type": "image", "image": "data:image/png;base64,mmft.@"}),
         row({"type": "video", "video": "x.mp4"}),
         row({"type": "image"}),
     ]

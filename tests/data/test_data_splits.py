@@ -6,9 +6,9 @@ import random
 import numpy as np
 import pytest
 
-from mmft.data.source import Source, Splits
+from mmft.common.errors import UserError
+from mmft.data.sources.base import Source, Splits
 from mmft.data.splits import DROPPED, TEST, TRAIN, VALIDATION, assign, choose
-from mmft.errors import UserError
 
 
 def divide(rows, splits, own=None):

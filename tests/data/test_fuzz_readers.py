@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import Given, all_rows, png
 
-from mmft.data import readers
-from mmft.data.check import problem, tidy
-from mmft.data.columns import Columns
-from mmft.data.conversations import Conversations
-from mmft.data.messages import OpenAIMessages
+from mmft.common.errors import UserError
 from mmft.data.prepare import prepare
+from mmft.data.row_checks import problem, tidy
 from mmft.data.sample import Bad, Row
-from mmft.data.table import Table
-from mmft.errors import UserError
+from mmft.data.sources import readers
+from mmft.data.sources.columns import Columns
+from mmft.data.sources.conversations import Conversations
+from mmft.data.sources.messages import OpenAIMessages
+from mmft.data.sources.table import Table
 
 text = st.text(max_size=30)
 scalar = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), text, st.sampled_from(["a.png", "../a.png", "<image>", "data:image/png;base64,AAAA", "user", "assistant", "\ud800"]))

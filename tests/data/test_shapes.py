@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from small import make
 
-from mmft.data.drawing import COLORS, KINDS, draw, random_scene
-from mmft.data.scenes import ALL_PLACES, NUMBERS, QUESTIONS, Scenes
-from mmft.data.shapes import COMPARISONS, INVENTORY, MAP, Shapes
-from mmft.errors import UserError
+from mmft.common.errors import UserError
+from mmft.data.sources.drawing import COLORS, KINDS, draw, random_scene
+from mmft.data.sources.scenes import ALL_PLACES, NUMBERS, QUESTIONS, Scenes
+from mmft.data.sources.shapes import COMPARISONS, INVENTORY, MAP, Shapes
 
 SIDE = 168
 

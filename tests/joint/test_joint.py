@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from small_models import GROUP
 
-from mmft import config
-from mmft.joint import grouping
+from mmft.config import compose
+from mmft.joint import partition
 
 SMALL = ["data.pictures=16", "data.splits.validation=2", "trainer.logging_steps=1", "trainer.per_device_train_batch_size=2",
          "generation.max_new_tokens=2", "evaluation.samples=0", "evaluation.base=false", "logger=none"]  # fmt: skip
@@ -137,10 +137,10 @@ def test_a_member_that_stops_early_and_one_that_fails_leave_the_others(mmft, tmp
 
 
 def test_the_base_is_untouched_and_read_once(mmft, tmp_path, monkeypatch):
-    from mmft import shared
+    from mmft.sweeps import shared_base
 
     digests = []
-    monkeypatch.setattr(shared, "weights_digest", lambda model, digest=shared.weights_digest: digests.append(digest(model)) or digests[-1])
+    monkeypatch.setattr(shared_base, "weights_digest", lambda model, digest=shared_base.weights_digest: digests.append(digest(model)) or digests[-1])
     swept(mmft, tmp_path / "joint", "lora.r=2,4", *SMALL, "trainer.max_steps=3")
     assert len(digests) == 2 and digests[0] == digests[1], "hashed when it was read and after the group"
 
@@ -155,8 +155,8 @@ def test_the_base_is_untouched_and_read_once(mmft, tmp_path, monkeypatch):
     (["logger=swanlab"], "SwanLab"),
 ])  # fmt: skip
 def test_why_a_point_stays_alone(words, why):
-    assert why in grouping.reason(OmegaConf.to_container(config.compose(words), resolve=True))
-    assert grouping.reason(OmegaConf.to_container(config.compose([]), resolve=True)) is None
+    assert why in partition.reason(OmegaConf.to_container(compose.compose(words), resolve=True))
+    assert partition.reason(OmegaConf.to_container(compose.compose([]), resolve=True)) is None
 
 
 @pytest.mark.parametrize("words, together", [
@@ -165,7 +165,7 @@ def test_why_a_point_stays_alone(words, why):
     (["data.pictures=99"], False), (["model.dtype=bf16"], False), (["collator.system=x"], False), (["trainer.bf16=true"], False), (["vision_cache=off"], False),
 ])  # fmt: skip
 def test_what_must_be_the_same_in_a_group(words, together):
-    plain, other = (grouping.key(OmegaConf.to_container(config.compose(w), resolve=True)) for w in ([], words))
+    plain, other = (partition.key(OmegaConf.to_container(compose.compose(w), resolve=True)) for w in ([], words))
     assert (plain == other) == together
 
 
@@ -177,25 +177,25 @@ def test_points_that_cannot_join_are_named_and_run_all_the_same(mmft, tmp_path):
 
 def test_memory_limits_a_pass_and_a_group(mmft, tmp_path, monkeypatch):
     """Two passes of two members each give what one of four gives; an adapter too many for memory begins another group."""
-    from mmft.joint import group
-    from mmft.joint.grouping import Candidate
+    from mmft.joint import scheduler
+    from mmft.joint.partition import Candidate
 
     words = ["lora.r=2,3,4,5", *SMALL, "trainer.max_steps=3"]
     words += ["hydra/launcher=joint", "hydra.launcher.processes=1"]
     joint, _ = swept(mmft, tmp_path / "one", *words)
-    monkeypatch.setattr(group, "fitting", lambda *_: 2)
+    monkeypatch.setattr(scheduler, "fitting", lambda *_: 2)
     halved, out = swept(mmft, tmp_path / "two", *words)
     assert "2 adapters a pass" in out
     assert_equal(joint, halved)
-    settings = OmegaConf.to_container(config.compose([]), resolve=True)
-    monkeypatch.setattr(grouping, "_misplaced", lambda candidate, shared: setattr(candidate, "bytes", 40))
-    monkeypatch.setattr(grouping, "free_memory", lambda device: 100 / grouping.ROOM)
-    divided = grouping.divide([Candidate(n, settings) for n in range(5)], None)
+    settings = OmegaConf.to_container(compose.compose([]), resolve=True)
+    monkeypatch.setattr(partition, "_misplaced", lambda candidate, shared: setattr(candidate, "bytes", 40))
+    monkeypatch.setattr(partition, "free_memory", lambda device: 100 / partition.ROOM)
+    divided = partition.divide([Candidate(n, settings) for n in range(5)], None)
     assert [[c.number for c in g] for g in divided.together] == [[0, 1], [2, 3]] and divided.alone[0][0].number == 4
 
 
 def test_an_interruption_reaches_every_member(mmft, tmp_path, monkeypatch):
-    from mmft.joint.group import Group
+    from mmft.joint.scheduler import Group
 
     passed = Group._pass
     count = []

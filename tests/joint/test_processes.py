@@ -16,7 +16,7 @@ import pytest
 from places import ROOT
 from test_joint import SMALL, assert_equal, runs, swept
 
-from mmft.errors import UserError
+from mmft.common.errors import UserError
 from mmft.joint.processes import dealt, how_many, side_by_side
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
@@ -119,7 +119,7 @@ def test_a_killed_command_leaves_no_process_behind(tmp_path):
 def test_how_points_are_dealt_and_to_how_many(monkeypatch):
     import torch
 
-    from mmft import folding
+    from mmft.training import accumulation
 
     ranks = [2, 4, 8, 16, 32, 64, 128, 256]
     best = min(max(sum(four), sum(ranks) - sum(four)) for four in itertools.combinations(ranks, 4))
@@ -130,9 +130,9 @@ def test_how_points_are_dealt_and_to_how_many(monkeypatch):
     assert dealt([5, 1], 1) == [[0, 1]]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(folding, "free_memory", lambda device: 64 << 30)
+    monkeypatch.setattr(accumulation, "free_memory", lambda device: 64 << 30)
     assert [how_many(8, "cpu", None), how_many(3, "cpu", None), how_many(8, "cpu", 1), how_many(8, "cpu", 6), how_many(8, "cuda", 4)] == [4, 3, 1, 6, 1]
-    monkeypatch.setattr(folding, "free_memory", lambda device: 2 << 30)
+    monkeypatch.setattr(accumulation, "free_memory", lambda device: 2 << 30)
     assert how_many(8, "cpu", None) == 2, "each finds a gigabyte"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert how_many(8, "cpu", None) == 1, "a process that may have used a GPU cannot be forked"

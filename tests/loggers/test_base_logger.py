@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from mmft.errors import UserError
+from mmft.common.errors import UserError
 from mmft.loggers.base import Logger, grouped, sample_text
 from mmft.loggers.hardware import Hardware
 from mmft.loggers.multi import Multi

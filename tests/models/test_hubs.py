@@ -12,8 +12,8 @@ from hub import Hub
 
 LOCATE = """
 import json, sys
-from mmft.errors import UserError
-from mmft.models.locate import locate
+from mmft.common.errors import UserError
+from mmft.models.hub import locate
 try:
     found = locate(sys.argv[1], sys.argv[2], sys.argv[3] or None)
     print(json.dumps({"revision": found.revision, "files": sorted(p.name for p in found.folder.iterdir()), "hub": found.hub, "path": found.path}))
@@ -53,7 +53,7 @@ def test_huggingface_resolves_the_branch_and_takes_safe_files_only(hub, tmp_path
 
 
 def test_modelscope_is_known_by_its_contents(hub, tmp_path, small):
-    from mmft.models.revision import local_revision
+    from mmft.models.fingerprint import local_revision
 
     found = located(hub, tmp_path, "small/llava", "modelscope")
     assert found["hub"] == "modelscope" and found["revision"] == local_revision(small("llava"))

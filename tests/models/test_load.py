@@ -9,10 +9,11 @@ import shutil
 import pytest
 from small_models import KINDS
 
-from mmft.errors import UserError
-from mmft.models import machine
-from mmft.models.family import Family
-from mmft.models.parts import part_of, size
+from mmft.common.errors import UserError
+from mmft.common.model_parts import part_of, size
+from mmft.models import device as machine
+from mmft.models.families.base import Family
+from mmft.models.load import load_processor, load_skeleton, locate_model
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_a_language_model_is_refused_before_any_weight_is_read(broken):
     text = {"model_type": "qwen2", "vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     family = broken("qwen2vl", lambda f: (f / "config.json").write_text(json.dumps(text)))
     with pytest.raises(UserError, match="a qwen2 is not a vision-language model"):
-        family.skeleton(family.locate())
+        load_skeleton(family, locate_model(family))
 
 
 def test_a_processor_without_images_is_refused(broken):
@@ -105,7 +106,7 @@ def test_a_processor_without_images_is_refused(broken):
 
     family = broken("llava", text_only)
     with pytest.raises(UserError, match="no usable processor|handles no images"):
-        family.load_processor(family.locate())
+        load_processor(family, locate_model(family))
 
 
 def test_wrong_paths_name_the_nearest(small, tmp_path):
@@ -187,9 +188,9 @@ def test_measuring_a_4bit_base_first_changes_no_gradient(small):
     import torch
     from peft import prepare_model_for_kbit_training
 
-    from mmft.freeze import freeze
-    from mmft.lora import attach, plan
-    from mmft.objective import supervised_loss
+    from mmft.adapters.freeze import freeze
+    from mmft.adapters.lora import attach, plan
+    from mmft.losses.supervised import supervised_loss
 
     results = []
     for measured in (False, True):
@@ -268,7 +269,7 @@ def test_blip2_without_query_tokens_in_the_processor_is_mended(broken):
         file.write_text(json.dumps(config))
 
     family = broken("blip2", old)
-    assert family.load_processor(family.locate()).num_query_tokens == 6
+    assert load_processor(family, locate_model(family)).num_query_tokens == 6
 
 
 def test_blip2_whose_image_token_does_not_fit_is_refused(broken):
@@ -280,7 +281,7 @@ def test_blip2_whose_image_token_does_not_fit_is_refused(broken):
 
     family = broken("blip2", other)
     with pytest.raises(UserError, match="the model expects 7"):
-        family.load_processor(family.locate())
+        load_processor(family, locate_model(family))
 
 
 def test_llava_without_patch_size_in_the_processor_is_mended(broken):
@@ -292,7 +293,7 @@ def test_llava_without_patch_size_in_the_processor_is_mended(broken):
         file.write_text(json.dumps(config))
 
     family = broken("llava", old)
-    made = family.load_processor(family.locate())
+    made = load_processor(family, locate_model(family))
     assert (made.patch_size, made.vision_feature_select_strategy, made.num_additional_image_tokens) == (14, "default", 1)
 
 

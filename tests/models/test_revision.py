@@ -7,14 +7,14 @@ import os
 
 import pytest
 
-from mmft.models import revision
+from mmft.models import fingerprint
 
 
 @pytest.fixture(autouse=True)
 def begun(monkeypatch):
     """Nothing of commands that other tests ran in this process."""
-    monkeypatch.setattr(revision, "_begun", {})
-    return revision._begun
+    monkeypatch.setattr(fingerprint, "_begun", {})
+    return fingerprint._begun
 
 
 @pytest.fixture
@@ -32,27 +32,27 @@ def by_hand(folder):
 
 
 def test_names_and_contents_of_what_counts(folder, monkeypatch):
-    monkeypatch.setattr(revision, "WINDOW", 1 << 20)  # three windows
-    assert revision.local_revision(folder) == by_hand(folder)
+    monkeypatch.setattr(fingerprint, "WINDOW", 1 << 20)  # three windows
+    assert fingerprint.local_revision(folder) == by_hand(folder)
 
 
 def test_what_was_begun_ahead_is_taken_once(folder, begun, monkeypatch):
-    revision.read_ahead(str(folder))
+    fingerprint.read_ahead(str(folder))
     begun[folder.resolve()].join()
     expected = by_hand(folder)
-    monkeypatch.setattr(revision, "_hashed", lambda folder: "anew")
-    assert revision.local_revision(folder) == expected
-    assert revision.local_revision(folder) == "anew"
+    monkeypatch.setattr(fingerprint, "_hashed", lambda folder: "anew")
+    assert fingerprint.local_revision(folder) == expected
+    assert fingerprint.local_revision(folder) == "anew"
 
 
 def test_files_that_changed_since_are_hashed_again(folder, begun):
-    revision.read_ahead(str(folder))
+    fingerprint.read_ahead(str(folder))
     begun[folder.resolve()].join()
     (folder / "config.json").write_text('{"other": 1}')
-    assert revision.local_revision(folder) == by_hand(folder)
+    assert fingerprint.local_revision(folder) == by_hand(folder)
 
 
 def test_a_hub_id_is_left_alone(begun):
-    revision.read_ahead("organisation/name")
-    revision.read_ahead("mmft:tiny")
+    fingerprint.read_ahead("organisation/name")
+    fingerprint.read_ahead("mmft:tiny")
     assert not begun

@@ -6,8 +6,8 @@ from random import Random
 import pytest
 from places import ROOT
 
-from mmft.data.drawing import COLORS, KINDS, draw, random_scene
-from mmft.data.scenes import ALL_PLACES, _caption
+from mmft.data.sources.drawing import COLORS, KINDS, draw, random_scene
+from mmft.data.sources.scenes import ALL_PLACES, _caption
 
 FOLDER = ROOT / "mmft" / "assets" / "tiny"
 BUILD = ROOT / "experiments" / "tiny_base" / "build.py"

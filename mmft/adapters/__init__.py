@@ -1,0 +1,1 @@
+"""Plan, attach, freeze and save what is trained."""

@@ -1,0 +1,1 @@
+"""Parse the command line, show help, print errors in one line."""

@@ -1,0 +1,71 @@
+"""The help text of mmft and of each verb."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .. import __version__
+from ..config.command import Command
+from ..config.library_keys import CONFIG_DIR, group_options
+
+
+def verbs() -> dict[str, str]:
+    """verb -> one line about it: the first comment of conf/task/VERB.yaml."""
+    return {f.stem: first_comment(f) for f in sorted((CONFIG_DIR / "task").glob("*.yaml"))}
+
+
+def first_comment(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    return first.lstrip("# ").strip() if first.startswith("#") else ""
+
+
+HEAD = """\
+mmft {version}: fine-tune vision-language models with LoRA, from composable configs.
+
+usage: mmft [VERB] [group=option ...] [key=value ...] [flags]
+
+verbs (without one: train)
+{verbs}
+
+groups and their options
+{groups}
+
+examples
+  mmft                                          train the built-in tiny model on drawn shapes
+  mmft model=qwen2vl data=coco500 lora.r=64     one run
+  mmft -m lora.r=4,16,64 seed=1,2,3             one run for each point, then a leaderboard
+  mmft experiment=blip2_football                a preset: model, data, lora and trainer at once
+  mmft prepare data=coco data.path=DIR          look at a data set before training on it
+  mmft --cfg job lora.r=64                      print the config a command resolves to
+
+keys
+  trainer.*      transformers.TrainingArguments      lora.*   peft.LoraConfig
+  generation.*   transformers.GenerationConfig       model.quantization.*   BitsAndBytesConfig
+  seed=42 name=WORD output_dir=outputs run_dir=DIR evaluation.max_samples=256 objective=eval_loss ...
+
+flags
+  --config-dir DIR   your own groups beside the shipped ones     --config-name NAME
+  --cfg job          print the resolved config                   --multirun, -m
+  --trust-remote-code   run the Python code that comes with a model (no file can say so)
+  --help, --version, --info, --hydra-help, --shell-completion
+"""
+
+
+def help_text(command: Command) -> str:
+    """The help of mmft, or of one verb: its yaml and what its keys are."""
+    if command.verb:
+        path = CONFIG_DIR / "task" / f"{command.verb}.yaml"
+        lines = [f"mmft {command.verb}: {first_comment(path)}", "", f"usage: mmft {command.verb} [group=option ...] [key=value ...]", ""]
+        keys = [line for line in path.read_text(encoding="utf-8").splitlines()[1:] if line.strip() and "_target_" not in line]
+        lines += ["its own keys", *(f"  {k}" for k in keys), ""] if keys else []
+        return "\n".join([*lines, "All groups and keys: mmft --help"])
+    options = group_options(command.config_dir)
+    rows = [wrap(f"  {group:<11}", ", ".join(options[group])) for group in options if group != "task"]
+    listed = "\n".join(wrap(f"  {verb:<11}", text) for verb, text in verbs().items())
+    return HEAD.format(version=__version__, verbs=listed, groups="\n".join(rows))
+
+
+def wrap(head: str, text: str, width: int = 80) -> str:
+    import textwrap
+
+    return textwrap.fill(text, width, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False)

@@ -1,0 +1,75 @@
+"""The command line: verbs, flags and help, all without importing torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from .. import __version__
+from ..common.errors import UserError, nearest
+from ..config.command import Command
+from ..config.guard.targets import TRUST_VARIABLE
+from ..config.overrides import as_text, own_keys
+from .help import verbs
+
+# Hydra's own flags that mmft hands to Hydra unchanged.
+HYDRA_FLAGS = ("--cfg", "--resolve", "--package", "--info", "--hydra-help", "--shell-completion")
+
+
+def bare_keys(verb: str | None, words: list[str]) -> list[str]:
+    """A verb's own keys are typed bare (`mmft predict run=DIR input=FOLDER`) and lie in the config as task.KEY.
+
+    Their values are paths and questions as people write them: `prompt=What is this, exactly?` needs no second quotes.
+    """
+    verb = verb or next((w.split("=", 1)[1] for w in words if w.startswith("task=")), "train")
+    if verb not in verbs():
+        return words
+    own = own_keys(verb)
+    return [f"task.{as_text(w)}" if w.split("=", 1)[0] in own else w for w in words]
+
+
+def parse(argv: list[str]) -> Command:
+    """Errors raised: UserError for an unknown verb or flag."""
+    parser = argparse.ArgumentParser(prog="mmft", add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--version", action="version", version=f"mmft {__version__}")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--config-name", "-cn", default="config")
+    parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("--package", "-p")
+    parser.add_argument("--info", "-i", nargs="?", const="all", choices=["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"])
+    parser.add_argument("--hydra-help", action="store_true")
+    parser.add_argument("--trust-remote-code", action="store_true")
+    parser.add_argument("--shell-completion", "-sc", action="store_true")
+    try:
+        args, unknown = parser.parse_known_intermixed_args(argv)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error}; `mmft --help` shows the usage") from None
+    if unknown:
+        flags = [f"--{a.replace('_', '-')}" for a in vars(args) if a != "words"]
+        raise UserError(f"{unknown[0]}: no such flag.{nearest(unknown[0], flags)} Settings are written key=value, without dashes.")
+    if args.trust_remote_code:
+        os.environ[TRUST_VARIABLE] = "1"  # the processes of a sweep inherit it
+    command = Command(
+        config_dir=args.config_dir, config_name=args.config_name.removesuffix(".yaml"), multirun=args.multirun, help=args.help
+    )
+    words = list(args.words)
+    if words and "=" not in words[0] and not words[0].startswith(("~", "+")):
+        command.verb = words.pop(0)
+        if command.verb not in verbs():
+            raise UserError(f"{command.verb}: no such verb.{nearest(command.verb, verbs())} There are: {', '.join(verbs())}.")
+        command.overrides.append(f"task={command.verb}")
+    command.overrides += bare_keys(command.verb, words)
+    for flag, value in (("--cfg", args.cfg), ("--package", args.package), ("--info", args.info)):
+        command.hydra += [flag, value] if value else []
+    for flag in ("resolve", "hydra_help", "shell_completion"):
+        command.hydra += [f"--{flag.replace('_', '-')}"] if getattr(args, flag) else []
+    return command
+
+
+def trains(command: Command) -> bool:
+    """Whether a command is the training of a model, and no other verb."""
+    return all(w == "task=train" for w in command.overrides if w.startswith("task="))

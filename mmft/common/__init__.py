@@ -1,0 +1,1 @@
+"""Errors, hashing and small helpers that every package may use."""

@@ -1,0 +1,1 @@
+"""Refuse configurations that would run foreign code or leak secrets."""

@@ -1,0 +1,105 @@
+"""All captions of each image of a COCO copy, whatever way the copy lays them out, in memory that does not grow."""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ...common.errors import UserError
+from .columns import texts
+from .hub import fetch
+from .saved import records
+
+IMAGE_COLUMNS = ("image", "img", "jpg")
+CAPTION_COLUMNS = ("captions", "caption", "sentences", "sentences_raw", "text", "answer")
+ID_COLUMNS = ("image_id", "cocoid", "imgid", "img_id", "filename", "file_name", "id")
+
+#: The id of an image, what its cell holds, its captions, and the words that name it for people.
+Captioned = tuple[str, Any, list[str], str]
+
+
+class Captions:
+    """Captions by image id, in an SQLite file."""
+
+    def __init__(self, path: Path):
+        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=OFF")
+        self._db.execute("PRAGMA synchronous=OFF")
+        self._db.execute("CREATE TABLE captions (image TEXT, caption TEXT)")
+        self._db.execute("CREATE TABLE used (image TEXT PRIMARY KEY)")
+        self._db.execute("BEGIN")
+
+    def add(self, pairs: Iterable[tuple[str, Any]]) -> None:
+        """pairs: (image id, a caption or a list of them), all there are: call once."""
+        self._db.executemany("INSERT INTO captions VALUES (?, ?)", ((i, t) for i, cell in pairs for t in texts(cell)))
+        self._db.execute("CREATE INDEX by_image ON captions (image)")
+
+    def of(self, image: str) -> list[str]:
+        found = self._db.execute("SELECT caption FROM captions WHERE image = ? ORDER BY rowid", (image,))
+        return list(dict.fromkeys(text for (text,) in found))
+
+    def first_time(self, image: str) -> bool:
+        """Whether this is asked about `image` for the first time."""
+        return self._db.execute("INSERT OR IGNORE INTO used VALUES (?)", (image,)).rowcount == 1
+
+    def close(self) -> None:
+        self._db.close()
+
+
+@contextmanager
+def caption_table() -> Iterator[Captions]:
+    with tempfile.TemporaryDirectory(prefix="mmft-coco-") as scratch:
+        table = Captions(Path(scratch) / "captions.sqlite")
+        try:
+            yield table
+        finally:
+            table.close()
+
+
+def columns_of(names: Iterable[str], label: str) -> tuple[str, str, str | None]:
+    """The columns of image, caption and image id. Errors raised: UserError if one of the first two is not there."""
+    names = list(names)
+    image, caption, key = (next((c for c in known if c in names), None) for known in (IMAGE_COLUMNS, CAPTION_COLUMNS, ID_COLUMNS))
+    if image is None or caption is None:
+        raise UserError(f"{label}: has no column for the {'image' if image is None else 'caption'}; it has {', '.join(names)}."
+                        " Read it with data=hub and data.columns")
+    return image, caption, key
+
+
+def stored_images(dataset: Any, label: str, limit: int | None) -> Iterator[Captioned]:
+    """Each image of a data set on disk, once, in the order of its first row, with the captions of all its rows."""
+    image, caption, key = columns_of(dataset.column_names, label)
+
+    def name_of(record: dict[str, Any], number: int) -> str:
+        return str(record[key]) if key and record[key] is not None else str(number)
+
+    with caption_table() as captions:
+        words = dataset.select_columns([c for c in (key, caption) if c])
+        captions.add((name_of(r, n), r[caption]) for n, r in enumerate(records(words), 1))
+        given = 0
+        for number, record in enumerate(records(dataset, fetch), 1):
+            name = name_of(record, number)
+            if captions.first_time(name):
+                yield name, record[image], captions.of(name), f"{label}[{number}]"
+                given += 1
+                if given == limit:
+                    return
+
+
+def streamed_images(dataset: Any, label: str, limit: int) -> Iterator[Captioned]:
+    """The first `limit` images of a stream, with the captions seen until the next image begins: the rest is not downloaded."""
+    found: dict[str, Captioned] = {}
+    for number, record in enumerate(records(dataset, fetch), 1):
+        image, caption, key = columns_of(record, label)
+        name = str(record[key]) if key and record[key] is not None else str(number)
+        if name not in found:
+            if len(found) == limit:
+                break
+            found[name] = (name, record[image], [], f"{label}[{number}]")
+        captions = found[name][2]
+        captions.extend(t for t in texts(record[caption]) if t not in captions)
+    yield from found.values()

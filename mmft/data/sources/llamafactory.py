@@ -1,0 +1,108 @@
+"""LlamaFactory: a data set that a LLaMA-Factory dataset_info.json describes (alpaca and sharegpt formatting)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...common.errors import UserError, nearest
+from ..sample import Bad, Row
+from . import readers
+from .base import Source, file_stamp
+from .table import find_files
+from .turns import conversation_row
+
+# What LLaMA-Factory takes where an entry does not say.
+SHAREGPT_TAGS = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt", "system_tag": "system"}
+OPENAI_TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant", "system_tag": "system"}
+ALPACA_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
+REMOTE = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+
+
+@dataclass(kw_only=True)
+class LlamaFactory(Source):
+    """path: the folder of dataset_info.json (or the file). dataset: the entry's name. Image paths are relative to `root`, or to that folder."""
+
+    path: str
+    dataset: str
+
+    def folder(self) -> Path:
+        place = readers.existing(self.path)
+        return place if place.is_dir() else place.parent
+
+    def entry(self) -> dict[str, Any]:
+        """The entry of the data set. Errors raised: UserError if it is not there or is of a kind that cannot be trained on here."""
+        place = readers.existing(self.path)
+        info = readers.existing(place / "dataset_info.json", folder=False) if place.is_dir() else place
+        try:
+            entries = json.loads(info.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{info}: broken JSON: {error}") from None
+        if self.dataset not in entries:
+            raise UserError(f"data.dataset={self.dataset}: {info} has no such entry.{nearest(self.dataset, entries)}")
+        entry = entries[self.dataset]
+        remote = next((k for k in REMOTE if k in entry), None)
+        if "file_name" not in entry:
+            raise UserError(f"{info}: {self.dataset} names no file_name" + (f" but {remote}={entry[remote]}; use data=hub data.dataset=..." if remote else ""))
+        if entry.get("ranking"):
+            raise UserError(f"{info}: {self.dataset} is a ranking set (chosen and rejected answers), which has no single answer to train on")
+        if entry.get("formatting", "alpaca") not in ("alpaca", "sharegpt", "openai"):
+            raise UserError(f"{info}: {self.dataset} has formatting={entry['formatting']}; alpaca, sharegpt and openai can be read")
+        return entry
+
+    def files(self) -> list[Path]:
+        return find_files(str(self.folder() / self.entry()["file_name"]))
+
+    def data_root(self) -> Path:
+        return Path(self.root) if self.root else self.folder()
+
+    def stamp(self) -> dict[str, Any]:
+        return {"entry": self.entry(), "files": [file_stamp(f) for f in self.files()], "root": self.data_root().resolve().as_posix()}
+
+    def total(self) -> int | None:
+        return readers.count(self.files())
+
+    def rows(self) -> Iterator[Row | Bad]:
+        entry = self.entry()
+        columns = entry.get("columns", {})
+        alpaca = entry.get("formatting", "alpaca") == "alpaca"
+        needed = columns.get("prompt", ALPACA_COLUMNS["prompt"]) if alpaca else columns.get("messages", "conversations")
+        for file in self.files():
+            first = True
+            for record in readers.read(file):
+                if isinstance(record, Bad):
+                    yield record
+                    continue
+                where, values = record
+                if first:
+                    wanted = [needed, *(columns[k] for k in ("images", "system", "response") if columns.get(k))]
+                    for column in wanted:
+                        if column not in values:
+                            raise UserError(f"{where}: has no column {column!r}.{nearest(column, values)} It has: {', '.join(values)}.")
+                first = False
+                yield self._alpaca(values, columns, where) if alpaca else self._sharegpt(values, columns, entry, where)
+
+    def _alpaca(self, values: dict[str, Any], columns: dict[str, str], where: str) -> Row | Bad:
+        cell = {k: values.get(columns.get(k, default)) for k, default in ALPACA_COLUMNS.items()}
+        words = "\n".join(str(cell[k]) for k in ("prompt", "query") if cell[k])
+        turns = []
+        for pair in (values.get(columns["history"]) or []) if columns.get("history") else []:
+            turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+        turns += [{"role": "user", "content": words}, {"role": "assistant", "content": cell["response"] or ""}]
+        return self._row(values, turns, columns, where)
+
+    def _sharegpt(self, values: dict[str, Any], columns: dict[str, str], entry: dict[str, Any], where: str) -> Row | Bad:
+        tags = {**(OPENAI_TAGS if entry["formatting"] == "openai" else SHAREGPT_TAGS), **entry.get("tags", {})}
+        roles = {tags["user_tag"]: "user", tags["assistant_tag"]: "assistant", tags["system_tag"]: "system"}
+        turns = values.get(columns.get("messages", "conversations"))
+        return self._row(values, turns, columns, where, roles=roles, role_key=tags["role_tag"], text_key=tags["content_tag"])
+
+    @staticmethod
+    def _row(values: dict[str, Any], turns: Any, columns: dict[str, str], where: str, **keys: Any) -> Row | Bad:
+        images = values.get(columns["images"]) if columns.get("images") else None
+        system = values.get(columns["system"]) if columns.get("system") else None
+        name = values.get("id")
+        return conversation_row(values, turns, images, where, id=None if name is None else str(name), system=system, **keys)

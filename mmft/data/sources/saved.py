@@ -1,0 +1,115 @@
+"""SavedDataset: a folder written by `datasets.save_to_disk`, one Dataset or a DatasetDict with splits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...common.errors import UserError, nearest
+from ..sample import Bad, Row
+from ..splits import ALIASES
+from . import readers
+from .base import Source, file_stamp, from_keys
+from .columns import Columns
+
+BATCH = 64  # rows taken from Arrow at once; each may hold the bytes of images
+
+
+@dataclass(kw_only=True)
+class SavedDataset(Source):
+    """path: the folder. split: use only this one of a DatasetDict; null: all, each kept as the split it is.
+
+    prompt: the user's words where no column has them.
+    """
+
+    path: str
+    split: str | None = None
+    columns: Columns = field(default_factory=Columns)
+    prompt: str | None = None
+    image_position: str = "kept"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.columns, Columns):
+            self.columns = from_keys(Columns, self.columns, "data.columns")
+
+    def data_root(self) -> Path:
+        return Path(self.root or self.path)
+
+    def stamp(self) -> dict[str, Any]:
+        folder = readers.existing(self.path, folder=True)
+        files = sorted([*folder.rglob("state.json"), *folder.rglob("*.arrow")])
+        if not files:
+            raise UserError(f"data.path={self.path}: holds no data set saved by datasets.save_to_disk (no state.json)")
+        return {"files": [file_stamp(f) for f in files], "root": self.data_root().resolve().as_posix()}
+
+    def load(self) -> Any:
+        from datasets import load_from_disk
+
+        try:
+            return load_from_disk(str(readers.existing(self.path, folder=True)))
+        except Exception as error:
+            raise UserError(f"data.path={self.path}: cannot be read as a saved data set: {' '.join(str(error).split())[:300]}") from None
+
+    def rows(self) -> Iterator[Row | Bad]:
+        for name, dataset in named_splits(self.load(), self.split, self.path):
+            yield from dataset_rows(dataset, name, self.columns, self.prompt, self.image_position, name or Path(self.path).name)
+
+
+def named_splits(loaded: Any, wanted: str | None, where: str) -> list[tuple[str | None, Any]]:
+    """[(split or None, data set)] of what a load gave. A single split, or one asked for, is rows to be divided: None.
+
+    Errors raised: UserError for a split that is not there or whose name says nothing.
+    """
+    if not isinstance(loaded, Mapping):
+        return [(None, loaded)]
+    names = list(loaded)
+    if wanted is not None:
+        if wanted not in names:
+            raise UserError(f"data.split={wanted}: {where} has no such split.{nearest(wanted, names)} It has: {', '.join(names)}.")
+        return [(None, loaded[wanted])]
+    if len(names) == 1:
+        return [(None, loaded[names[0]])]
+    strange = [n for n in names if n.lower() not in ALIASES]
+    if strange:
+        raise UserError(f"data.split must be given: {where} has the splits {', '.join(names)}, and {strange[0]} is not a known word for one")
+    return [(n, loaded[n]) for n in names]
+
+
+def dataset_rows(dataset: Any, split: str | None, columns: Columns, prompt: str | None, position: str, label: str,
+                 fetch: Callable[[str], bytes | str] | None = None) -> Iterator[Row | Bad]:
+    """Rows of a datasets.Dataset or IterableDataset. fetch: turns the path of an image without bytes into its bytes."""
+    for number, record in enumerate(records(dataset, fetch), 1):
+        if number == 1:
+            columns.check(record, label)
+        row = columns.row(record, f"{label}[{number}]", prompt, position)
+        if isinstance(row, Row) and split is not None:
+            row.split = split
+        yield row
+
+
+def records(dataset: Any, fetch: Callable[[str], bytes | str] | None = None) -> Iterator[dict[str, Any]]:
+    """Records as Arrow holds them: images as {bytes, path}, never decoded here; class labels as their names."""
+    features = getattr(dataset, "features", None) or {}
+    labels = {name: f.names for name, f in features.items() if type(f).__name__ == "ClassLabel"}
+    for table in dataset.with_format("arrow").iter(batch_size=BATCH):
+        for record in table.to_pylist():
+            for name, names in labels.items():
+                if isinstance(record.get(name), int):
+                    record[name] = names[record[name]]
+            yield {k: _fetched(v, fetch) for k, v in record.items()} if fetch else record
+
+
+def _fetched(value: Any, fetch: Callable[[str], bytes | str]) -> Any:
+    if isinstance(value, list) and value and isinstance(value[0], dict) and value[0].keys() == {"bytes", "path"}:
+        return [_fetched(v, fetch) for v in value]
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"} and value["bytes"] is None and value["path"]:
+        return fetch(value["path"])
+    return value
+
+
+def is_remote(path: str) -> bool:
+    return re.match(r"[a-z][a-z0-9+.-]+://", path) is not None

@@ -1,0 +1,76 @@
+"""Source `Shapes`: drawn pictures with forms of answer that the tiny base model was never taught."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from ..sample import Row
+from .base import Source
+from .drawing import Item, Scene, check_drawing, code_stamp, random_scene
+from .scenes import Turn, drawn_row, seen_at
+
+INVENTORY = "Write the inventory."
+MAP = "Write the map."
+#: A question about the outermost shape, and what it compares: the grid's columns or rows, the smallest number wins.
+COMPARISONS: tuple[tuple[str, Callable[[Item], int]], ...] = (
+    ("Which shape is furthest left?", lambda item: item.column),
+    ("Which shape is furthest right?", lambda item: -item.column),
+    ("Which shape is highest?", lambda item: item.row),
+    ("Which shape is lowest?", lambda item: -item.row),
+)
+
+
+@dataclass(kw_only=True)
+class Shapes(Source):
+    """`pictures` drawings with one question each: half ask for the inventory, half for the map.
+
+    A share `comparisons` of the pictures asks which shape is outermost instead. `side` is the picture's size in pixels,
+    `fewest` and `most` the number of shapes, `seed` draws another set.
+    """
+
+    name: str = "shapes"
+    pictures: int = 1728
+    comparisons: float = 0.0
+    side: int = 168
+    fewest: int = 2
+    most: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_drawing(self)
+
+    def rows(self) -> Iterator[Row]:
+        for number in range(self.pictures):
+            rng = Random(f"shapes/{self.seed}/{number}")
+            scene = random_scene(rng, self.side, self.fewest, self.most)
+            turn = comparison(rng, scene) if rng.random() < self.comparisons else None
+            yield drawn_row(f"shape-{number:06d}", scene, [turn or rng.choice((inventory, positions))(scene)])
+
+    def stamp(self) -> dict[str, Any]:
+        return code_stamp()
+
+    def total(self) -> int:
+        return self.pictures
+
+
+def inventory(scene: Scene) -> Turn:
+    """Every shape in reading order: `red star: top left; blue circle: center`."""
+    return INVENTORY, "; ".join(f"{item.color} {item.kind}: {item.place}" for item in scene.items)
+
+
+def positions(scene: Scene) -> Turn:
+    """The places first, in the same order: `in the top left: red star; in the center: blue circle`."""
+    return MAP, "; ".join(f"{seen_at(item.place)}: {item.color} {item.kind}" for item in scene.items)
+
+
+def comparison(rng: Random, scene: Scene) -> Turn | None:
+    """The shape that is alone in the outermost row or column; None where no direction has one (a full 2 x 2 block)."""
+    for question, key in rng.sample(COMPARISONS, len(COMPARISONS)):
+        first, *others = sorted(scene.items, key=key)
+        if not others or key(first) < key(others[0]):
+            return question, f"{first.color} {first.kind}"
+    return None

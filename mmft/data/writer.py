@@ -1,0 +1,195 @@
+"""The files of a prepared data set as they are written: rows, splits, images and the report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .image_index import Index, Record
+from .sample import Row
+from .splits import DROPPED, NAMES, Assignment
+
+BATCH = 1000  # rows of one Arrow record batch
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    return pa.schema([
+        ("id", pa.string()), ("images", pa.list_(pa.string())), ("sha256", pa.list_(pa.string())), ("stored", pa.bool_()),
+        ("messages", pa.string()), ("references", pa.list_(pa.string())),
+    ])
+
+
+class Report:
+    """report.jsonl: a line for each row dropped or changed, with the reason."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("w", encoding="utf-8", newline="\n")
+        self.counts: Counter[str] = Counter()
+        self.kinds: Counter[str] = Counter()
+
+    def add(self, where: str, id: str | None, action: str, reason: str) -> None:
+        self.counts[action] += 1
+        if action != "note":
+            self.kinds[reason.split(":")[0]] += 1
+        # ASCII, because a row may be bad for the very reason that its text cannot be written as UTF-8
+        self._file.write(json.dumps({"where": where, "id": id, "action": action, "reason": reason}) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class RowFile:
+    """All good rows in one Arrow stream in batches, and the little that dividing them needs in arrays of numbers."""
+
+    def __init__(self, path: Path):
+        import pyarrow as pa
+
+        self.path = path
+        self._schema = _schema().append(pa.field("where", pa.string()))
+        self._sink = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_stream(self._sink, self._schema)
+        self._columns: list[list[Any]] = [[] for _ in self._schema]
+        self._own, self._offsets, self._contents = array("b"), array("q", [0]), array("i")
+
+    own = property(lambda self: np.frombuffer(self._own, dtype=np.int8) if self._own else np.zeros(0, np.int8))
+    offsets = property(lambda self: np.frombuffer(self._offsets, dtype=np.int64))
+    contents = property(lambda self: np.frombuffer(self._contents, dtype=np.int32) if self._contents else np.zeros(0, np.int32))
+
+    def add(self, id: str, row: Row, images: list[Record], own: int) -> None:
+        cells = (
+            id, [r.path for r in images], [r.sha256 for r in images], any(r.stored for r in images),
+            json.dumps(row.messages, ensure_ascii=False, separators=(",", ":")), row.references, row.where,
+        )
+        for column, cell in zip(self._columns, cells):
+            column.append(cell)
+        self._own.append(own)
+        self._contents.extend(r.content for r in images)
+        self._offsets.append(len(self._contents))
+        if len(self._columns[0]) == BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        arrays = [pa.array(column, type=f.type) for column, f in zip(self._columns, self._schema)]
+        self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
+        for column in self._columns:
+            column.clear()
+
+    def release(self) -> None:
+        """Let go of the arrays, which grow with the rows (13 bytes each), once the rows are divided."""
+        self._own, self._offsets, self._contents = array("b"), array("q", [0]), array("i")
+
+    def close(self) -> None:
+        if self._writer is not None:
+            if self._columns[0]:
+                self._flush()
+            self._writer.close()
+            self._sink.close()
+            self._writer = None
+
+
+def divide(folder: Path, rows: Path, assignment: Assignment, index: Index, report: Report) -> tuple[dict, str, int]:
+    """Write one Arrow file a split and images.arrow. Returns ({split: {rows, images}}, fingerprint, number of images).
+
+    The fingerprint hashes (split, id, messages, references, image hashes) in order: it does not depend on where the
+    files lie or what they are called.
+    """
+    import pyarrow as pa
+
+    schema = _schema()
+    codes = assignment.codes
+    present = [c for c in range(DROPPED) if (codes == c).any()]
+    used = {c: _Seen() for c in present}
+    hashes = {c: hashlib.sha256() for c in present}
+    sinks = {c: pa.OSFile(str(folder / f"{NAMES[c]}.arrow"), "wb") for c in present}
+    writers = {c: pa.ipc.new_stream(sinks[c], schema) for c in present}
+    start = 0
+    with pa.OSFile(str(rows), "rb") as source:  # not mapped: each batch is read once and let go
+        for batch in pa.ipc.open_stream(source):
+            mine = codes[start:start + batch.num_rows]
+            for i in np.flatnonzero(mine == DROPPED):
+                report.add(batch["where"][i].as_py(), batch["id"][i].as_py(), "dropped", assignment.dropped[start + int(i)])
+            for code in present:
+                part = batch.filter(pa.array(mine == code)).select(schema.names)
+                if part.num_rows:
+                    writers[code].write_batch(part)
+                    _hash(hashes[code], used[code], part)
+            start += batch.num_rows
+    for code in present:
+        writers[code].close()
+        sinks[code].close()
+    total = hashlib.sha256()
+    for code in present:
+        total.update(f"{NAMES[code]}:{hashes[code].hexdigest()}\n".encode())
+    images = _write_images(folder, index, used)
+    parts = {NAMES[c]: {"rows": int((codes == c).sum()), "images": len(used[c])} for c in present}
+    return parts, total.hexdigest(), images
+
+
+class _Seen:
+    """The images of one split: 8 bytes of each one's sha256 in a sorted array, enough to count and look up."""
+
+    def __init__(self) -> None:
+        self._known: np.ndarray = np.zeros(0, np.uint64)
+
+    def update(self, digests: list[str]) -> None:
+        if digests:
+            new = np.unique(np.fromiter((int(d[:16], 16) for d in digests), np.uint64, len(digests)))
+            if not np.isin(new, self._known).all():
+                self._known = np.union1d(self._known, new)
+
+    def __contains__(self, digest: str) -> bool:
+        value = np.uint64(int(digest[:16], 16))
+        at = int(np.searchsorted(self._known, value))
+        return at < len(self._known) and self._known[at] == value
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
+def _hash(digest: Any, used: _Seen, part: Any) -> None:
+    sha256 = part["sha256"]
+    used.update(sha256.flatten().to_pylist())
+    for cells in zip(*(part[name].to_pylist() for name in ("id", "messages", "references", "sha256"))):
+        digest.update(json.dumps(cells, ensure_ascii=False, separators=(",", ":")).encode())
+        digest.update(b"\n")
+
+
+def _write_images(folder: Path, index: Index, used: dict[int, _Seen]) -> int:
+    """images.arrow: each image file a sample shows. Copies that only dropped rows showed are removed."""
+    import pyarrow as pa
+
+    schema = pa.schema([
+        ("path", pa.string()), ("sha256", pa.string()), ("bytes", pa.int64()), ("width", pa.int32()), ("height", pa.int32()),
+        ("mtime_ns", pa.int64()), ("stored", pa.bool_()),
+    ])
+    count = 0
+    columns: list[list[Any]] = [[] for _ in schema]
+    with pa.OSFile(str(folder / "images.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+
+        def flush() -> None:
+            writer.write_batch(pa.record_batch([pa.array(c, type=f.type) for c, f in zip(columns, schema)], schema=schema))
+            for column in columns:
+                column.clear()
+
+        for r in index.images():
+            if not any(r.sha256 in seen for seen in used.values()):
+                if r.stored:
+                    (folder / r.path).unlink(missing_ok=True)
+                continue
+            count += 1
+            for column, cell in zip(columns, (r.path, r.sha256, r.size, r.width, r.height, r.mtime_ns, bool(r.stored))):
+                column.append(cell)
+            if len(columns[0]) == BATCH:
+                flush()
+        flush()
+    return count

@@ -1,0 +1,1 @@
+"""Merge an adapter, write a model card, upload a model."""

@@ -1,0 +1,162 @@
+"""The model card (README.md) of an adapter, a trained model or a merged one, from a run directory's files alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..common.files import read_json, read_text, read_yaml
+from ..config.library_keys import METRICS
+from ..reports import numbers
+from ..reports.files import is_number
+
+KINDS = {"adapter": "LoRA adapter", "model": "fine-tuned model", "merged": "fine-tuned model (a LoRA adapter merged into its base)"}
+
+
+def write_card(run: Any) -> Path | None:
+    """README.md beside a run's trained weights, over the one that peft leaves; None where nothing was saved."""
+    kind = next((k for k in ("adapter", "model") if (run / k).is_dir()), None)
+    return run.write_text(f"{kind}/README.md", card(run.path, kind)) if kind else None
+
+
+def card(run: Path, kind: str, notes: Sequence[str] = ()) -> str:
+    """The card's text. kind: adapter | model | merged; notes: further lines about how the weights were made."""
+    summary, env, plan = (read_json(run / f"{name}.json") for name in ("summary", "env", "lora_plan"))
+    settings = read_yaml(run / "snapshot.yaml")
+    base = env.get("model") or {}
+    parts = [
+        _front_matter(kind, base),
+        f"# {_plain(summary.get('name') or run.resolve().name)}",
+        f"A {KINDS[kind]} of {_base_name(base)}, made with mmft.",
+        "## Use", _use(kind, base),
+        "## Figures", _figures(summary),
+        "## Data", _data(summary, env, settings),
+        "## Training", _training(run, summary, env, plan, settings),
+        *(["## How these weights were made", _list(notes)] if notes else []),
+        "## Limits", _limits(summary),
+        "## Licence", _licence(base),
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(kind: str, base: dict[str, Any]) -> str:
+    """The fields a hub reads. A licence is not known here; `other` is what hubs take until somebody states one."""
+    fields: dict[str, Any] = {"library_name": "peft" if kind == "adapter" else "transformers", "pipeline_tag": "image-text-to-text"}
+    if base.get("hub") in ("huggingface", "modelscope"):  # a hub looks the base up under this name
+        fields |= {"base_model": base["path"], "base_model_relation": "adapter" if kind == "adapter" else "finetune"}
+    fields["tags"] = ["mmft", *(["lora"] if kind != "model" else [])]
+    fields |= {"license": "other", "license_name": "not-stated", "license_link": "LICENSE"}
+    return "---\n" + yaml.safe_dump(fields, sort_keys=False, allow_unicode=True) + "---"
+
+
+def _base_name(base: dict[str, Any]) -> str:
+    path = str(base.get("path") or "an unknown base")
+    if base.get("hub") == "huggingface":
+        return f"[{path}](https://huggingface.co/{path}) (commit `{str(base.get('revision'))[:12]}`)"
+    if base.get("hub") == "modelscope":
+        return f"[{path}](https://modelscope.cn/models/{path}) (files `{str(base.get('revision'))[:19]}`)"
+    where = "built into mmft" if base.get("hub") == "mmft" else "a local folder"
+    return f"`{Path(path).name}` ({where}, files `{str(base.get('revision'))[:19]}`)"
+
+
+def _use(kind: str, base: dict[str, Any]) -> str:
+    path = base.get("path") if base.get("hub") in ("huggingface", "modelscope") else "PATH_TO_THE_BASE_MODEL"
+    if kind == "adapter":
+        lines = [
+            "from peft import PeftModel", "from transformers import AutoModelForImageTextToText, AutoProcessor", "",
+            f'model = AutoModelForImageTextToText.from_pretrained("{path}", dtype="auto", device_map="auto")',
+            'model = PeftModel.from_pretrained(model, "THIS_FOLDER")',
+            'processor = AutoProcessor.from_pretrained("THIS_FOLDER")  # image limits and chat template of the training',
+        ]  # fmt: skip
+    else:
+        lines = [
+            "from transformers import AutoModelForImageTextToText, AutoProcessor", "",
+            'model = AutoModelForImageTextToText.from_pretrained("THIS_FOLDER", dtype="auto", device_map="auto")',
+            'processor = AutoProcessor.from_pretrained("THIS_FOLDER")',
+        ]  # fmt: skip
+    return "```python\n" + "\n".join(lines) + "\n```"
+
+
+def _figures(summary: dict[str, Any]) -> str:
+    base, tuned = summary.get("base_metrics") or {}, summary.get("metrics") or {}
+    rows = [(m, base.get(m), tuned.get(m)) for m in METRICS if m in base or m in tuned]
+    rows.append(("loss (lower is better)", summary.get("base_eval_loss"), summary.get("eval_loss")))
+    rows = [r for r in rows if is_number(r[1]) or is_number(r[2])]
+    if not rows:
+        return "Not measured: the run held no rows out."
+    table = ["| metric | base | tuned | change |", "|---|---:|---:|---:|"]
+    table += [f"| {name} | {numbers.metric(a)} | {numbers.metric(b)} | {numbers.change(a, b)} |" for name, a, b in rows]
+    held = summary.get("held_out_samples")
+    return f"On {held} held-out rows, none of whose pictures was trained on. Fractions of 1; CIDEr goes to 10.\n\n" + "\n".join(table)
+
+
+def _data(summary: dict[str, Any], env: dict[str, Any], settings: dict[str, Any]) -> str:
+    data = settings.get("data") or {}
+    lines = [f"set: `{_plain(data.get('name'))}`"] if data.get("name") else []
+    if data.get("dataset"):
+        lines.append(f"source: `{_plain(data['dataset'])}`" + (f" on {_plain(data['hub'])}" if data.get("hub") else ""))
+    fingerprint = (env.get("data") or {}).get("fingerprint") or summary.get("data_fingerprint")
+    lines.append(f"fingerprint of rows and pictures: `{fingerprint or 'unknown'}`")
+    return _list(lines)
+
+
+def _training(run: Path, summary: dict[str, Any], env: dict[str, Any], plan: dict[str, Any], settings: dict[str, Any]) -> str:
+    lora, packages = settings.get("lora") or {}, env.get("packages") or {}
+    words = [w for w in (read_text(run / "overrides.txt") or "").splitlines() if w and not w.startswith(("output_dir=", "run_dir="))]
+    if plan.get("method") == "lora":
+        names = [f"{k} {lora[k]}" for k in ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora") if lora.get(k) is not None]
+        adapted = ", ".join(f"{r.get('modules')} of {r.get('linear')} {r.get('part')}" for r in plan.get("rows") or () if r.get("modules"))
+        what = f"LoRA, scope {plan.get('scope')}: {_plain(', '.join(names))}; linear layers adapted: {adapted}"
+        if plan.get("modules_to_save"):
+            what += f"; trained whole: {_plain(', '.join(plan['modules_to_save']))}"
+    else:
+        what = f"full training, scope {plan.get('scope', 'all')}"
+    quantised = {k: v for k, v in ((settings.get("model") or {}).get("quantization") or {}).items() if v}
+    lines = [
+        what,
+        *([f"base held in {_plain(quantised)}"] if quantised else []),
+        f"trainable parameters: {numbers.count(plan.get('trainable_parameters'))} of {numbers.count(plan.get('total_parameters'))}",
+        f"steps {summary.get('steps')}, effective batch {summary.get('effective_batch_size')}, learning rate"
+        f" {(settings.get('trainer') or {}).get('learning_rate')}, seed {summary.get('seed')}, {env.get('dtype')} on {env.get('device')}",
+        "versions: " + ", ".join(f"{name} {packages[name]}" for name in ("torch", "transformers", "peft") if packages.get(name)) + f", mmft {env.get('mmft')}",
+    ]
+    return f"```bash\nmmft {_plain(' '.join(map(without_folders, words)))}\n```\n\n" + _list(lines)
+
+
+def _limits(summary: dict[str, Any]) -> str:
+    if summary.get("metrics"):
+        return (
+            "The figures above are all that was measured: rows held out of the same set, answered with the generation settings stored beside the"
+            " weights. Other pictures, other prompts and other languages were not tried, and neither were safety and bias."
+        )
+    return "Nothing was measured on held-out rows."
+
+
+def _licence(base: dict[str, Any]) -> str:
+    name = Path(str(base.get("path"))).name if base.get("hub") == "local" else base.get("path")
+    return (
+        f"Not stated by the run. These weights derive from {name or 'the base model'} and from the training data; whoever publishes them"
+        " follows both licences and writes the result into `license`, `license_name` and `license_link` above."
+    )
+
+
+def without_folders(word: str) -> str:
+    """An override whose absolute path is cut to its last part: a card is published, a home directory is nobody's business."""
+    key, equals, value = word.partition("=")
+    bare = value.strip("\"'")
+    if re.match(r"(/|~|[A-Za-z]:[\\/])", bare):
+        value = ".../" + re.split(r"[\\/]", bare.rstrip("\\/"))[-1]
+    return f"{key}{equals}{value}"
+
+
+def _list(lines: Any) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _plain(value: Any) -> str:
+    """Text on one line that ends no code block."""
+    return " ".join(str(value).split()).replace("`", "'")

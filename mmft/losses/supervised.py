@@ -1,0 +1,53 @@
+"""The loss: cross-entropy of the supervised tokens, with logits computed only where there is one."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from ..collators.base import IGNORE
+
+
+def supervised_loss(model: Any, batch: dict[str, Any], label_smoothing: float = 0.0) -> tuple[Any, Any]:
+    """(sum of the loss over supervised tokens, their number), both 0-d tensors."""
+    import torch.nn.functional as F
+
+    logits, targets, keep = supervised_logits(model, batch)
+    loss = F.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum", label_smoothing=label_smoothing)
+    return loss, keep.sum()
+
+
+def supervised_logits(model: Any, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """(logits (n, V), the tokens they are to predict (n,), where they stand (B, S)) of the n supervised tokens of a batch.
+
+    The token at position i is predicted from position i-1, so logits are kept where the NEXT label is one. The language
+    head then sees n supervised positions instead of B x S. A model that takes no `logits_to_keep` gives all logits, and
+    the same positions are picked from them.
+    """
+    import torch
+
+    inputs = {k: v for k, v in batch.items() if k not in ("labels", "row_ids")}
+    labels = batch["labels"]
+    keep = torch.zeros_like(labels, dtype=torch.bool)
+    keep[:, :-1] = labels[:, 1:] != IGNORE
+    targets = labels[:, 1:][keep[:, :-1]]
+    options = {"logits_to_keep": keep} if takes_logits_to_keep(model) else {}
+    logits = model(**inputs, use_cache=False, **options).logits
+    if logits.dim() == 3:
+        logits = logits[keep]
+    if logits.shape[0] != targets.shape[0]:
+        raise RuntimeError(f"{type(model).__name__} gave {logits.shape[0]} logits for {targets.shape[0]} supervised tokens")
+    return logits, targets, keep
+
+
+def takes_logits_to_keep(model: Any) -> bool:
+    """Whether the model under adapters and wrappers hands a mask `logits_to_keep` (B, S) to its language head."""
+    from transformers import modeling_utils
+
+    if not hasattr(modeling_utils, "slice_logits_to_keep"):  # before transformers 5.21 only positions were understood
+        return False
+    inner = getattr(model, "module", model)  # DistributedDataParallel
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    parameters = inspect.signature(type(inner).forward).parameters
+    # BLIP-2 takes **kwargs and forwards them to its language model as long as no labels are passed
+    return "logits_to_keep" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

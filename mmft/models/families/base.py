@@ -1,0 +1,39 @@
+"""Family: the keys of a model config, and what a model family may answer differently."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(kw_only=True)
+class Family:
+    """The keys of the `model` group. A subclass holds the quirks of one model family and nothing else.
+
+    path: built-in (`mmft:tiny`), a local folder, or a hub id. hub: huggingface | modelscope. revision: a branch, tag or
+    commit. dtype: auto | bf16 | fp16 | fp32. device: auto | cuda | cpu | mps. attn_implementation: a name that transformers
+    knows (null: its default). quantization: keys of BitsAndBytesConfig. processor: keyword arguments of the processor, such
+    as min_pixels and max_pixels (pixels of the resized image). rewrites: auto | off, faster equal forms of modules
+    (mmft/rewrites/).
+    """
+
+    path: str
+    hub: str = "huggingface"
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    attn_implementation: str | None = None
+    quantization: dict[str, Any] | None = None
+    processor: dict[str, Any] | None = None
+    rewrites: str = "auto"
+
+    def fix_processor(self, processor: Any, config: Any) -> None:
+        """Repair a processor that was saved without values its model needs."""
+
+    def features_per_image(self, batch: dict[str, Any], config: Any) -> list[int] | None:
+        """The number of features the model computes for each image of a batch, in order; None if the family cannot tell."""
+        return None
+
+    def language_model(self, model: Any) -> Any:
+        """The module whose generation config holds the end token."""
+        return model

@@ -1,0 +1,89 @@
+"""From `model.path` to a local folder and the exact revision it holds: built-in, local, Hugging Face or ModelScope."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..common.errors import UserError, nearest
+from .fingerprint import local_revision, patterns
+
+HUBS = ("huggingface", "modelscope")
+
+
+@dataclass(frozen=True)
+class Located:
+    """`folder` holds the files; `path`, `hub`, `revision` say what they are (recorded in env.json)."""
+
+    path: str
+    folder: Path
+    hub: str
+    revision: str
+
+
+def locate(path: str, hub: str, revision: str | None) -> Located:
+    """Find or download a model. `mmft:NAME` is a model shipped with mmft. Errors raised: UserError."""
+    if path.startswith("mmft:"):
+        folder = Path(__file__).resolve().parent.parent / "assets" / path.removeprefix("mmft:")
+        if not folder.is_dir():
+            raise UserError(f"model.path={path}: mmft ships no such model.{nearest(folder.name, [f.name for f in folder.parent.iterdir()])}")
+        return Located(path, folder, "mmft", local_revision(folder))
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"model.path={path}: this folder has no config.json, so it is not a saved model")
+        return Located(path, folder.resolve(), "local", local_revision(folder))
+    looks_local = path.startswith((".", "/", "~")) or "\\" in path or path.count("/") != 1
+    if looks_local:
+        there = [f.name for f in folder.parent.iterdir() if f.is_dir()] if folder.parent.is_dir() else []
+        raise UserError(f"model.path={path}: no such folder, and not a hub id of the form organisation/name.{nearest(folder.name, there)}")
+    if hub not in HUBS:
+        raise UserError(f"model.hub={hub}: no such hub.{nearest(hub, HUBS)} There are: {', '.join(HUBS)}.")
+    return _huggingface(path, revision) if hub == "huggingface" else _modelscope(path, revision)
+
+
+def _huggingface(path: str, revision: str | None) -> Located:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        try:
+            HfApi().model_info(path, revision=revision)
+        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
+            raise
+        except Exception:  # no connection, in whatever form the client reports it: the local cache may hold the model
+            pass
+        # asked for by its branch, so that the cache knows the branch when there is no network; the folder's name is the
+        # commit that the branch was resolved to, and only what lies in it is loaded
+        folder = Path(snapshot_download(path, revision=revision, allow_patterns=patterns()))
+    except GatedRepoError:
+        raise UserError(f"model.path={path}: this model asks for an agreement on its page, then for a login (hf auth login)") from None
+    except RevisionNotFoundError:
+        raise UserError(f"model.revision={revision}: {path} has no such branch, tag or commit") from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"model.path={path}: the Hugging Face hub has no such model, or hides it from you (hf auth login);"
+            " model.hub=modelscope looks at ModelScope instead"
+        ) from None
+    except Exception as error:  # requests', httpx's, the hub's and the system's kinds alike
+        raise UserError(f"model.path={path}: could not be downloaded: {_first_line(error)} (a mirror: HF_ENDPOINT; {_hint(path)})") from None
+    return Located(path, folder, "huggingface", folder.name)
+
+
+def _modelscope(path: str, revision: str | None) -> Located:
+    try:
+        from modelscope import snapshot_download
+
+        folder = Path(snapshot_download(path, revision=revision, allow_patterns=patterns()))
+    except Exception as error:  # modelscope raises requests', its own and builtin kinds alike
+        raise UserError(f"model.path={path}: could not be downloaded from ModelScope: {_first_line(error)} ({_hint(path)})") from None
+    # ModelScope's API gives no commit for a branch: the contents themselves are the identity.
+    return Located(path, folder, "modelscope", local_revision(folder))
+
+
+def _hint(path: str) -> str:
+    return f"or download it by hand and give the folder: model.path=./{path.split('/')[-1]}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

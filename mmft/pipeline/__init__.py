@@ -1,0 +1,1 @@
+"""One training run, from a composed config to a finished run directory."""

@@ -1,0 +1,86 @@
+"""loss_curve.png: training and evaluation loss over the steps, the learning rate in a thin panel below."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..common.files import read_jsonl
+from .files import series
+
+# Okabe and Ito's colours, told apart with every common colour vision; the lines differ in markers too.
+TRAIN, EVAL, RATE = "#0072B2", "#D55E00", "#009E73"
+INK, GRID = "#3c4149", "#e3e6ea"
+
+
+def write_curve(run_dir: Path) -> Path | None:
+    """Draw metrics.jsonl to loss_curve.png (1440 x 840 pixels, to be shown 720-900 wide); None without any loss."""
+    rows = read_jsonl(Path(run_dir) / "metrics.jsonl")
+    train, evals, rate = series(rows, "loss"), series(rows, "eval_loss"), series(rows, "learning_rate")
+    if not train[0] and not evals[0]:
+        return None
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display is looked for
+
+    figure = Figure(figsize=(9, 5.25), dpi=160, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    panels: Any = figure.subplots(2 if rate[0] else 1, 1, sharex=True, squeeze=False, height_ratios=[4, 1] if rate[0] else [1])[:, 0]
+    _draw_losses(panels[0], train, evals)
+    if rate[0]:
+        panels[1].plot(*rate, color=RATE, linewidth=1.6, marker="o" if len(rate[0]) == 1 else "")
+        panels[1].set_ylim(bottom=0)
+        panels[1].set_ylabel("learning\nrate", color=INK)
+        panels[1].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+        panels[1].yaxis.get_offset_text().set_fontsize(9)
+    panels[-1].set_xlabel("step", color=INK)
+    for panel in panels:
+        panel.grid(True, color=GRID, linewidth=0.8)
+        panel.set_axisbelow(True)
+        panel.tick_params(colors=INK, labelsize=10, length=0)
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.spines["bottom"].set_color(GRID)
+        panel.margins(x=0.02)
+    figure.align_ylabels(panels)
+
+    path = Path(run_dir) / "loss_curve.png"
+    partial = path.with_name("loss_curve.partial.png")
+    figure.savefig(partial)
+    os.replace(partial, path)
+    return path
+
+
+def _draw_losses(panel, train, evals) -> None:
+    steps, losses = train
+    if steps:
+        # many noisy points: the points faint, their running mean on top
+        many = len(steps) > 60
+        panel.plot(steps, losses, color=TRAIN, linewidth=1 if many else 1.8, alpha=0.3 if many else 1, label=None if many else "train",
+                   marker="o" if len(steps) == 1 else "")  # fmt: skip
+        if many:
+            panel.plot(steps, smooth(losses, len(losses) // 30), color=TRAIN, linewidth=2, label="train (running mean)")
+    if evals[0]:
+        panel.plot(*evals, color=EVAL, linewidth=1.8, linestyle="--", marker="D", markersize=5, label="held out")
+        best = min(range(len(evals[0])), key=evals[1].__getitem__)
+        panel.annotate(f"best {evals[1][best]:.3g}", (evals[0][best], evals[1][best]), xytext=(0, 9), textcoords="offset points",
+                       ha="center", fontsize=10, color=EVAL)  # fmt: skip
+    values = [v for v in losses + evals[1]]
+    if min(values) > 0 and max(values) / min(values) > 30:
+        panel.set_yscale("log")
+        panel.set_ylabel("loss (log scale)", color=INK)
+    else:
+        panel.set_ylabel("loss", color=INK)
+    panel.legend(frameon=False, fontsize=10, labelcolor=INK, loc="upper right")
+
+
+def smooth(values: list[float], radius: int) -> list[float]:
+    """Means over a window that is centred and shrinks at both ends, so that the line neither lags nor starts late."""
+    sums = [0.0]
+    for v in values:
+        sums.append(sums[-1] + v)
+    result = []
+    for i in range(len(values)):
+        r = min(radius, i, len(values) - 1 - i)
+        result.append((sums[i + r + 1] - sums[i - r]) / (2 * r + 1))
+    return result

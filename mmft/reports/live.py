@@ -1,0 +1,118 @@
+"""The pieces of HTML that the live comparison page is made of; every text in them is escaped here."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from ..common.files import read_json
+from . import comparison, numbers, pictures
+from .page import plan_rows
+
+SIDE = 640  # pixels of a picture shown
+
+NOTE = (
+    '<div class="mmft"><p class="key">temperature 0 takes the likeliest words, and top_p then has no effect; above 0 it draws them, with the same seed'
+    " for every model. With more than one beam the answer is shown at its end.</p></div>"
+)
+
+CSS = """
+.mmft { --bad: #fbdccb; --missing: #0072b2; --good-bg: #d8f1e6; --near-bg: #fbf0d5; --bad-bg: #fbe7dc; --base: #7c858e; --tuned: #0072b2; }
+.dark .mmft { --bad: #5b3220; --missing: #7cc4f0; --good-bg: #143429; --near-bg: #3a2f12; --bad-bg: #43261a; --base: #a6afb8; --tuned: #56b4e9; }
+.mmft h1 { font-size: 22px; margin: 0 0 4px; } .mmft .about { opacity: 0.75; font-size: 14px; overflow-wrap: anywhere; }
+.mmft .about b { color: var(--tuned); } .mmft .about b.base { color: var(--base); }
+.mmft-pictures { display: flex; flex-wrap: wrap; gap: 8px; }
+.mmft-pictures img { max-width: 100%; max-height: 340px; border: 1px solid var(--border-color-primary); border-radius: 8px; object-fit: contain; } .mmft-pictures img.small { width: 240px; image-rendering: pixelated; }
+.mmft .line { margin: 8px 0 0; overflow-wrap: anywhere; white-space: pre-line; } .mmft .tag { display: inline-block; opacity: 0.6; font-size: 12px; margin-right: 8px; }
+.mmft-columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 12px; }
+.mmft-answer { border: 1px solid var(--border-color-primary); border-top: 3px solid var(--tuned); border-radius: 8px; padding: 12px 14px; min-height: 130px; background: var(--background-fill-primary); }
+.mmft-answer.base { border-top-color: var(--base); }
+.mmft-answer header { display: flex; justify-content: space-between; font-weight: 650; margin-bottom: 8px; }
+.mmft-answer .text { font-size: 16px; line-height: 1.5; white-space: pre-wrap; overflow-wrap: anywhere; } .mmft-answer .wait { opacity: 0.55; font-size: 14px; }
+.mmft-answer .cursor { display: inline-block; width: 8px; height: 16px; background: var(--tuned); vertical-align: -2px; margin-left: 2px; }
+.mmft mark { background: var(--bad); color: inherit; border-radius: 3px; padding: 0 2px; }
+.mmft mark.missing { background: none; color: var(--missing); border-bottom: 1px dashed var(--missing); font-style: italic; }
+.mmft .verdict { font-size: 12px; padding: 2px 9px; border-radius: 99px; } .mmft .good { background: var(--good-bg); } .mmft .near { background: var(--near-bg); } .mmft .bad { background: var(--bad-bg); }
+.mmft .key { font-size: 13px; opacity: 0.75; margin: 6px 0 0; } .mmft .error { border-left: 4px solid #b0440a; padding: 8px 12px; background: var(--bad-bg); }
+.mmft table, .mmft th, .mmft td { border: 0 !important; } .mmft table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; } .mmft th, .mmft td { text-align: right; padding: 5px 12px; border-bottom: 1px solid var(--border-color-primary) !important; }
+.mmft th:first-child, .mmft td:first-child { text-align: left; } .mmft caption { text-align: left; font-weight: 650; padding: 8px 12px; }
+"""
+
+
+def head_html(models: list[Any]) -> str:
+    lines = "".join(f'<div class="about"><b class="{m.kind}">{escape(m.label)}</b> {escape(m.about)}</div>' for m in models)
+    title = "Base against tuned" if models[0].label == "base" else "Run against run"
+    return f'<div class="mmft"><h1>{title}</h1>{lines}</div>'
+
+
+def sample_html(sample: Any) -> str:
+    """The pictures, the question and the references of a row of the data set."""
+    small = [pictures.open_small(sample.root, image, SIDE) for image in sample.images]
+    shown = pictures_html([p for p in small if p is not None]) if any(p is not None for p in small) else error_html("its picture cannot be opened")
+    lines = [("prompt", sample.prompt_text or "(none)"), *(("reference", r) for r in sample.references), ("id", sample.id)]
+    return shown + '<div class="mmft">' + "".join(f'<p class="line"><span class="tag">{k}</span>{escape(v)}</p>' for k, v in lines) + "</div>"
+
+
+def pictures_html(opened: list[Any]) -> str:
+    """Pictures as data: the page asks for no file."""
+    found = []
+    for picture in opened:
+        picture.thumbnail((SIDE, SIDE))
+        small = ' class="small"' if max(picture.size) < pictures.SMALL else ""
+        found.append(f'<img src="{pictures.data_uri(picture)}" alt=""{small}>')
+    return f'<div class="mmft-pictures">{"".join(found)}</div>' if found else ""
+
+
+def answers_html(models: list[Any], state: list[tuple[str | None, bool]] | None, references: list[str], beams: int = 1) -> str:
+    """Every model's answer as far as it is written (state None: nothing asked yet), marked against a reference when finished."""
+    first = state[0] if state else (None, False)
+    columns = []
+    for i, model in enumerate(models):
+        text, done = state[i] if state else (None, False)
+        badge = body = ""
+        if state is None:
+            body = '<span class="wait">the answer comes here</span>'
+        elif text is None or not done:
+            waits = text is None and i > 0 and not state[i - 1][1]
+            wait = "waits for its turn" if waits else f"searching with {beams} beams, shown at the end" if beams > 1 else "writing"
+            body = f'{escape(text)}<span class="cursor"></span>' if text else f'<span class="wait">{wait} ...</span>'
+        else:
+            against = comparison.nearest(text, references) if references else (first[0] or "") if i and first[1] else ""
+            body = "".join(escape(p) if kind == "same" else f'<mark class="{kind}">{escape(p)}</mark>' for kind, p in comparison.difference(text, against))
+            body = body or '<span class="wait">nothing written</span>'
+            kind, mark, words = verdict(text, references) if references else ("none", "", "the same text" if i and text == first[0] else "")
+            badge = f'<span class="verdict {kind}">{mark} {escape(words)}</span>' if words else ""
+        columns.append(f'<div class="mmft-answer {model.kind}"><header><span>{escape(model.label)}</span>{badge}</header><div class="text">{body}</div></div>')
+    return f'<div class="mmft"><div class="mmft-columns">{"".join(columns)}</div>{key(references) if state and all(d for _, d in state) else ""}</div>'
+
+
+def key(references: list[str]) -> str:
+    """What the marks mean, and the reference they were made against."""
+    lines = "".join(f'<p class="line"><span class="tag">reference</span>{escape(r)}</p>' for r in references)
+    what = "Against the nearest reference" if references else "Against the first answer"
+    return f'{lines}<p class="key">{what}: <mark>word that is not in it</mark> <mark class="missing">word that is missing</mark></p>'
+
+
+def verdict(text: str, references: list[str]) -> tuple[str, str, str]:
+    return comparison.verdict({"prediction": text, "references": references})
+
+
+def error_html(text: str) -> str:
+    return f'<div class="mmft"><div class="error">{escape(text)}</div></div>'
+
+
+def parameters_html(models: list[Any]) -> str:
+    """Parameters by part, from the run's own plan; the base's are the same without the adapter."""
+    tables = []
+    for model in models:
+        if model.label == "base":
+            continue
+        plan = read_json(model.opened.run / "lora_plan.json")
+        rows = "".join(
+            f"<tr><td>{escape(r['part'])}</td><td>{r['adapted']}</td><td>{escape(r['r'])}</td><td>{r['trainable']}</td><td>{r['total']}</td><td>{r['share']}</td></tr>"
+            for r in plan_rows(plan)
+        )
+        total = f"<tr><td><b>all</b></td><td></td><td></td><td><b>{numbers.count(plan.get('trainable_parameters'))}</b></td><td><b>{numbers.count(plan.get('total_parameters'))}</b></td><td></td></tr>"
+        head = "<tr><th>part</th><th>linear layers adapted</th><th>r</th><th>trained</th><th>parameters</th><th>share</th></tr>"
+        tables.append(f"<table><caption>{escape(model.label)}</caption>{head}{rows}{total}</table>")
+    return f'<div class="mmft">{"".join(tables)}</div>'

@@ -1,0 +1,1 @@
+"""Faster forms of modules that compute the same values."""

@@ -1,0 +1,198 @@
+"""A finished run opened for use: its own config, model, adapter, processor and collator; every verb after train starts here."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from ..common.errors import UserError, nearest
+from ..config.build import build
+from ..config.validate import check, to_plain
+from ..models.fingerprint import import_while_hashing
+from ..models.load import build_collator, load_model, load_processor, locate_model
+from .directory import Run
+
+BROUGHT = ("model", "collator", "lora", "trainer", "seed", "experiment")  # what a run brings with it
+
+
+@dataclass
+class OpenedRun:
+    """cfg: the run's config with the command's evaluation, generation and data laid over it. model: base with adapter.
+
+    run: None for a model without one (`open_model`).
+    """
+
+    run: Run | None
+    cfg: DictConfig
+    settings: dict[str, Any]
+    family: Any
+    loaded: Any
+    model: Any
+    collator: Any
+
+    @contextlib.contextmanager
+    def base(self) -> Iterator[Any]:
+        """The same model with its adapter switched off, inside the block. Errors raised: UserError after full training."""
+        if self.run is None:
+            raise UserError("run=null: a model without an adapter is its own base; name a run to compare with its base")
+        if not hasattr(self.model, "disable_adapter"):
+            raise UserError(f"{self.run.path}: the whole model was trained, so it holds no base to switch back to; evaluate the base with model=...")
+        with self.model.disable_adapter():
+            yield self.model
+
+    def evaluator(self, rows: Any) -> Any:
+        """Measures `rows` with the run's collator and generation settings."""
+        from ..evaluation.evaluate import Evaluator
+
+        return Evaluator(rows, self.collator, self.settings["generation"], self.settings["evaluation"]["batch_size"],
+                         self.settings["trainer"].get("per_device_eval_batch_size", 8))  # fmt: skip
+
+
+def open_any(path: str | Path | None, cfg: DictConfig, overrides: list[str], checkpoint: int | None = None) -> OpenedRun:
+    """`open_run`, or with path None the model of the command's own model=..., as it is. Errors raised: UserError."""
+    if path is not None:
+        return open_run(path, cfg, overrides, checkpoint)
+    import_while_hashing("transformers", "peft", model=cfg.model.get("path"))
+    family = build(cfg.model)
+    loaded = load_model(family)
+    collator = build_collator(cfg.collator, family, loaded)
+    return OpenedRun(None, cfg, to_plain(cfg), family, loaded, loaded.model, collator)
+
+
+def any_config(path: str | Path | None, cfg: DictConfig, overrides: list[str], checkpoint: int | None = None) -> tuple[Run | None, DictConfig]:
+    """`run_config`, or with path None the command's own config: what can be checked before weights load."""
+    if path is None and checkpoint is not None:
+        raise UserError(f"checkpoint={checkpoint}: checkpoints belong to a run; add run=DIR")
+    return (None, cfg) if path is None else run_config(path, cfg, overrides)
+
+
+def run_folder(path: str | Path) -> Path:
+    """The directory of a run. Errors raised: UserError when it is not one."""
+    folder = Path(path)
+    if not folder.is_dir():
+        beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise UserError(f"run={path}: no such directory.{nearest(folder.name, beside)}")
+    if not (folder / "snapshot.yaml").is_file():
+        raise UserError(f"run={path}: holds no snapshot.yaml, so it is not a run directory of mmft")
+    return folder
+
+
+def read_snapshot(folder: Path) -> DictConfig:
+    """A run's own config. It may come from a stranger: only plain values, none of Hydra's own words. Errors raised: UserError."""
+    file = folder / "snapshot.yaml"
+    try:
+        text = file.read_text(encoding="utf-8")
+        plain = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: cannot be read: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(plain, dict):
+        raise UserError(f"{file}: holds no config")
+    for key in plain:
+        if key in ("hydra", "defaults"):
+            raise UserError(f"{file}: carries a {key} section, which could start other programs; a snapshot of mmft has none, so this one was changed: remove it")
+    if "${" in text:
+        raise UserError(f"{file}: holds an interpolation (${{...}}); a snapshot of mmft has plain values only, so this one was changed: write the value")
+    return OmegaConf.create(plain)
+
+
+def run_config(path: str | Path, cfg: DictConfig, overrides: list[str]) -> tuple[Run, DictConfig]:
+    """The run and its own config, with what the command may say differently. Errors raised: UserError."""
+    folder = run_folder(path)
+    kept = read_snapshot(folder)
+    for word in overrides:
+        key, _, _ = word.partition("=")
+        head = key.split(".")[0].split("@")[0]
+        if head in BROUGHT:
+            raise UserError(f"{word}: run={path} brings its own {head}; drop this word (train a new run to change it)")
+        if key == "data":
+            kept.data = cfg.data
+        elif head in ("data", "evaluation", "generation"):
+            OmegaConf.update(kept, key, OmegaConf.select(cfg, key), force_add=True)
+    kept.output_dir = cfg.output_dir
+    check(kept)  # its task is still the training: every target and key of it counts
+    kept.task = cfg.task
+    return Run(folder), kept
+
+
+def open_run(path: str | Path, cfg: DictConfig, overrides: list[str], checkpoint: int | None = None) -> OpenedRun:
+    """Load a run's model with its adapter (of `checkpoint`, or the final one), checked weight by weight.
+
+    Errors raised: UserError for a run that never finished, a base that changed since, an adapter that does not fit.
+    """
+    run, kept = run_config(path, cfg, overrides)
+    weights, full = trained_weights(run, checkpoint)
+    import_while_hashing("transformers", "peft", model=str(weights) if full else kept.model.get("path"))
+    family = build(kept.model)
+    env = run.read_json("env.json")
+    if full:
+        family.path, family.hub, family.revision = str(weights), "huggingface", None
+    elif family.hub == "huggingface" and not env["model"]["revision"].startswith("sha256:"):
+        family.revision = env["model"]["revision"]  # the very commit the run was trained on
+    located = locate_model(family)
+    if not full and located.revision != env["model"]["revision"]:
+        raise UserError(
+            f"run={path}: its base model {family.path} is not what it was trained on (then {env['model']['revision'][:19]}, now"
+            f" {located.revision[:19]}); give it back its files"
+        )
+    loaded = load_model(family, located=located)
+    loaded.processor = load_processor(family, located, run / "adapter" if (run / "adapter").is_dir() else weights)
+    model = loaded.model if full else with_adapter(loaded.model, weights)
+    collator = build_collator(kept.collator, family, loaded)
+    return OpenedRun(run, kept, to_plain(kept), family, loaded, model, collator)
+
+
+def trained_weights(run: Run, checkpoint: int | None) -> tuple[Path, bool]:
+    """(folder of the trained weights, whether they are a whole model). Errors raised: UserError."""
+    if checkpoint is not None:
+        folder = run / "checkpoints" / f"checkpoint-{checkpoint}"
+        if not folder.is_dir():
+            there = sorted(int(p.name.split("-")[1]) for p in (run / "checkpoints").glob("checkpoint-*") if p.name.split("-")[1].isdigit())
+            raise UserError(f"checkpoint={checkpoint}: {run.path} has no such checkpoint; there are: {', '.join(map(str, there)) or 'none'}")
+        return folder, not (folder / "adapter_config.json").is_file()
+    for name in ("adapter", "model"):
+        if (run / name).is_dir():
+            return run / name, name == "model"
+    status = run.read_json("summary.json").get("status") if (run / "summary.json").is_file() else "unfinished"
+    raise UserError(f"run={run.path}: this run is {status} and saved no adapter; name one of its checkpoints (checkpoint=N) or train it again")
+
+
+def with_adapter(model: Any, folder: Path) -> Any:
+    """The model with the adapter of `folder`. peft only warns about keys that fit nothing; here every weight must be in place."""
+    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from ..adapters.lora import whole_in_float
+
+    try:
+        stored = load_file(folder / "adapter_model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder / 'adapter_model.safetensors'}: cannot be read: {error}") from None
+    try:
+        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'adapter_config.json'}: cannot be read: {error}") from None
+    if settings.get("megatron_config"):  # peft would import the module that megatron_core names
+        raise UserError(f"{folder / 'adapter_config.json'}: megatron_config names a module to import, which an adapter may not")
+    try:
+        tuned = PeftModel.from_pretrained(model, folder)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"{folder}: this adapter does not fit the base model: {str(error).strip().splitlines()[0]}") from None
+    if any("float32" in str(v.dtype) for v in stored.values()):
+        whole_in_float(tuned)  # peft loads a module that was trained whole in the base's precision, which rounds it
+        set_peft_model_state_dict(tuned, stored)
+    own = get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    odd = sorted(set(stored) ^ set(own)) or sorted(k for k in stored if stored[k].shape != own[k].shape)
+    if odd:
+        raise UserError(f"{folder}: {len(odd)} weights of the adapter do not fit the base model, e.g. {odd[0]}")
+    for key, value in stored.items():
+        if not bool((own[key].cpu().to(value.dtype) == value).all()):
+            raise UserError(f"{folder}: {key} was not loaded as it is stored")
+    return tuned.eval()

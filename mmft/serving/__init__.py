@@ -1,0 +1,1 @@
+"""Answers for people: streamed text, terminal chat, the comparison page."""

@@ -1,0 +1,1 @@
+"""Plan the points of a sweep, run them, rank them."""
