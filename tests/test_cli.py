@@ -13,7 +13,10 @@ from mmft.cli import parse
 from mmft.common.errors import UserError
 from mmft.config import compose
 from mmft.config.build import build
+from mmft.config.guard.targets import resolve
 from mmft.config.library_keys import group_options
+from mmft.config.snapshot import snapshot
+from mmft.config.validate import arguments, to_plain
 
 WITHOUT_TORCH = "import sys; from mmft.__main__ import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(code)"
 
@@ -87,7 +90,7 @@ def test_any_key_of_the_libraries_can_be_set_without_plus(mmft):
 
 
 def test_numbers_that_yaml_reads_as_text_become_numbers():
-    assert compose.arguments({"a": "1e-4", "b": "x"}, {"a": "float", "b": "str"}) == {"a": 1e-4, "b": "x"}
+    assert arguments({"a": "1e-4", "b": "x"}, {"a": "float", "b": "str"}) == {"a": 1e-4, "b": "x"}
 
 
 def test_the_model_brings_its_collator_and_the_user_may_choose_another():
@@ -115,7 +118,7 @@ def test_every_preset_builds_its_light_objects(name, tmp_path):
 
     cfg = compose.compose([f"experiment={name}"])
     family, source = build(cfg.model), build(cfg.data)
-    args, _ = training_settings(compose.to_plain(cfg.trainer), output_dir=str(tmp_path), use_cpu=True)
+    args, _ = training_settings(to_plain(cfg.trainer), output_dir=str(tmp_path), use_cpu=True)
     build(cfg.logger)
     assert family.path and source.name and args.per_device_train_batch_size >= 1
 
@@ -139,7 +142,7 @@ def test_presets_hold_the_figures_of_their_recipes(name):
     from omegaconf import OmegaConf
 
     cfg = compose.compose([f"experiment={name}"])
-    assert {key: compose.to_plain(OmegaConf.select(cfg, key)) for key in SEEDS[name]} == SEEDS[name]
+    assert {key: to_plain(OmegaConf.select(cfg, key)) for key in SEEDS[name]} == SEEDS[name]
 
 
 def test_a_users_own_groups_stand_beside_the_shipped_ones(mmft, tmp_path):
@@ -152,9 +155,9 @@ def test_a_users_own_groups_stand_beside_the_shipped_ones(mmft, tmp_path):
 
 def test_a_snapshot_composes_again_to_the_same_config(tmp_path):
     cfg = compose.compose(["lora.r=8", "trainer.adam_beta2=0.9", "experiment=debug"])
-    (tmp_path / "snapshot.yaml").write_text(compose.snapshot(cfg), encoding="utf-8")
+    (tmp_path / "snapshot.yaml").write_text(snapshot(cfg), encoding="utf-8")
     again = compose.compose([], config_dir=str(tmp_path), config_name="snapshot")
-    assert compose.to_plain(again) == compose.to_plain(cfg)
+    assert to_plain(again) == to_plain(cfg)
 
 
 PAYLOADS = [
@@ -167,7 +170,7 @@ PAYLOADS = [
 @pytest.mark.parametrize("target", PAYLOADS)
 def test_a_target_that_is_not_mmfts_own_is_refused(target):
     with pytest.raises(UserError, match="_target_"):
-        compose.resolve(target)
+        resolve(target)
 
 
 def test_a_target_hidden_deep_in_a_config_is_refused_before_anything_is_built(mmft, tmp_path):

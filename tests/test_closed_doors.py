@@ -15,6 +15,8 @@ import yaml
 from mmft.common.errors import UserError
 from mmft.config import compose
 from mmft.config.guard import secrets
+from mmft.config.guard.targets import resolve
+from mmft.config.validate import to_plain
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -100,7 +102,7 @@ def test_a_payload_in_a_config_has_no_effect(mmft, trap, tmp_path, payload, sect
 
 @pytest.mark.long
 def test_a_payload_in_a_snapshot_has_no_effect(mmft, trap, tmp_path):
-    whole = compose.to_plain(compose.compose(["logger=none"]))
+    whole = to_plain(compose.compose(["logger=none"]))
     for section in ("logger", "data", "model", "collator", "task"):
         for payload in PAYLOADS.values():
             if section == "task" and payload["_target_"] == "mmft.verbs.prepare.Prepare":
@@ -315,4 +317,4 @@ def test_the_source_test_would_find_them():
 
 def test_a_refused_target_is_a_users_error():
     with pytest.raises(UserError, match="refused"):
-        compose.resolve("mmft.data.prepare._remove", "data")
+        resolve("mmft.data.prepare._remove", "data")

@@ -17,8 +17,10 @@ from pages import Shown, commands, key_cells, saved_files
 from places import ROOT
 
 from mmft.cli import parse
+from mmft.cli.help import help_text
 from mmft.config import compose, library_keys, sweep_overrides
 from mmft.config.command import Command
+from mmft.config.snapshot import snapshot
 
 COMMANDS = commands()
 # Training on the built-in data, made small; what a page types itself stays.
@@ -29,7 +31,7 @@ SMALL = {"trainer.max_steps": 4, "data.pictures": 96, "data.splits.validation": 
 def desk(tmp_path_factory):
     """A folder that holds what the pages tell their readers to save, and a snapshot and a group for the placeholders RUN and MY_CONF."""
     folder = tmp_path_factory.mktemp("desk")
-    files = saved_files() | {"RUN/snapshot.yaml": compose.snapshot(compose.compose([])), "MY_CONF/model/mine.yaml": "defaults: [tiny, _self_]\n"}
+    files = saved_files() | {"RUN/snapshot.yaml": snapshot(compose.compose([])), "MY_CONF/model/mine.yaml": "defaults: [tiny, _self_]\n"}
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
@@ -53,7 +55,7 @@ def test_a_command_composes(shown, desk, monkeypatch):
     monkeypatch.chdir(desk)
     command = parse.parse(list(shown.words))
     if command.help:
-        assert "usage" in parse.help_text(command)
+        assert "usage" in help_text(command)
     elif command.multirun and not any("interval(" in w for w in shown.words):
         assert sweep_overrides.check_sweep(command.overrides, command.config_dir, command.config_name) or any(w.startswith("experiment=search") for w in shown.words)
     else:  # a search draws from its intervals: their first value stands for all

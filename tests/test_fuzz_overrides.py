@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from mmft.cli import parse
 from mmft.common.errors import UserError
 from mmft.config import compose, sweep_overrides
+from mmft.config.validate import to_plain
 
 KEYS = ["lora.r", "trainer.learning_rate", "name", "data", "model", "data.pictures", "generation.max_new_tokens", "evaluation.split", "seed", "experiment", "task",
         "logger", "hydra/launcher", "hydra.run.dir", "+lora.x", "~lora", "++model.path", "lora.target_modules", "lora@x", "collator.system", "input", "prompt"]  # fmt: skip
@@ -53,5 +54,5 @@ def test_a_bare_question_arrives_as_it_was_typed(question):
         cfg = compose.compose(parse.parse(["predict", "run=x", "input=x", f"prompt={plain}"]).overrides)
     except UserError as error:
         pytest.fail(f"{plain!r}: {error}")
-    got = compose.to_plain(cfg.task)["prompt"]
+    got = to_plain(cfg.task)["prompt"]
     assert got == plain or (not isinstance(got, str)), (plain, got)

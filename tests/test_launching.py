@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
+from mmft.config.validate import to_plain
+
 SMALL = ["experiment=debug", "data.pictures=24", "data.splits.validation=4", "logger=none", "trainer.max_steps=1", "name=carried", "lora.r=2,4,8"]
 
 
@@ -75,7 +77,7 @@ def test_every_preset_of_a_launcher_composes(name):
     OmegaConf.register_new_resolver("mmft_workers", gpu_placement.workers, replace=True)
     cfg = compose.compose_hydra([f"hydra/launcher={name}"])
     with_dir = OmegaConf.merge(cfg, {"hydra": {"sweep": {"dir": "here"}}})
-    assert compose.to_plain(with_dir.hydra.launcher)["_target_"].startswith("hydra_plugins.")
+    assert to_plain(with_dir.hydra.launcher)["_target_"].startswith("hydra_plugins.")
 
 
 @pytest.mark.long

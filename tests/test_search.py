@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mmft.config.validate import to_plain
+
 SMALL = ["experiment=debug", "data.pictures=24", "data.splits.validation=4", "logger=none", "hydra/sweeper=optuna", "name=found"]
 SPACE = ["lora.r=choice(2,4)", "trainer.learning_rate=tag(log,interval(1e-4,1e-2))"]
 
@@ -177,6 +179,6 @@ def test_the_presets_say_what_is_searched(preset):
     from mmft.sweeps.search import ends, flat
 
     cfg = compose.compose_hydra([f"experiment={preset}"])
-    space = dict(flat(compose.to_plain(cfg.hydra.sweeper.params)))
+    space = dict(flat(to_plain(cfg.hydra.sweeper.params)))
     assert set(space) == {"lora.r", "trainer.learning_rate", "lora.lora_dropout", "lora.target_modules"}
     assert sweep_overrides.check_sweep(ends([f"experiment={preset}", *(f"{k}={v}" for k, v in space.items())]), None, "config")

@@ -6,6 +6,8 @@ import dataclasses
 import re
 from typing import Any
 
+from mmft.config.validate import to_plain
+
 from ..common.errors import UserError
 from ..config import compose, sweep_overrides
 from ..config.build import build
@@ -61,7 +63,7 @@ class Carried:
         cfg = self.cfg.copy()
         with read_write(cfg), open_dict(cfg):
             cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir = points[0][2], "."
-            cfg.hydra.launcher = compose.to_plain(cfg.hydra.launcher)
+            cfg.hydra.launcher = to_plain(cfg.hydra.launcher)
             for key in [k for k in cfg if k != "hydra"]:
                 del cfg[key]
             cfg.points = [list(point[:2]) for point in points]

@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from mmft.config.validate import to_plain
+
 from ..config import compose, sweep_overrides
 from ..config.build import build
 from ..config.command import Command
@@ -26,7 +28,7 @@ def search(command: Command, settings: Any, launch: sweeping.Launcher) -> list[s
     library()
     typed = {word.lstrip("+~").split("=", 1)[0]: word for word in command.overrides}
     # a preset's space, with what is typed in its place
-    asked = [*(f"{key}={value}" for key, value in flat(compose.to_plain(settings.get("params")) or {}) if key not in typed), *command.overrides]
+    asked = [*(f"{key}={value}" for key, value in flat(to_plain(settings.get("params")) or {}) if key not in typed), *command.overrides]
     sweep_overrides.check_sweep(ends(asked), command.config_dir, command.config_name)
     first = compose.compose(sweep_overrides.first_values(asked), command.config_dir, command.config_name)
     space = [o for o in (OverridesParser.create().parse_override(word) for word in asked if "=" in word) if o.is_sweep_override()]
