@@ -1,0 +1,247 @@
+"""Types of the JSON files of run directories and prepared data: which keys each file has and what they mean.
+
+Readers of a run directory accept files of unfinished, failed and older runs, so every key may be missing. Raw values of a
+configuration stay `dict[str, Any]`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+MetricValues = dict[str, float]  # metric name -> value over a set of rows
+
+
+class FirstAndLast(TypedDict):
+    """Training loss at the first and the last logged step."""
+
+    first: float | None
+    last: float | None
+
+
+class AnswerRecord(TypedDict, total=False):
+    """One row of eval/*.jsonl: a held-out row, or an input of `predict`, and the model's answer to it.
+
+    images: files below `root`. prediction: the generated text; None where `error` says why there is none.
+    metrics: the metrics that one row has by itself.
+    """
+
+    index: int
+    id: str
+    root: str
+    images: list[str]
+    prompt: str
+    references: list[str]
+    prediction: str | None
+    metrics: MetricValues
+    error: str
+
+
+class SamplesEntry(TypedDict, total=False):
+    """One row of eval/samples.jsonl: answers to a few held-out rows at a training step."""
+
+    step: int
+    samples: list[AnswerRecord]
+
+
+class BaseMeasurement(TypedDict, total=False):
+    """base.json: loss and metrics of the model before training; a resumed run reads them again."""
+
+    loss: float
+    metrics: MetricValues
+
+
+class MetricsRow(TypedDict, total=False):
+    """One row of metrics.jsonl: what the Trainer logged at a step. Further scalars are keyed by the Trainer's names."""
+
+    step: int
+    epoch: float
+    seconds: float
+    loss: float
+    eval_loss: float
+    learning_rate: float
+    grad_norm: float
+
+
+class Summary(TypedDict, total=False):
+    """summary.json: the result of a run.
+
+    status: finished, failed, interrupted, preempted or pruned. reason: why it did not finish. times: seconds by stage.
+    trained_together: number of sweep points that shared the process. seconds: wall time of the run.
+    """
+
+    status: str
+    name: str
+    reason: str
+    method: str
+    seconds: float
+    steps: int
+    samples_per_second: float | None
+    train_loss: FirstAndLast
+    eval_loss: float | None
+    base_eval_loss: float | None
+    metrics: MetricValues
+    base_metrics: MetricValues
+    trainable_parameters: int | None
+    total_parameters: int | None
+    peak_memory_mb: float
+    supervised_tokens: int
+    effective_batch_size: int | None
+    micro_batches_folded: int
+    trained_together: int
+    seed: int
+    data_fingerprint: str
+    held_out_samples: int
+    times: dict[str, float]
+
+
+class EvaluationSummary(TypedDict, total=False):
+    """eval/NAME.json: the result of `mmft evaluate`.
+
+    name: the common name of the evaluation's files. rows: number of rows measured. fingerprint: of the prepared data.
+    """
+
+    name: str
+    fingerprint: str
+    split: str
+    rows: int
+    checkpoint: int | None
+    base: bool
+    generation: dict[str, Any]
+    data: str
+    model: str
+    method: str
+    eval_loss: float | None
+    base_eval_loss: float | None
+    metrics: MetricValues
+    base_metrics: MetricValues
+    seconds: float
+
+
+class PlanRow(TypedDict, total=False):
+    """One part of the model in lora_plan.json.
+
+    modules: linear layers with an adapter, of `linear` in this part. r: the ranks as text. scale: effective scale of the
+    adapter (lora_alpha / r, or / sqrt(r)). trainable, total: numbers of parameters.
+    """
+
+    part: str
+    modules: int
+    linear: int
+    r: str
+    scale: float | None
+    trainable: int
+    total: int
+
+
+class PlanReport(TypedDict, total=False):
+    """lora_plan.json: what is trained, by part of the model. method: lora or full."""
+
+    method: str
+    scope: str
+    rows: list[PlanRow]
+    trainable_parameters: int
+    total_parameters: int
+    modules_to_save: list[str]
+
+
+class CodeState(TypedDict):
+    """Commit of mmft's checkout and whether it has uncommitted changes; None for an installed copy."""
+
+    commit: str | None
+    changed: bool | None
+
+
+class Hardware(TypedDict, total=False):
+    cpu: str
+    cores: int | None
+    threads: int
+    memory_mb: int
+    gpus: list[str]
+    cuda: str | None
+
+
+class Placement(TypedDict, total=False):
+    """Which GPUs of the machine the run was given (None: all) and how many processes train it together."""
+
+    cuda_visible_devices: str | None
+    processes: int
+    host: str
+
+
+ModelIdentity = TypedDict("ModelIdentity", {"path": str, "hub": str, "revision": str | None, "class": str}, total=False)
+
+
+class DataIdentity(TypedDict, total=False):
+    path: str
+    fingerprint: str
+
+
+class Environment(TypedDict, total=False):
+    """env.json: everything outside the config that can change a result."""
+
+    created: str
+    mmft: str
+    code: CodeState
+    python: str
+    platform: str
+    packages: dict[str, str | None]
+    hardware: Hardware
+    placement: Placement
+    device: str
+    dtype: str
+    attention: str | None
+    seed: int
+    model: ModelIdentity
+    data: DataIdentity
+    image_processor: str
+    notes: list[str]
+
+
+class SplitManifest(TypedDict, total=False):
+    """Numbers of rows and of different images of one split."""
+
+    rows: int
+    images: int
+
+
+class Manifest(TypedDict, total=False):
+    """manifest.json of a prepared data set: what it was made of, and counts.
+
+    key: hash of the source's settings. stamp: state of the source's files. root: folder of images that are not stored in
+    the set. reasons: number of dropped or changed rows by kind.
+    """
+
+    format: int
+    name: str
+    key: str
+    source: dict[str, Any]
+    stamp: Any
+    fingerprint: str
+    root: str | None
+    splits: dict[str, SplitManifest]
+    images: int
+    rows_read: int
+    dropped: int
+    changed: int
+    reasons: dict[str, int]
+    notes: list[str]
+    created: str
+    versions: dict[str, str]
+
+
+class SweepPointRecord(TypedDict, total=False):
+    """One point in plan.json of a sweep."""
+
+    name: str
+    words: list[str]
+    config_identity: str
+    config: dict[str, Any]
+
+
+class SweepPlan(TypedDict, total=False):
+    """plan.json: the points of a sweep and the value they are ranked by."""
+
+    format: int
+    name: str
+    objective: str
+    points: list[SweepPointRecord]
