@@ -1,40 +1,44 @@
-"""Write what was trained: an adapter that plain peft loads, with the processor that plain transformers loads."""
+"""Save what was trained: an adapter that plain peft loads, with the processor that plain transformers loads."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ..runs.directory import Run
+from .plan import AdapterPlan
+
+if TYPE_CHECKING:
+    import torch
 
 
-def save_trained(run: Run, model: Any, plan: Any, loaded: Any, located: Any, generation_config: Any | None, weights: dict | None = None) -> None:
-    """Fill adapter/ (or model/ after full training) with weights, processor, chat template and generation settings.
+def save_trained(
+    run: Path, model: Any, plan: AdapterPlan, processor: Any, base: tuple[str, str | None], generation_config: Any | None,
+    state_dict: dict[str, torch.Tensor] | None = None,
+) -> Path:  # fmt: skip
+    """Write run/adapter/ (run/model/ after full training): weights, processor, chat template and generation config.
 
-    The folder is written beside and renamed: it is there whole or not at all. `weights`: the state dict
-    of a model whose own weights are spread over processes.
+    The folder is written under another name and renamed: it is complete or absent. base: (path or hub id, hub revision) for
+    adapter_config.json. state_dict: the weights of a model that FSDP or DeepSpeed spread over processes.
     """
-    if not run.writes:
-        return
     name = "model" if plan.method == "full" else "adapter"
-    final, beside = run / name, run / f".{name}.{os.getpid()}"
-    for torn in run.path.glob(f".{name}.*"):  # of a save that was killed
+    final, staging = run / name, run / f".{name}.{os.getpid()}"
+    for torn in run.glob(f".{name}.*"):  # left by a save that was killed
         shutil.rmtree(torn, ignore_errors=True)
     if plan.method == "lora":
         config = model.peft_config["default"]
-        on_hub = located.hub in ("huggingface", "modelscope")
-        config.base_model_name_or_path = located.path if on_hub else str(located.folder)
-        config.revision = located.revision if located.hub == "huggingface" else None
-        # the token embeddings are frozen; peft's guess whether to save them asks a hub
-        model.save_pretrained(beside, save_embedding_layers=False, state_dict=weights)
+        config.base_model_name_or_path, config.revision = base
+        # the token embeddings are frozen; peft would ask a hub whether to save them
+        model.save_pretrained(staging, save_embedding_layers=False, state_dict=state_dict)
     else:
-        model.save_pretrained(beside, state_dict=weights)
-    loaded.processor.save_pretrained(beside)
+        model.save_pretrained(staging, state_dict=state_dict)
+    processor.save_pretrained(staging)
     if generation_config is not None:
-        generation_config.save_pretrained(beside)
+        generation_config.save_pretrained(staging)
     old = run / f".{name}.old"
-    if final.exists():  # killed behind its saving, and gone on with from a checkpoint
+    if final.exists():  # the run was killed after its save and resumed from a checkpoint
         os.replace(final, old)
-    os.replace(beside, final)
+    os.replace(staging, final)
     shutil.rmtree(old, ignore_errors=True)
+    return final

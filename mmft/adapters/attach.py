@@ -1,0 +1,85 @@
+"""Attach the adapter of a plan to a model, or mark the weights that full training updates."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from ..common.errors import UserError
+from ..common.model_parts import part_of
+from ..config.library_keys import lora_config
+from ..config.validate import arguments
+from ..system import startup
+from ..system.memory import is_out_of_memory
+from .plan import SCOPES, AdapterPlan, target_pattern
+
+if TYPE_CHECKING:
+    import torch
+
+
+def attach_adapter(model: torch.nn.Module, plan: AdapterPlan) -> Any:
+    """The model with a new adapter (a PeftModel), or the model itself with the weights of `scope` trainable.
+
+    Trained weights are fp32, whatever the base is in. Raises UserError if peft refuses the settings or adapts other modules than
+    planned.
+    """
+    if plan.method == "full":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(part_of(name) in SCOPES[plan.scope])
+        return model
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
+
+    settings = {k: v for k, v in plan.settings.items() if v is not None}
+    if settings.get("init_lora_weights") == "loftq":
+        startup.with_bitsandbytes()
+    settings = arguments(settings, lora_config())
+    pattern = target_pattern(plan.adapted)
+    matched = {n for n, _ in model.named_modules() if re.fullmatch(pattern, n)}
+    # the plan has already applied layers_to_transform and exclude_modules; a list of full names says exactly the same
+    settings["target_modules"] = pattern if matched == set(plan.adapted) else sorted(plan.adapted)
+    for applied in ("layers_to_transform", "layers_pattern", "exclude_modules"):
+        settings.pop(applied, None)
+    try:
+        peft_model = get_peft_model(model, LoraConfig(**settings))
+    except (ValueError, TypeError, ImportError, NotImplementedError, KeyError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        why = f"it misses the key {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
+        raise UserError(f"lora: peft refuses these settings: {why}") from None
+    adapted = {n.removeprefix("base_model.model.") for n, m in peft_model.named_modules() if isinstance(m, LoraLayer)}
+    if adapted != set(plan.adapted):
+        odd = sorted(adapted ^ set(plan.adapted))
+        raise UserError(f"lora: peft adapted {len(adapted)} modules where {len(plan.adapted)} were planned, e.g. {odd[0]}")
+    for parameter in peft_model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # half-precision copies (modules_to_save) would lose small steps
+    run_saved_modules_in_float(peft_model)
+    return peft_model
+
+
+def run_saved_modules_in_float(model: torch.nn.Module) -> None:
+    """Make modules_to_save compute in fp32 inside a half-precision base, also without autocast.
+
+    Training runs under autocast, but evaluation and later verbs do not: without these casts an fp32 projector fails on bf16 inputs.
+    """
+    import torch
+    from peft.utils.other import ModulesToSaveWrapper
+
+    def cast(value: Any, dtype: torch.dtype) -> Any:
+        return value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+
+    def cast_inputs(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(cast(a, torch.float32) for a in args)
+
+    def cast_output(module: torch.nn.Module, args: tuple[Any, ...], output: Any, dtype: torch.dtype) -> Any:
+        return cast(output, dtype)
+
+    for wrapper in [m for m in model.modules() if isinstance(m, ModulesToSaveWrapper)]:
+        base_dtype = next((p.dtype for p in wrapper.original_module.parameters()), torch.float32)
+        if base_dtype not in (torch.float16, torch.bfloat16):
+            continue
+        for module in wrapper.modules_to_save.values():
+            module.float()
+            module.register_forward_pre_hook(cast_inputs)
+            module.register_forward_hook(lambda module, args, output, dtype=base_dtype: cast_output(module, args, output, dtype))

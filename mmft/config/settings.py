@@ -1,0 +1,42 @@
+"""Types of the resolved configuration."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+# A section of the config: keys and plain yaml values (None, bool, number, text, lists and mappings of these).
+Section = dict[str, Any]
+
+
+class EvaluationSettings(TypedDict):
+    """The section `evaluation`."""
+
+    split: str | None
+    max_samples: int | None
+    batch_size: int
+    base: bool
+    samples: int
+    sample_steps: int | None
+    generate: bool
+
+
+class Settings(TypedDict):
+    """A resolved config as plain values: conf/config.yaml and one section for each group."""
+
+    seed: int
+    name: str | None
+    output_dir: str
+    run_dir: str | None
+    objective: str
+    vision_cache: str
+    vision_cache_gb: float
+    augment: Section | None
+    evaluation: EvaluationSettings
+    generation: Section
+    task: Section
+    model: Section
+    collator: Section
+    data: Section
+    lora: Section
+    trainer: Section
+    logger: Section
