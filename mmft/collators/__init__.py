@@ -1,1 +1,1 @@
-"""From samples to tensors. One collator renders both the training batch and the generation prompt."""
+"""Collators: turn samples into batches of tensors, for training and for generation."""

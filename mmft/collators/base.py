@@ -1,84 +1,86 @@
-"""What every collator shares: opening images, padding, labels, and the counts that must agree before a batch leaves."""
+"""Collator: the base class. It opens images, checks encoded rows against them, and pads rows to a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import RowError
+from .types import Batch, Encoded, FamilyRules
 
 if TYPE_CHECKING:
+    import torch
+
     from ..data.sample import Sample
+    from .types import Images, Tensors
 
-IGNORE = -100  # torch.nn.CrossEntropyLoss's ignore_index: a label that carries no loss
-PIXELS = ("pixel_values", "pixel_attention_mask", "pixel_mask")  # what a vision part reads, and no other part does
-PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
-
-
-@dataclass
-class Encoded:
-    """One row as token ids. `labels` equals `ids` where the token carries loss and IGNORE elsewhere; same length."""
-
-    ids: list[int]
-    labels: list[int]
-    extra: dict[str, list[int]]  # further per-token values, e.g. mm_token_type_ids
+IGNORE = -100  # ignore_index of torch.nn.CrossEntropyLoss: the label of a token that carries no loss
+PIXELS = ("pixel_values", "pixel_attention_mask", "pixel_mask")  # inputs that only the vision tower reads
+PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")  # processor outputs with one value per token
 
 
 class Collator:
-    """Base of the collators. Subclasses turn samples into `Encoded` rows and image tensors.
+    """Base class of the collators. A subclass implements `encode` and sets `end_token_id`.
 
-    Built with the live objects (processor, family, loaded model's config, end token ids) and the keys of its config
-    group. `__call__` gives the training batch, `prompt` the batch to generate from; both see the same images.
+    `__call__` returns the training batch, `prompt` the batch to generate from; both open and preprocess images in the same way.
+
+    processor: transformers' processor. family: rules of the model family. model_config: config of the loaded model.
+    end_token_ids: ids that end a text, from the loaded model's generation config. max_length: tokens; a longer row is
+    refused, never cut (null: no limit).
     """
 
-    def __init__(self, *, processor: Any, family: Any, model_config: Any, end_token_ids: list[int], max_length: int | None = None):
+    end_token_id: int  # the end token that is trained
+
+    def __init__(
+        self, *, processor: Any, family: FamilyRules, model_config: Any, end_token_ids: list[int], max_length: int | None = None
+    ) -> None:
         self.processor, self.family, self.model_config = processor, family, model_config
         self.tokenizer = processor.tokenizer
         self.end_token_ids = end_token_ids
         self.max_length = max_length
 
-    # --- to be given by a subclass ------------------------------------------------------------------------------
+    # --- for subclasses -----------------------------------------------------------------------------------------
 
-    def encode(self, samples: Sequence[Sample], images: list[list[Any]], generation: bool) -> tuple[list[Encoded], dict[str, Any]]:
-        """Rows and image tensors of samples; with `generation` the rows stop where the model's answer begins."""
+    def encode(self, samples: Sequence[Sample], images: list[Images], generation: bool) -> tuple[list[Encoded], Tensors]:
+        """Encode samples and preprocess their images; with `generation`, each row ends where the model's answer begins."""
         raise NotImplementedError
 
-    # --- what callers use ---------------------------------------------------------------------------------------
+    # --- for callers --------------------------------------------------------------------------------------------
 
-    def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """The training batch: input_ids, attention_mask, labels (B, S) padded right, and the image tensors.
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """The training batch: input_ids, attention_mask and labels (B, S), padded on the right, row_ids, and the image tensors.
 
-        Errors raised: RowError for a row whose placeholders and features differ, that is too long, or carries no loss.
+        Raises RowError for a row that is too long, has no token with loss, or whose image tokens do not match its images.
         """
         return self._batch(samples, generation=False)
 
-    def prompt(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """The batch to generate from: the same rows up to the answer, padded left, without labels."""
+    def prompt(self, samples: Sequence[Sample]) -> Batch:
+        """The batch to generate from: the same rows up to the answer, padded on the left, without labels. Raises RowError."""
         return self._batch(samples, generation=True)
 
-    def decode(self, ids: Any) -> list[str]:
-        """Generated ids (B, T) as texts, special tokens removed."""
+    def decode(self, ids: torch.Tensor | list[list[int]]) -> list[str]:
+        """Generated ids (B, T) as texts, without special tokens and surrounding white space."""
         return [t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)]
 
     @property
     def end_ids(self) -> list[int]:
-        """Every id that ends a generated text: the one trained on and those of the model's own settings."""
+        """Every id that ends a generated text: the trained one, then those of the model's generation config."""
         return list(dict.fromkeys([self.end_token_id, *self.end_token_ids]))
 
-    end_token_id: int  # the end token that carries loss; set by the subclass
+    @property
+    def image_token_id(self) -> int:
+        """The id of the token that image features replace."""
+        config = self.model_config
+        return config.image_token_id if getattr(config, "image_token_id", None) is not None else config.image_token_index
 
-    # --- assembling ---------------------------------------------------------------------------------------------
+    # --- the two halves of a batch; the feature cache calls them one by one ---------------------------------------
 
-    def _batch(self, samples: Sequence[Sample], generation: bool) -> dict[str, Any]:
-        return self.assemble(samples, *self.encode_checked(samples, generation), generation)
-
-    def encode_checked(self, samples: Sequence[Sample], generation: bool) -> tuple[list[Encoded], dict[str, Any]]:
-        """Rows and image tensors of samples, each row proved to fit its images. Errors raised: RowError."""
+    def encode_checked(self, samples: Sequence[Sample], generation: bool) -> tuple[list[Encoded], Tensors]:
+        """Encode samples and check each row: images, length, loss. Raises RowError."""
         for sample in samples:
-            places = sum(part["type"] == "image" for message in sample.messages for part in message["content"])
-            if places != len(sample.images):
-                raise RowError(sample.id, f"{len(sample.images)} images but {places} image places in its messages")
+            placeholders = sum(part["type"] == "image" for message in sample.messages for part in message["content"])
+            if placeholders != len(sample.images):
+                raise RowError(sample.id, f"{len(sample.images)} images but {placeholders} image places in its messages")
         images = [sample.load_images() for sample in samples]
         rows, tensors = self.encode(samples, images, generation)
         for sample, row in zip(samples, rows, strict=True):
@@ -88,60 +90,63 @@ class Collator:
                     f"{len(row.ids)} tokens, more than collator.max_length={self.max_length}; rows are never cut (an image could be cut"
                     " through): raise the limit, or make images smaller with model.processor.max_pixels",
                 )
+            # the first label is never predicted: no token comes before it
             if not generation and all(label == IGNORE for label in row.labels[1:]):
                 raise RowError(sample.id, "no token of this row carries loss; its answer is empty")
         self._check_images(samples, rows, images, tensors)
         return rows, tensors
 
-    def assemble(self, samples: Sequence[Sample], rows: list[Encoded], tensors: dict[str, Any], generation: bool) -> dict[str, Any]:
-        """The batch of encoded rows and of what stands for their images: image tensors, or features computed before."""
+    def assemble(self, samples: Sequence[Sample], rows: list[Encoded], tensors: Tensors, generation: bool) -> Batch:
+        """The batch of encoded rows and their image inputs: image tensors, or features computed before."""
         batch = self._pad(rows, left=generation)
         if generation:
             del batch["labels"]
         else:
-            batch["row_ids"] = [sample.id for sample in samples]  # to name the rows of a bad step
+            batch["row_ids"] = [sample.id for sample in samples]  # lets an error message name the rows of a step
         batch.update(tensors)
         return batch
 
-    def _check_images(self, samples: Sequence[Sample], rows: list[Encoded], images: list[list[Any]], tensors: dict[str, Any]) -> None:
-        """Every row must hold exactly as many image tokens as its own images have features.
+    # --- internal -----------------------------------------------------------------------------------------------
 
-        Totals alone are not enough: two wrong rows can cancel, and then the features of one leak into the other.
+    def _batch(self, samples: Sequence[Sample], generation: bool) -> Batch:
+        return self.assemble(samples, *self.encode_checked(samples, generation), generation)
+
+    def _check_images(self, samples: Sequence[Sample], rows: list[Encoded], images: list[Images], tensors: Tensors) -> None:
+        """Each row must hold as many image tokens as its own images have features. Raises RowError.
+
+        The batch total is not enough: two wrong rows can cancel out, and then one row reads the other's features.
         """
         features = self.family.features_per_image(tensors, self.model_config)
         if features is None:
             return
-        token = self.image_token_id
-        taken = 0
-        for sample, row, own in zip(samples, rows, images, strict=True):
-            wanted = sum(features[taken : taken + len(own)])
-            taken += len(own)
-            found = row.ids.count(token)
-            if found != wanted:
-                raise RowError(sample.id, f"{found} image tokens in the text but {wanted} image features for its {len(own)} images")
-        if taken != len(features):
-            raise RowError(samples[-1].id, f"{len(features)} images were processed for {taken} images in this batch")
+        image_token = self.image_token_id
+        start = 0
+        for sample, row, row_images in zip(samples, rows, images, strict=True):
+            expected = sum(features[start : start + len(row_images)])
+            start += len(row_images)
+            count = row.ids.count(image_token)
+            if count != expected:
+                raise RowError(
+                    sample.id, f"{count} image tokens in the text but {expected} image features for its {len(row_images)} images"
+                )
+        if start != len(features):
+            raise RowError(samples[-1].id, f"{len(features)} images were processed for {start} images in this batch")
 
-    @property
-    def image_token_id(self) -> int:
-        config = self.model_config
-        return config.image_token_id if getattr(config, "image_token_id", None) is not None else config.image_token_index
-
-    def _pad(self, rows: list[Encoded], left: bool) -> dict[str, Any]:
+    def _pad(self, rows: list[Encoded], left: bool) -> Batch:
         import numpy as np
         import torch
 
         length = max(len(row.ids) for row in rows)
 
-        def padded(values: list[Any], fill: int) -> Any:
-            out = np.full((len(values), length), fill, dtype=np.int64)
-            for line, own in zip(out, values):
-                line[length - len(own) if left else 0 : length if left else len(own)] = own
-            return torch.from_numpy(out)
+        def padded(sequences: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
+            array = np.full((len(sequences), length), fill, dtype=np.int64)
+            for line, values in zip(array, sequences):
+                line[length - len(values) if left else 0 : length if left else len(values)] = values
+            return torch.from_numpy(array)
 
         batch = {
             "input_ids": padded([r.ids for r in rows], self.tokenizer.pad_token_id),
-            "attention_mask": padded([np.ones(len(r.ids), np.int64) for r in rows], 0),
+            "attention_mask": padded([[1] * len(r.ids) for r in rows], 0),
             "labels": padded([r.labels for r in rows], IGNORE),
         }
         return batch | {key: padded([r.extra[key] for r in rows], 0) for key in rows[0].extra}

@@ -1,4 +1,4 @@
-"""BLIP-2's format: one image as query placeholders, an optional prompt, the caption, the end token."""
+"""CaptionCollator: BLIP-2's format. Image tokens, an optional prompt, the caption, the end token."""
 
 from __future__ import annotations
 
@@ -6,30 +6,32 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import RowError, UserError
-from .base import IGNORE, Collator, Encoded
+from .base import IGNORE, Collator
+from .types import Encoded, FamilyRules
 
 if TYPE_CHECKING:
     from ..data.sample import Sample
+    from .types import Images, Tensors
 
 
 class CaptionCollator(Collator):
-    """Rows are `<image>` x queries, BOS, prompt, answer, end; loss on the answer and the end token.
+    """A row is `<image>` once per query, BOS, prompt, answer, end token; loss on the answer and the end token.
 
-    The placeholders come first and outside the padding, as Blip2Processor writes them. The prompt is the user's text
-    (`prompt` overrides it for every row; null keeps the row's own). The end token is the first of the loaded language
-    model's `eos_token_id`.
+    The image tokens come first and after any padding, as Blip2Processor writes them. The prompt is the user's text;
+    `prompt` replaces it in every row (null: keep the row's own). The end token is the first id of `end_token_ids`.
     """
 
     def __init__(
         self,
         *,
         processor: Any,
-        family: Any,
+        family: FamilyRules,
         model_config: Any,
         end_token_ids: list[int],
         max_length: int | None = None,
         prompt: str | None = None,
-    ):
+    ) -> None:
+        """Raises UserError for a processor that is not BLIP-2's."""
         super().__init__(
             processor=processor, family=family, model_config=model_config, end_token_ids=end_token_ids, max_length=max_length
         )
@@ -38,12 +40,12 @@ class CaptionCollator(Collator):
         self.fixed_prompt = prompt
         self.end_token_id = end_token_ids[0]
 
-    def encode(self, samples: Sequence[Sample], images: list[list[Any]], generation: bool) -> tuple[list[Encoded], dict[str, Any]]:
-        rows = [self._row(sample, own, generation) for sample, own in zip(samples, images, strict=True)]
-        pixels = self.processor.image_processor([own[0] for own in images], return_tensors="pt")
+    def encode(self, samples: Sequence[Sample], images: list[Images], generation: bool) -> tuple[list[Encoded], Tensors]:
+        rows = [self._row(sample, row_images, generation) for sample, row_images in zip(samples, images, strict=True)]
+        pixels = self.processor.image_processor([row_images[0] for row_images in images], return_tensors="pt")
         return rows, {"pixel_values": pixels["pixel_values"]}
 
-    def _row(self, sample: Sample, images: list[Any], generation: bool) -> Encoded:
+    def _row(self, sample: Sample, images: Images, generation: bool) -> Encoded:
         if len(images) != 1:
             raise RowError(sample.id, f"{len(images)} images; this model's caption format takes exactly one (collator=chat takes several)")
         turns = [m for m in sample.messages if m["role"] != "system"]
@@ -51,19 +53,19 @@ class CaptionCollator(Collator):
             raise RowError(sample.id, f"{len(turns)} messages; the caption format takes one question and one answer")
         prompt = _text(turns[0]) if self.fixed_prompt is None else self.fixed_prompt
         answer = _text(turns[1])
-        head = [self.image_token_id] * self.processor.num_query_tokens + self._bos() + self._plain(prompt)
+        prefix = [self.image_token_id] * self.processor.num_query_tokens + self._bos() + self._plain(prompt)
         if generation:
-            return Encoded(head, [IGNORE] * len(head), {})
-        # after a prompt the answer begins a new word; OPT's tokens carry the space before a word
-        tail = [*self._plain(f" {answer}" if prompt else answer), self.end_token_id]
-        return Encoded(head + tail, [IGNORE] * len(head) + tail, {})
+            return Encoded(prefix, [IGNORE] * len(prefix), {})
+        # After a prompt the answer starts a new word, and OPT's tokens include the space before a word.
+        target = [*self._plain(f" {answer}" if prompt else answer), self.end_token_id]
+        return Encoded(prefix + target, [IGNORE] * len(prefix) + target, {})
 
     def _bos(self) -> list[int]:
-        """What the tokenizer puts before a text (OPT: `</s>`, id 2); OPT puts nothing after it."""
+        """The ids the tokenizer puts before a text (OPT: `</s>`, id 2); OPT puts nothing after it."""
         return self.tokenizer("")["input_ids"][:1]
 
     def _plain(self, text: str) -> list[int]:
-        """Ids of a text in which `<image>` or `</s>` are the characters a user wrote, not control tokens."""
+        """Ids of a text in which `<image>` or `</s>` are the characters a user typed, not control tokens."""
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
 
 

@@ -201,7 +201,7 @@ def test_typed_control_tokens_get_the_ids_that_transformers_sanitizing_gives(sma
 
 
 def test_markers_typed_by_a_user_open_no_door(small):
-    from mmft.collators.text import CLOSE, OPEN
+    from mmft.collators.control_tokens import CLOSE, OPEN
 
     collator = small.collator("qwen2vl")
     start, end = OPEN, CLOSE

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmft.collators.base import IGNORE, Encoded
+from mmft.collators.base import IGNORE
 from mmft.collators.caption import CaptionCollator
 from mmft.collators.chat import ChatCollator
+from mmft.collators.types import Encoded
 
 
 class BlindCaption(CaptionCollator):

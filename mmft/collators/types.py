@@ -1,0 +1,73 @@
+"""Types of the collators' interface: an encoded row, a batch, and the two Protocols on either side of a collator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from ..data.sample import Sample
+
+    Images = list[Image.Image]  # the images of one row, in the order of its image parts
+    Tensors = dict[str, torch.Tensor]  # a model's image inputs, or what stands in for them, by argument name
+
+# A batch by argument name of the model's forward: tensors, and in a training batch also `row_ids`, a list of str.
+Batch = dict[str, Any]
+
+
+@dataclass
+class Encoded:
+    """One row as token ids. `labels` equals `ids` where a token carries loss and IGNORE elsewhere; both have the same length."""
+
+    ids: list[int]
+    labels: list[int]
+    extra: dict[str, list[int]]  # further values per token, e.g. mm_token_type_ids
+
+
+class FamilyRules(Protocol):
+    """What a collator needs to know about a model family; mmft.models.families.base.Family implements it."""
+
+    def features_per_image(self, batch: dict[str, Any], config: Any) -> list[int] | None:
+        """The number of features the model computes for each image of a batch, in order; None if the family cannot tell."""
+        ...
+
+
+class BatchMaker(Protocol):
+    """What the trainer, the evaluator and every verb use of a collator.
+
+    Implemented by mmft.collators.base.Collator, and by mmft.feature_cache.cache.CachedCollator, which wraps one.
+    """
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def max_length(self) -> int | None: ...
+
+    @property
+    def image_token_id(self) -> int: ...
+
+    @property
+    def end_token_id(self) -> int: ...
+
+    @property
+    def end_token_ids(self) -> list[int]: ...
+
+    @property
+    def end_ids(self) -> list[int]: ...
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """The training batch."""
+        ...
+
+    def prompt(self, samples: Sequence[Sample]) -> Batch:
+        """The batch to generate from."""
+        ...
+
+    def decode(self, ids: torch.Tensor | list[list[int]]) -> list[str]:
+        """Generated token ids as texts."""
+        ...
