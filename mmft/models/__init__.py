@@ -1,1 +1,1 @@
-"""Base models: `family.py` loads any of them, one small file a family holds its quirks."""
+"""Base models: find the files, identify and load them; families/ holds what differs between model families."""

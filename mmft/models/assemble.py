@@ -1,20 +1,31 @@
-"""A LLaVA put together from a language model and a vision tower: what fits is decided before a weight is read."""
+"""Plan a LLaVA made of a language model and a vision tower: whether they fit is decided before a weight is read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
 from .hub import Located, locate
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import (
+        BaseImageProcessor,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PretrainedConfig,
+        PreTrainedTokenizerBase,
+    )
 
 IMAGE = "<image>"
 PROJECTOR = "multi_modal_projector"
 # Weights of a two-tower checkpoint (CLIP, SigLIP) that are not the vision tower's.
 OTHER_TOWER = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
 
-# Gives the language model's own template what it was written for: texts. Image parts become the image token and a newline.
+# Turns message parts into plain text, which the language model's own template expects. An image becomes the image token and a newline.
 AS_TEXT = (
     "{%- set ns = namespace(out=[], text='') -%}"
     "{%- for message in messages -%}"
@@ -27,7 +38,7 @@ AS_TEXT = (
     "{%- endif -%}{%- endfor -%}"
     "{%- set messages = ns.out %}"
 )
-# For a language model that never saw chats.
+# For a language model without a chat template.
 PLAIN = (
     "{%- for message in messages -%}"
     "{{- '' if message.role == 'system' else 'User: ' if message.role == 'user' else 'Assistant: ' -}}"
@@ -40,28 +51,28 @@ PLAIN = (
 
 @dataclass
 class Assembly:
-    """What will be built. skeleton: the model on meta tensors. new_rows: embedding rows that the language model had not."""
+    """The LLaVA to build. skeleton: the model on meta tensors. new_rows: embedding rows added to those of the language model."""
 
     llm: Located
     vision: Located
-    config: Any
-    vision_config: Any
-    processor: Any
-    skeleton: Any
-    dtype: Any
-    rows: int  # embedding rows of the language model as it is
+    config: LlavaConfig
+    vision_config: PretrainedConfig
+    processor: LlavaProcessor
+    skeleton: LlavaForConditionalGeneration
+    dtype: torch.dtype
+    rows: int  # embedding rows of the language model
     new_rows: list[int]
     notes: list[str]
 
     @property
     def expected(self) -> dict[str, tuple[int, ...]]:
-        """name -> shape of every tensor of the checkpoint; a tied language head is not stored."""
+        """name -> shape of every tensor of the checkpoint. A tied language head is not stored."""
         state = self.skeleton.state_dict()
         return {k: tuple(v.shape) for k, v in state.items() if not (self.config.tie_word_embeddings and k == "lm_head.weight")}
 
 
-def find(key: str, path: str, hub: str, revision: str | None) -> Located:
-    """`locate`, its errors in the words of this command."""
+def locate_part(key: str, path: str, hub: str, revision: str | None) -> Located:
+    """`locate` for the key `llm` or `vision`; its UserError names the keys of this command."""
     try:
         return locate(path, hub, revision)
     except UserError as error:
@@ -69,8 +80,8 @@ def find(key: str, path: str, hub: str, revision: str | None) -> Located:
         raise UserError(text) from None
 
 
-def plan(llm: Located, vision: Located, dtype: str, layer: int, image_size: int | None) -> Assembly:
-    """Read configs, tokenizer and image processor, and fit them together. Errors raised: UserError."""
+def plan_assembly(llm: Located, vision: Located, dtype: str, layer: int, image_size: int | None) -> Assembly:
+    """Read configs, tokenizer and image processor, and derive LLaVA's config and processor from them. Raises UserError."""
     import torch
     from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
@@ -81,9 +92,9 @@ def plan(llm: Located, vision: Located, dtype: str, layer: int, image_size: int 
     vision_config = getattr(vision_config, "vision_config", vision_config)
     notes: list[str] = []
     if dtype == "auto":
-        chosen = getattr(torch, DTYPES.get(str(text_config.dtype).removeprefix("torch."), "float32"))
+        weights_dtype = getattr(torch, DTYPES.get(str(text_config.dtype).removeprefix("torch."), "float32"))
     else:
-        chosen, _ = choose_dtype(dtype, "cpu", False)
+        weights_dtype, _ = choose_dtype(dtype, "cpu", False)
 
     tokenizer = _tokenizer(llm)
     image_id, added = _image_token(tokenizer)
@@ -94,34 +105,35 @@ def plan(llm: Located, vision: Located, dtype: str, layer: int, image_size: int 
         notes.append(f"{IMAGE} is token {image_id}; {spare}")
 
     images = _image_processor(vision, image_size)
-    seen = tower_tokens(vision_config, images, layer)
+    output = tower_output(vision_config, images, layer)
     text_config.vocab_size = rows + len(new_rows)
-    strategy = "default" if seen.extra else "full"  # "default" drops the one class token before the patches
+    strategy = "default" if output.class_tokens else "full"  # "default" drops the one class token before the patches
     config = LlavaConfig(
-        vision_config=vision_config, text_config=text_config, image_token_index=image_id, image_seq_length=seen.patches,
+        vision_config=vision_config, text_config=text_config, image_token_index=image_id, image_seq_length=output.patches,
         vision_feature_layer=layer, vision_feature_select_strategy=strategy, tie_word_embeddings=bool(text_config.tie_word_embeddings),
-        dtype=chosen,
+        dtype=weights_dtype,
     )  # fmt: skip
-    # mmft.adapters.lora reads this: what an adapter must train along, and therefore save
+    # read by mmft.adapters.plan: what must be trained, and therefore saved, with every adapter
     config.mmft = {"modules_to_save": [PROJECTOR], "new_rows": new_rows}
     processor = LlavaProcessor(
-        image_processor=images, tokenizer=tokenizer, patch_size=seen.patch, vision_feature_select_strategy=strategy,
-        num_additional_image_tokens=seen.extra, chat_template=chat_template(tokenizer, notes), image_token=IMAGE,
+        image_processor=images, tokenizer=tokenizer, patch_size=output.patch_size, vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=output.class_tokens, chat_template=chat_template(tokenizer, notes), image_token=IMAGE,
     )  # fmt: skip
-    notes.append(f"{seen.height} x {seen.width} pixels, {seen.patches} image tokens" + (", class token dropped" if seen.extra else ""))
+    notes.append(f"{output.height} x {output.width} pixels, {output.patches} image tokens" + (", class token dropped" if output.class_tokens else ""))
     with torch.device("meta"):
         skeleton = LlavaForConditionalGeneration(config)
-    return Assembly(llm, vision, config, vision_config, processor, skeleton, chosen, rows, new_rows, notes)
+    return Assembly(llm, vision, config, vision_config, processor, skeleton, weights_dtype, rows, new_rows, notes)
 
 
-def _read(kind: Any, located: Located, key: str) -> Any:
+def _read(auto_class: Any, located: Located, key: str) -> Any:
+    """`auto_class.from_pretrained` of a part. Raises UserError."""
     try:
-        return kind.from_pretrained(located.folder)
+        return auto_class.from_pretrained(located.folder)
     except (ValueError, OSError, KeyError) as error:
         raise UserError(f"{key}={located.path}: cannot be used: {str(error).strip().splitlines()[0]}") from None
 
 
-def _tokenizer(llm: Located) -> Any:
+def _tokenizer(llm: Located) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     tokenizer = _read(AutoTokenizer, llm, "llm")
@@ -130,16 +142,16 @@ def _tokenizer(llm: Located) -> Any:
     return tokenizer
 
 
-def _image_token(tokenizer: Any) -> tuple[int, bool]:
-    """(id of `<image>`, whether it was added now)."""
-    known = tokenizer.get_vocab().get(IMAGE)
-    if known is not None and tokenizer.encode(IMAGE, add_special_tokens=False) == [known]:
-        return known, False
+def _image_token(tokenizer: PreTrainedTokenizerBase) -> tuple[int, bool]:
+    """(id of `<image>`, whether it was added to the tokenizer)."""
+    image_id = tokenizer.get_vocab().get(IMAGE)
+    if image_id is not None and tokenizer.encode(IMAGE, add_special_tokens=False) == [image_id]:
+        return image_id, False
     tokenizer.add_tokens([IMAGE], special_tokens=True)
     return tokenizer.convert_tokens_to_ids(IMAGE), True
 
 
-def _image_processor(vision: Located, image_size: int | None) -> Any:
+def _image_processor(vision: Located, image_size: int | None) -> BaseImageProcessor:
     from transformers import AutoImageProcessor
 
     images = _read(AutoImageProcessor, vision, "vision")
@@ -153,18 +165,22 @@ def _image_processor(vision: Located, image_size: int | None) -> Any:
 
 
 @dataclass
-class Seen:
-    """What a tower makes of one processed picture: pixels, patch side, patch states, states before them (a class token)."""
+class TowerOutput:
+    """Output of a vision tower for one image.
+
+    height, width: of the processed image, in pixels. patch_size: in pixels. patches: number of patch states. class_tokens: states
+    before them (0 or 1).
+    """
 
     height: int
     width: int
-    patch: int
+    patch_size: int
     patches: int
-    extra: int
+    class_tokens: int
 
 
-def tower_tokens(vision_config: Any, images: Any, layer: int) -> Seen:
-    """Run the tower on meta tensors over a processed picture. Errors raised: UserError for a tower without patch states."""
+def tower_output(vision_config: PretrainedConfig, images: BaseImageProcessor, layer: int) -> TowerOutput:
+    """Run the tower on meta tensors over a processed image. Raises UserError for a tower that LLaVA cannot use."""
     import torch
     from PIL import Image
     from transformers import AutoModel
@@ -174,7 +190,7 @@ def tower_tokens(vision_config: Any, images: Any, layer: int) -> Seen:
     patch = getattr(vision_config, "patch_size", None)
     if not isinstance(patch, int):
         raise UserError(refuse)
-    # not square on purpose: a processor that keeps the shape would give every picture another number of tokens
+    # not square on purpose: with a processor that keeps the shape, the number of tokens would differ between images
     pixels = images([Image.new("RGB", (640, 400))], return_tensors="pt")["pixel_values"]
     height, width = pixels.shape[-2:]
     try:
@@ -193,21 +209,21 @@ def tower_tokens(vision_config: Any, images: Any, layer: int) -> Seen:
     extra = state.shape[1] - patches
     if extra > 1:
         raise UserError(f"vision: {name} puts {extra} tokens before its patches (registers), and LLaVA can drop one; use a tower without registers")
-    return Seen(height, width, patch, patches, extra)
+    return TowerOutput(height, width, patch, patches, extra)
 
 
-def chat_template(tokenizer: Any, notes: list[str]) -> str:
-    """The language model's own template, given messages whose image parts are text already."""
+def chat_template(tokenizer: PreTrainedTokenizerBase, notes: list[str]) -> str:
+    """The language model's own template, preceded by AS_TEXT; it is removed from the tokenizer."""
     own = tokenizer.chat_template
     own = own.get("default") if isinstance(own, dict) else own
     if not own:
         notes.append("the language model has no chat template; a plain one (User: ..., Assistant: ...) is used")
-    tokenizer.chat_template = None  # the processor's is the one in use
+    tokenizer.chat_template = None  # the processor's template is used instead
     return AS_TEXT + (own or PLAIN)
 
 
-def write_new_files(assembly: Assembly, folder: Path) -> None:
-    """Everything but the weights: config, processor with tokenizer and template, generation settings."""
+def write_config_files(assembly: Assembly, folder: Path) -> None:
+    """Write everything but the weights: config, processor with tokenizer and template, generation config."""
     from transformers import GenerationConfig
 
     assembly.config.architectures = ["LlavaForConditionalGeneration"]

@@ -1,29 +1,42 @@
-"""The weights of an assembly: moved over one part at a time, then read back and compared tensor by tensor."""
+"""Write the weights of an assembled LLaVA, one part at a time, then read them back and compare every tensor."""
 
 from __future__ import annotations
 
 import gc
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..common.errors import UserError
 from ..common.hashing import tensor_hash
 from ..common.safetensors_writer import Shards
 from .assemble import OTHER_TOWER, PROJECTOR, Assembly
-from .load import load_model
+from .families.llava import Llava
+from .load import Loaded, load_model, silent_transformers
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TEXT = "The sun rises in the east and"
 
 
-def write(assembly: Assembly, folder: Path, seed: int) -> tuple[Shards, Any]:
-    """(shards with the digest of every tensor, the language model's own logits after TEXT). One part is held at a time.
+class AssemblyChecks(TypedDict, total=False):
+    """text_difference: of the logits after TEXT from the language model's, as a share of the largest. image_difference: the largest
+    change of a logit when the image changes."""
 
-    Errors raised: UserError for a weight that is missing, unexpected or of another shape.
+    text_difference: float
+    image_difference: float
+
+
+def write_weights(assembly: Assembly, folder: Path, seed: int) -> tuple[Shards, torch.Tensor]:
+    """(shards with the hash of every tensor, the language model's own logits (V,) after TEXT). One part is in memory at a time.
+
+    Raises UserError for a weight that is missing, unexpected or of another shape.
     """
     shards = Shards(folder)
     expected = assembly.expected
 
-    def add(name: str, tensor: Any) -> None:
+    def add(name: str, tensor: torch.Tensor) -> None:
         if name not in expected:
             raise UserError(f"{name}: LLaVA has no place for this weight; this language model or tower is built in a way it cannot take")
         if tuple(tensor.shape) != expected[name]:
@@ -51,31 +64,30 @@ def write(assembly: Assembly, folder: Path, seed: int) -> tuple[Shards, Any]:
     del tower
     for name, tensor in _projector(assembly, seed).items():
         add(f"model.{PROJECTOR}.{name}", tensor)
-    lost = sorted(set(expected) - set(shards.digests))
-    if lost:
-        raise UserError(f"{len(lost)} weights of LLaVA come from neither part, e.g. {lost[0]}")
+    missing = sorted(set(expected) - set(shards.digests))
+    if missing:
+        raise UserError(f"{len(missing)} weights of LLaVA come from neither part, e.g. {missing[0]}")
     shards.close()
     return shards, logits
 
 
-def _load(kind: Any, folder: Path, what: str, allowed: tuple[str, ...], **options: Any) -> Any:
-    from .load import _silent
-
+def _load(auto_class: Any, folder: Path, what: str, allowed: tuple[str, ...], **options: Any) -> PreTrainedModel:
+    """A part in eval mode. allowed: prefixes of weights that may be unused. Raises UserError for missing or unused weights."""
     try:
-        with _silent():  # what is wrong with the weights is said below, in one line
-            model, info = kind.from_pretrained(folder, output_loading_info=True, use_safetensors=True, **options)
+        with silent_transformers():  # the errors below report wrong weights in one line
+            model, info = auto_class.from_pretrained(folder, output_loading_info=True, use_safetensors=True, **options)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         raise UserError(f"{what}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
-    lost = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())]))
-    odd = sorted(k for k in info["unexpected_keys"] if not k.startswith(allowed))
-    if lost:
-        raise UserError(f"{what}: {len(lost)} weights are missing or of another shape, e.g. {lost[0]}; they would be random")
-    if odd:
-        raise UserError(f"{what}: {len(odd)} weights in the files belong to no layer, e.g. {odd[0]}")
+    missing = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())]))
+    unused = sorted(k for k in info["unexpected_keys"] if not k.startswith(allowed))
+    if missing:
+        raise UserError(f"{what}: {len(missing)} weights are missing or of another shape, e.g. {missing[0]}; they would be random")
+    if unused:
+        raise UserError(f"{what}: {len(unused)} weights in the files belong to no layer, e.g. {unused[0]}")
     return model.eval()
 
 
-def _language_model(assembly: Assembly) -> Any:
+def _language_model(assembly: Assembly) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     what = f"llm={assembly.llm.path}"
@@ -85,15 +97,15 @@ def _language_model(assembly: Assembly) -> Any:
     return model
 
 
-def _tower(assembly: Assembly) -> Any:
+def _tower(assembly: Assembly) -> PreTrainedModel:
     from transformers import AutoModel
 
-    # read in its own precision: the one rounding, if any, happens on the way into the file
+    # read in its own precision, so that weights are rounded at most once, when they are written
     return _load(AutoModel, assembly.vision.folder, f"vision={assembly.vision.path}", OTHER_TOWER, config=assembly.vision_config, dtype="auto")
 
 
-def _grown(table: Any, assembly: Assembly) -> Any:
-    """An embedding table with its new rows, each the mean of the old ones: an average word, of ordinary length."""
+def _grown(table: torch.Tensor, assembly: Assembly) -> torch.Tensor:
+    """An embedding table (V, d) with its new rows, each the mean of the old ones: an average word of ordinary norm."""
     import torch
 
     table = table.detach()
@@ -103,20 +115,20 @@ def _grown(table: Any, assembly: Assembly) -> Any:
     return torch.cat([table[: assembly.rows], mean.expand(len(assembly.new_rows), -1)])
 
 
-def _projector(assembly: Assembly, seed: int) -> dict[str, Any]:
-    """Random: weights as the language model initialises its own (text_config.initializer_range), biases zero."""
+def _projector(assembly: Assembly, seed: int) -> dict[str, torch.Tensor]:
+    """Random weights with the language model's standard deviation (text_config.initializer_range); biases are zero."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     std = getattr(assembly.config.text_config, "initializer_range", 0.02)
-    made = {}
-    for name, place in getattr(assembly.skeleton.model, PROJECTOR).state_dict().items():
-        tensor = torch.zeros(place.shape)
-        made[name] = tensor.normal_(0.0, std, generator=generator) if tensor.dim() > 1 else tensor
-    return made
+    weights = {}
+    for name, meta in getattr(assembly.skeleton.model, PROJECTOR).state_dict().items():
+        tensor = torch.zeros(meta.shape)
+        weights[name] = tensor.normal_(0.0, std, generator=generator) if tensor.dim() > 1 else tensor
+    return weights
 
 
-def text_logits(model: Any, tokenizer: Any) -> Any:
+def text_logits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     """The model's logits after the last token of TEXT, (V,) float32."""
     import torch
 
@@ -125,15 +137,13 @@ def text_logits(model: Any, tokenizer: Any) -> Any:
         return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, -1].float().cpu()
 
 
-def verify(assembly: Assembly, folder: Path, shards: Shards, logits: Any) -> dict[str, float]:
-    """Load the written model the way training does, and compare. Errors raised: UserError.
+def verify(assembly: Assembly, folder: Path, shards: Shards, logits: torch.Tensor) -> AssemblyChecks:
+    """Load the written model as training does and check it.
 
-    Every tensor must equal what was written, text without a picture must be continued as by the language model alone,
-    and two pictures must give two outputs.
+    Raises UserError unless every tensor equals what was written, text without an image gives the language model's own logits, and
+    two images give different outputs.
     """
     import torch
-
-    from .families.llava import Llava
 
     name = str(assembly.dtype).removeprefix("torch.")
     family = Llava(path=str(folder), dtype=name, device="cpu")
@@ -144,17 +154,17 @@ def verify(assembly: Assembly, folder: Path, shards: Shards, logits: Any) -> dic
             raise UserError(f"{key}: was not loaded as it was written")
     if assembly.config.tie_word_embeddings and state["lm_head.weight"].data_ptr() != state["model.language_model.embed_tokens.weight"].data_ptr():
         raise UserError("lm_head: is not tied to the embeddings as the language model's is")
-    found = text_logits(loaded.model, loaded.processor.tokenizer)[: logits.shape[0]]
+    assembled = text_logits(loaded.model, loaded.processor.tokenizer)[: logits.shape[0]]
     scale = logits.abs().max().item()
-    text = (found - logits).abs().max().item() / max(scale, 1e-9)
-    # rounding of one dtype over the same operations; a model with a scaled or capped head is off by far more
+    text = (assembled - logits).abs().max().item() / max(scale, 1e-9)
+    # rounding of the same operations in one dtype; a model with a scaled or capped head differs by far more
     if text > (1e-4 if assembly.dtype == torch.float32 else 3e-2):
         raise UserError(f"llm={assembly.llm.path}: LLaVA continues a text differently ({text:.2g} of the largest logit); its head is scaled or capped, and LLaVA's is not")
     return {"text_difference": text, "image_difference": two_images(loaded)}
 
 
-def two_images(loaded: Any) -> float:
-    """The largest change of a logit when the picture changes. Errors raised: UserError when there is none."""
+def two_images(loaded: Loaded) -> float:
+    """The largest change of a logit when the image changes. Raises UserError if there is none."""
     import torch
     from PIL import Image
 

@@ -1,39 +1,43 @@
-"""What this machine can do: device, dtype and quantisation, each choice with the reason that is printed."""
+"""Choose device, dtype and quantisation for this machine, each with the reason that is printed."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError, nearest
 from ..system import startup
 from ..system.distributed import local_rank, world_size
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import BitsAndBytesConfig
+
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "bfloat16": "bfloat16", "float16": "float16", "float32": "float32"}
 
 
 def choose_device(wanted: str) -> str:
-    """`auto` -> cuda, mps or cpu, whichever is there first. Errors raised: UserError for a device that is not."""
+    """`auto` -> cuda, mps or cpu, the first that is available. Raises UserError for a device that is not available."""
     import torch
 
-    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
-        wanted = next(name for name, there in has.items() if there)
+        wanted = next(name for name, present in available.items() if present)
     kind = wanted.split(":")[0]
-    if kind not in has:
-        raise UserError(f"model.device={wanted}: no such device.{nearest(kind, has)} There are: auto, {', '.join(has)}.")
-    if not has[kind]:
+    if kind not in available:
+        raise UserError(f"model.device={wanted}: no such device.{nearest(kind, available)} There are: auto, {', '.join(available)}.")
+    if not available[kind]:
         raise UserError(f"model.device={wanted}: torch sees no {kind} device here; use model.device=auto")
     if wanted == "cuda" and world_size() > 1:
-        return f"cuda:{local_rank()}"  # of several processes that train one model, each its own
+        return f"cuda:{local_rank()}"  # each rank of a distributed training takes its own GPU
     return wanted
 
 
-def choose_dtype(wanted: str, device: str, full_training: bool) -> tuple[Any, str]:
-    """(torch dtype of the base weights, the reason). `auto`: bf16 where the GPU computes it, else fp16; fp32 on a CPU.
+def choose_dtype(wanted: str, device: str, full_training: bool) -> tuple[torch.dtype, str]:
+    """(dtype of the base weights, the reason). `auto`: bf16 on a GPU that computes it, else fp16; fp32 on a CPU.
 
-    Weights that are themselves trained (`full_training`) stay fp32: steps of 1e-4 vanish in a bf16 weight.
+    Weights that are themselves trained (`full_training`) stay fp32: updates of 1e-4 vanish in a bf16 weight. Raises UserError.
     """
     import torch
 
@@ -50,8 +54,8 @@ def choose_dtype(wanted: str, device: str, full_training: bool) -> tuple[Any, st
     return torch.float32, "exact and fastest without a GPU"
 
 
-def choose_quantization(wanted: dict | None, device: str) -> tuple[Any | None, str]:
-    """(BitsAndBytesConfig or None, one line when the machine cannot do what was asked)."""
+def choose_quantization(wanted: dict[str, Any] | None, device: str) -> tuple[BitsAndBytesConfig | None, str]:
+    """(the quantisation to load with, a note if this machine cannot do what the config asks for). Raises UserError for wrong keys."""
     wanted = {k: v for k, v in (wanted or {}).items() if v is not None}
     bits = [k for k in ("load_in_8bit", "load_in_4bit") if wanted.get(k)]
     if not bits:
@@ -59,12 +63,12 @@ def choose_quantization(wanted: dict | None, device: str) -> tuple[Any | None, s
     if len(bits) == 2:
         raise UserError("model.quantization: load_in_8bit and load_in_4bit exclude each other; keep one")
     startup.with_bitsandbytes()
-    reason = _why_not(device)
+    reason = why_not_quantised(device)
     if reason:
         return None, f"{bits[0]} is not possible here ({reason}); loading unquantised weights instead"
     from transformers import BitsAndBytesConfig
 
-    # says at every 8-bit layer of every forward pass that fp32 inputs are cast, which is what was asked for
+    # bitsandbytes warns in every 8-bit layer and forward pass that fp32 inputs are cast, which is intended here
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     kind = wanted.get("bnb_4bit_quant_type", "nf4")
     if kind not in ("nf4", "fp4"):
@@ -75,20 +79,21 @@ def choose_quantization(wanted: dict | None, device: str) -> tuple[Any | None, s
         raise UserError(f"model.quantization: {' '.join(str(error).split())}") from None
 
 
-def _why_not(device: str) -> str:
+def why_not_quantised(device: str) -> str:
+    """Why bitsandbytes cannot be used on this device; "" if it can."""
     if device.startswith("mps"):
         return "bitsandbytes has no kernels for mps"
     if importlib.util.find_spec("bitsandbytes") is None:
         return "bitsandbytes is not installed; pip install bitsandbytes"
     try:
-        import bitsandbytes  # noqa: F401  # it fails at import on platforms without a library of its own
+        import bitsandbytes  # noqa: F401  # the import fails on platforms for which it ships no binary
     except Exception as error:
         return f"bitsandbytes does not load: {str(error).splitlines()[0]}"
     return ""
 
 
-def mixed_precision(dtype: Any, device: str, full_training: bool) -> dict[str, bool]:
-    """TrainingArguments' bf16/fp16 that fit the base's dtype: adapters are fp32, so half weights need autocast."""
+def mixed_precision(dtype: torch.dtype, device: str, full_training: bool) -> dict[str, bool]:
+    """TrainingArguments' bf16/fp16 that fit the base's dtype: adapters are fp32, so half-precision weights need autocast."""
     import torch
 
     if full_training and device.startswith("cuda") and dtype == torch.float32:

@@ -1,4 +1,4 @@
-"""What a local model's files are: one hash of all of them, which can be begun while libraries are imported."""
+"""Fingerprint of a local model: one hash over all its files, computed in a thread while libraries are imported."""
 
 from __future__ import annotations
 
@@ -12,57 +12,57 @@ from ..config.guard.targets import trusts_remote_code
 from ..system import startup
 
 # Weights come as safetensors only: a pickle from a hub can run code.
-CODE = ["*.py"]  # only where the command trusts it
+CODE = ["*.py"]  # only with --trust-remote-code
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
-# Bytes that are mapped at once. They count as this process's memory meanwhile; and after each the thread waits some milliseconds
-# for the interpreter, which imports keep busy: read in blocks of 32 MB, 3 GB took a second longer.
+# Bytes mapped at once. They count as memory of this process, and after each block the thread waits some milliseconds for the
+# interpreter lock, which imports hold: with blocks of 32 MB, 3 GB took a second longer.
 WINDOW = 1 << 28
 
 
 def patterns() -> list[str]:
-    """The names of the files that count, and that are downloaded."""
+    """Patterns of the file names that are hashed and downloaded."""
     return PATTERNS + CODE if trusts_remote_code() else PATTERNS
 
 
 def local_revision(folder: Path) -> str:
-    """sha256 over the names and contents of a local model's files (`sha256:...`); weights count whole."""
+    """sha256 over the names and contents of a local model's files (`sha256:...`), weights included."""
     folder = folder.resolve()
-    begun = _begun.pop(folder, None)
-    if begun is not None:
-        begun.join()
-        if begun.revision is not None and begun.files == _files(folder):
-            return begun.revision
+    thread = _threads.pop(folder, None)
+    if thread is not None:
+        thread.join()
+        if thread.revision is not None and thread.files == _files(folder):
+            return thread.revision
     return _hashed(folder)
 
 
 def read_ahead(path: str) -> None:
-    """Begin to hash a local model's files in a thread; `local_revision` takes what it found, if they have not changed since."""
+    """Start hashing a local model's files in a thread; `local_revision` uses the result unless the files have changed."""
     folder = Path(path).expanduser().resolve()
-    if folder.is_dir() and folder not in _begun:
-        _begun[folder] = _Ahead(folder)
+    if folder.is_dir() and folder not in _threads:
+        _threads[folder] = _HashThread(folder)
 
 
-class _Ahead(threading.Thread):
-    """revision: once it has ended, that of `files` as they were at its beginning; None where they could not be read."""
+class _HashThread(threading.Thread):
+    """Hashes a folder. revision: the hash of `files` (listed at the start) once the thread has ended; None if reading failed."""
 
     def __init__(self, folder: Path):
-        super().__init__(name="revision", daemon=True)  # a command that ends with a mistake does not wait for it
+        super().__init__(name="revision", daemon=True)  # a failing command exits without waiting for it
         self.folder, self.files = folder, _files(folder)
         self.revision: str | None = None
         self.start()
 
     def run(self) -> None:
-        with contextlib.suppress(OSError, ValueError):  # who asks for the revision meets it, too
+        with contextlib.suppress(OSError, ValueError):  # `local_revision` reads again and raises it
             self.revision = _hashed(self.folder)
 
 
-_begun: dict[Path, _Ahead] = {}
+_threads: dict[Path, _HashThread] = {}
 
 
 def _files(folder: Path) -> list[tuple[Path, int, int]]:
-    """(path, size, time of its last change) of those that count, by name."""
-    found = [file for file in sorted(folder.iterdir()) if file.is_file() and any(file.match(p) for p in patterns())]
-    return [(file, file.stat().st_size, file.stat().st_mtime_ns) for file in found]
+    """(path, size, modification time) of the files that are hashed, sorted by name."""
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and any(file.match(p) for p in patterns())]
+    return [(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def _hashed(folder: Path) -> str:
@@ -77,5 +77,5 @@ def _hashed(folder: Path) -> str:
 
 
 def import_while_hashing(*modules: str, model: str | None) -> bool:
-    """`startup.load` of these modules, while the files of a local `model.path` are hashed in a thread."""
+    """Import these modules (`startup.load`) while a thread hashes the files of a local `model.path`. Returns whether any was new."""
     return startup.load(*modules, meanwhile=None if model is None else lambda: read_ahead(model))

@@ -1,4 +1,4 @@
-"""From `model.path` to a local folder and the exact revision it holds: built-in, local, Hugging Face or ModelScope."""
+"""From `model.path` to a local folder and its exact revision: built-in, local, Hugging Face or ModelScope."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HUBS = ("huggingface", "modelscope")
 
 @dataclass(frozen=True)
 class Located:
-    """`folder` holds the files; `path`, `hub`, `revision` say what they are (recorded in env.json)."""
+    """Where a model's files are (`folder`) and what identifies them (`path`, `hub`, `revision`, stored in env.json)."""
 
     path: str
     folder: Path
@@ -22,7 +22,7 @@ class Located:
 
 
 def locate(path: str, hub: str, revision: str | None) -> Located:
-    """Find or download a model. `mmft:NAME` is a model shipped with mmft. Errors raised: UserError."""
+    """Find or download a model. `mmft:NAME` is a model shipped with mmft. Raises UserError."""
     if path.startswith("mmft:"):
         folder = Path(__file__).resolve().parent.parent / "assets" / path.removeprefix("mmft:")
         if not folder.is_dir():
@@ -35,8 +35,8 @@ def locate(path: str, hub: str, revision: str | None) -> Located:
         return Located(path, folder.resolve(), "local", local_revision(folder))
     looks_local = path.startswith((".", "/", "~")) or "\\" in path or path.count("/") != 1
     if looks_local:
-        there = [f.name for f in folder.parent.iterdir() if f.is_dir()] if folder.parent.is_dir() else []
-        raise UserError(f"model.path={path}: no such folder, and not a hub id of the form organisation/name.{nearest(folder.name, there)}")
+        siblings = [f.name for f in folder.parent.iterdir() if f.is_dir()] if folder.parent.is_dir() else []
+        raise UserError(f"model.path={path}: no such folder, and not a hub id of the form organisation/name.{nearest(folder.name, siblings)}")
     if hub not in HUBS:
         raise UserError(f"model.hub={hub}: no such hub.{nearest(hub, HUBS)} There are: {', '.join(HUBS)}.")
     return _huggingface(path, revision) if hub == "huggingface" else _modelscope(path, revision)
@@ -51,10 +51,10 @@ def _huggingface(path: str, revision: str | None) -> Located:
             HfApi().model_info(path, revision=revision)
         except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
             raise
-        except Exception:  # no connection, in whatever form the client reports it: the local cache may hold the model
+        except Exception:  # no connection (the client raises many types): the model may be in the local cache
             pass
-        # asked for by its branch, so that the cache knows the branch when there is no network; the folder's name is the
-        # commit that the branch was resolved to, and only what lies in it is loaded
+        # Download by branch, so that the cache can resolve the branch without a network. The folder is named after the commit
+        # that the branch was resolved to, and only its files are loaded.
         folder = Path(snapshot_download(path, revision=revision, allow_patterns=patterns()))
     except GatedRepoError:
         raise UserError(f"model.path={path}: this model asks for an agreement on its page, then for a login (hf auth login)") from None
@@ -65,7 +65,7 @@ def _huggingface(path: str, revision: str | None) -> Located:
             f"model.path={path}: the Hugging Face hub has no such model, or hides it from you (hf auth login);"
             " model.hub=modelscope looks at ModelScope instead"
         ) from None
-    except Exception as error:  # requests', httpx's, the hub's and the system's kinds alike
+    except Exception as error:  # of requests, httpx, the hub client or the system
         raise UserError(f"model.path={path}: could not be downloaded: {_first_line(error)} (a mirror: HF_ENDPOINT; {_hint(path)})") from None
     return Located(path, folder, "huggingface", folder.name)
 
@@ -75,9 +75,9 @@ def _modelscope(path: str, revision: str | None) -> Located:
         from modelscope import snapshot_download
 
         folder = Path(snapshot_download(path, revision=revision, allow_patterns=patterns()))
-    except Exception as error:  # modelscope raises requests', its own and builtin kinds alike
+    except Exception as error:  # of requests, modelscope or Python
         raise UserError(f"model.path={path}: could not be downloaded from ModelScope: {_first_line(error)} ({_hint(path)})") from None
-    # ModelScope's API gives no commit for a branch: the contents themselves are the identity.
+    # ModelScope's API gives no commit for a branch, so the contents identify the model.
     return Located(path, folder, "modelscope", local_revision(folder))
 
 

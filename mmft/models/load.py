@@ -8,55 +8,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from omegaconf import DictConfig
+
+from ..collators.types import BatchMaker
 from ..common.errors import UserError, nearest
 from ..config.build import build
 from ..config.guard.targets import trusts_remote_code
-from ..rewrites.patch_embed import as_products
+from ..rewrites.apply import rewrite_loaded
 from ..system import startup
 from .device import choose_device, choose_dtype, choose_quantization
 from .families.base import Family
 from .hub import Located, locate
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
+
 
 @dataclass
 class Loaded:
-    """A model ready for training or use, with everything that decides what it sees."""
+    """A model ready for training or use. notes: the choices made, shown in the terminal and stored in env.json."""
 
-    model: Any
-    processor: Any
+    model: PreTrainedModel
+    processor: ProcessorMixin
     located: Located
     device: str
-    dtype: Any
+    dtype: torch.dtype
     quantized: bool
-    notes: list[str] = field(default_factory=list)  # the choices made, shown in the terminal and kept in env.json
+    notes: list[str] = field(default_factory=list)
 
 
 def locate_model(family: Family) -> Located:
-    """The local folder and revision of a family's model; downloads it if it must. Errors raised: UserError."""
+    """The local folder and revision of a family's model, downloaded if needed. Raises UserError."""
     return locate(family.path, family.hub, family.revision)
 
 
-def load_skeleton(family: Family, located: Located) -> Any:
-    """The model on the meta device, without weights, for checks that come before the weights are read.
-
-    Errors raised: UserError if config.json does not describe an image-text-to-text model.
-    """
-    import torch
-    from transformers import AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-
-    config = load_config(family, located)
-    own_code = trusts_remote_code() and "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
-    if not own_code and type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        raise UserError(f"model.path={family.path}: a {config.model_type} is not a vision-language model (image and text in, text out)")
-    with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config, trust_remote_code=trusts_remote_code())
-
-
-def load_config(family: Family, located: Located) -> Any:
-    """transformers' config of the model. Errors raised: UserError."""
+def load_config(family: Family, located: Located) -> PretrainedConfig:
+    """transformers' config of the model. Raises UserError."""
     from transformers import AutoConfig
 
     try:
@@ -65,19 +55,36 @@ def load_config(family: Family, located: Located) -> Any:
         raise UserError(f"model.path={family.path}: its config.json cannot be used: {str(error).strip().splitlines()[0]}") from None
 
 
-def load_processor(family: Family, located: Located, folder: Path | None = None) -> Any:
-    """The processor, from `folder` (a run's adapter/) if given, with the image limits of the config. Errors raised: UserError."""
+def load_skeleton(family: Family, located: Located) -> PreTrainedModel:
+    """The model on the meta device, for checks that need no weights.
+
+    Raises UserError if config.json does not describe an image-text-to-text model.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    config = load_config(family, located)
+    has_own_code = trusts_remote_code() and "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
+    if not has_own_code and type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise UserError(f"model.path={family.path}: a {config.model_type} is not a vision-language model (image and text in, text out)")
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=trusts_remote_code())
+
+
+def load_processor(family: Family, located: Located, folder: Path | None = None) -> ProcessorMixin:
+    """The processor with the config's settings, read from `folder` (a run's adapter/) if given. Raises UserError."""
     from transformers import AutoProcessor
 
-    given = family.processor or {}
+    settings = family.processor or {}
     try:
-        processor = AutoProcessor.from_pretrained(folder or located.folder, trust_remote_code=trusts_remote_code(), **given)
+        processor = AutoProcessor.from_pretrained(folder or located.folder, trust_remote_code=trusts_remote_code(), **settings)
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise UserError(f"model.path={family.path}: no usable processor: {str(error).strip().splitlines()[0]}") from None
     if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
         raise UserError(f"model.path={family.path}: its processor handles no images, so this is not a vision-language model")
     known = {**processor.image_processor.to_dict(), **processor.to_dict(), "min_pixels": 0, "max_pixels": 0}
-    for key, value in given.items():
+    for key, value in settings.items():
         if key not in known:
             raise UserError(f"model.processor.{key}: {type(processor).__name__} has no such setting.{nearest(key, known)}")
         if key in ("min_pixels", "max_pixels") and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -85,24 +92,20 @@ def load_processor(family: Family, located: Located, folder: Path | None = None)
     family.fix_processor(processor, load_config(family, located))
     tokenizer = processor.tokenizer
     if "text" not in tokenizer.decode(tokenizer.encode("text", add_special_tokens=False)):
-        # a tokenizer without its vocabulary file loads without an error, and then knows no word
+        # a tokenizer whose vocabulary file is missing loads without an error and knows no word
         raise UserError(f"model.path={family.path}: its tokenizer has no vocabulary; tokenizer.json is missing from the files")
     if tokenizer.pad_token_id is None:
-        # never the token that ends a text: padding must stay distinguishable from it
+        # preferably not the token that ends a text: padding must stay distinguishable from it
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.bos_token or tokenizer.eos_token
     return processor
 
 
 def load_model(family: Family, *, full_training: bool = False, located: Located | None = None) -> Loaded:
-    """Read weights and processor. Errors raised: UserError.
+    """Read weights and processor.
 
-    Missing weights are an error, never a warning. So are weights that a layer of the model has no place for (a bias where the
-    config says none): the model would compute something else than what was trained. Weights of layers that the model does not
-    have at all are only noted.
+    Raises UserError, also for missing weights and for weights that a layer of the model cannot take (a bias where the config says
+    none): the model would compute something else than what was trained. Weights of layers that the model does not have are noted.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForImageTextToText
-
     progress_bars_on_terminals_only()
     located = located or locate_model(family)
     device = choose_device(family.device)
@@ -118,43 +121,65 @@ def load_model(family: Family, *, full_training: bool = False, located: Located 
         notes.append("8-bit base" if quantization.load_in_8bit else f"4-bit base ({quantization.bnb_4bit_quant_type})")
     if getattr(load_config(family, located), "quantization_config", None):  # weights that were saved quantised
         startup.with_bitsandbytes()
+    model, info = _read_weights(family, located, options)
+    unused = _check_weights(family, model, info)
+    if unused:
+        notes.append(f"{unused} weights in the files are not used by {type(model).__name__}")
+    if quantization is None:
+        model.to(device)
+    elif device == "cpu":
+        _keep_4bit_trainable_on_cpu(model)
+    rewrite_loaded(model, family.rewrites)
+    model.eval()
+    return Loaded(model, load_processor(family, located), located, device, dtype, quantization is not None, notes)
+
+
+def _read_weights(family: Family, located: Located, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """(model, transformers' loading info). Raises UserError."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForImageTextToText
+
     try:
-        with _silent():  # transformers' loading report takes many lines; the checks below say it in one
-            model, info = AutoModelForImageTextToText.from_pretrained(
+        with silent_transformers():  # its loading report takes many lines; `_check_weights` reports the same in one
+            return AutoModelForImageTextToText.from_pretrained(
                 located.folder, output_loading_info=True, use_safetensors=True, trust_remote_code=trusts_remote_code(), **options
             )
     except SafetensorError as error:
         raise UserError(f"model.path={family.path}: a weights file is torn ({error}); download it again") from None
     except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error) and quantization is None:
+        quantised = "quantization_config" in options
+        if "ignore_mismatched_sizes" not in str(error) and not quantised:
             raise
-        why = "the weights have other shapes than its config.json says" if quantization is None else "these model.quantization settings do not work"
+        why = "these model.quantization settings do not work" if quantised else "the weights have other shapes than its config.json says"
         raise UserError(f"model.path={family.path}: cannot be loaded: {why}") from None
     except (ValueError, OSError, ImportError) as error:
         raise UserError(f"model.path={family.path}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
-    if info["missing_keys"] or info.get("mismatched_keys"):
-        lost = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())]))
-        raise UserError(f"model.path={family.path}: {len(lost)} weights are missing or of another shape, e.g. {lost[0]}; the files are incomplete")
-    if info["unexpected_keys"]:
-        modules = {name for name, _ in model.named_modules()}
-        for key in sorted(info["unexpected_keys"]):
-            if key.endswith((".weight", ".bias")) and key.rpartition(".")[0] in modules:
-                raise UserError(f"model.path={family.path}: the files hold {key}, which config.json has no place for; they do not belong together")
-        notes.append(f"{len(info['unexpected_keys'])} weights in the files are not used by {type(model).__name__}")
-    if quantization is None:
-        model.to(device)
-    elif device == "cpu":
-        for module in model.modules():
-            # On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first forward pass in eval mode. The packed form
-            # has no gradient, so measuring the base model would make it untrainable.
-            if getattr(module, "support_avx512bf16_for_cpu", False):
-                module.support_avx512bf16_for_cpu = False
-    as_products(model)
-    model.eval()
-    return Loaded(model, load_processor(family, located), located, device, dtype, quantization is not None, notes)
 
 
-def build_collator(node: Any, family: Family, loaded: Loaded) -> Any:
+def _check_weights(family: Family, model: PreTrainedModel, info: dict[str, Any]) -> int:
+    """The number of weights in the files that no layer of the model uses. Raises UserError for missing or misplaced weights."""
+    missing = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())]))
+    if missing:
+        raise UserError(f"model.path={family.path}: {len(missing)} weights are missing or of another shape, e.g. {missing[0]}; the files are incomplete")
+    modules = {name for name, _ in model.named_modules()}
+    for key in sorted(info["unexpected_keys"]):
+        if key.endswith((".weight", ".bias")) and key.rpartition(".")[0] in modules:
+            raise UserError(f"model.path={family.path}: the files hold {key}, which config.json has no place for; they do not belong together")
+    return len(info["unexpected_keys"])
+
+
+def _keep_4bit_trainable_on_cpu(model: PreTrainedModel) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights.
+
+    On CPUs with AVX512-BF16 it does so in the first forward pass in eval mode. The packed form has no gradient, so evaluating the base
+    model before training would make it untrainable.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
+
+
+def build_collator(node: DictConfig, family: Family, loaded: Loaded) -> BatchMaker:
     """The collator that a config's `collator` node describes, for this model; training and every verb build it here."""
     return build(
         node, processor=loaded.processor, family=family, model_config=loaded.model.config, end_token_ids=end_token_ids(family, loaded)
@@ -162,7 +187,7 @@ def build_collator(node: Any, family: Family, loaded: Loaded) -> Any:
 
 
 def end_token_ids(family: Family, loaded: Loaded) -> list[int]:
-    """The ids that end a text, from the loaded model's generation config."""
+    """The ids that end a text, from the loaded model's generation config, else from its tokenizer."""
     ids = family.language_model(loaded.model).generation_config.eos_token_id
     if ids is None:
         ids = loaded.processor.tokenizer.eos_token_id
@@ -170,8 +195,8 @@ def end_token_ids(family: Family, loaded: Loaded) -> list[int]:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Hold back transformers' own log."""
+def silent_transformers() -> Iterator[None]:
+    """Suppress transformers' log inside the block."""
     from transformers.utils import logging as transformers_logging
 
     level = transformers_logging.get_verbosity()
@@ -183,7 +208,7 @@ def _silent() -> Iterator[None]:
 
 
 def progress_bars_on_terminals_only() -> None:
-    """Switch off transformers' progress bars where stderr is a file, which they fill with carriage returns."""
+    """Switch off transformers' progress bars if stderr is a file, which they would fill with carriage returns."""
     if not sys.stderr.isatty():
         from transformers.utils.logging import disable_progress_bar
 

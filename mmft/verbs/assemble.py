@@ -1,4 +1,4 @@
-"""`mmft assemble llm=... vision=... out=DIR`: a LLaVA from a language model and a vision tower, checked weight by weight."""
+"""`mmft assemble llm=... vision=... out=DIR`: build a LLaVA from a language model and a vision tower and check every weight."""
 
 from __future__ import annotations
 
@@ -6,17 +6,25 @@ import json
 import logging
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
 
 from ..common.errors import UserError
+
+if TYPE_CHECKING:
+    from ..models.assemble import Assembly
+    from ..models.hub import Located
 
 log = logging.getLogger("mmft")
 
 
 @dataclass
 class Assemble:
+    """The keys of conf/task/assemble.yaml."""
+
     llm: str
     vision: str
     out: str
@@ -28,57 +36,62 @@ class Assemble:
     image_size: int | None = None
     check: bool = True
 
-    def __call__(self, cfg: Any, overrides: list[str]) -> Path:
-        """Errors raised: UserError; then nothing is left behind."""
-        from ..models import assemble
+    def __call__(self, cfg: DictConfig, overrides: list[str]) -> Path:
+        """Write the model's folder and return it. Raises UserError; then nothing is left behind."""
+        from ..models.assemble import locate_part, plan_assembly
         from ..models.load import progress_bars_on_terminals_only
 
         progress_bars_on_terminals_only()
         out = Path(self.out)
         if out.exists():
             raise UserError(f"out={self.out}: exists already; an assembly never writes over anything (choose another folder, or remove this one)")
-        llm = assemble.find("llm", self.llm, self.hub, self.llm_revision)
-        vision = assemble.find("vision", self.vision, self.hub, self.vision_revision)
-        plan = assemble.plan(llm, vision, self.dtype, self.layer, self.image_size)
-        for note in plan.notes:
+        llm = locate_part("llm", self.llm, self.hub, self.llm_revision)
+        vision = locate_part("vision", self.vision, self.hub, self.vision_revision)
+        assembly = plan_assembly(llm, vision, self.dtype, self.layer, self.image_size)
+        for note in assembly.notes:
             log.info("%s", note)
-        self._room(out, plan)
+        self._check_disk_space(out, assembly)
         out.parent.mkdir(parents=True, exist_ok=True)
-        beside = out.with_name(f".{out.name}.{os.getpid()}")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
+        staging = out.with_name(f".{out.name}.{os.getpid()}")
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
         try:
-            self._write(plan, beside, cfg.seed)
-            os.replace(beside, out)
+            self._write(assembly, staging, cfg.seed)
+            os.replace(staging, out)
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
         log.info("%s: train it with  mmft model=llava model.path=%s data=...", out, out.as_posix())
         return out
 
-    def _room(self, out: Path, plan: Any) -> None:
-        needed = sum(p.numel() for p in plan.skeleton.parameters()) * plan.dtype.itemsize
+    def _check_disk_space(self, out: Path, assembly: Assembly) -> None:
+        needed = sum(p.numel() for p in assembly.skeleton.parameters()) * assembly.dtype.itemsize
         parent = next(p for p in out.resolve().parents if p.exists())
         free = shutil.disk_usage(parent).free
         if free < needed * 1.05:
             raise UserError(f"out={self.out}: {needed / 1e9:.1f} GB are to be written and {free / 1e9:.1f} GB are free there")
 
-    def _write(self, plan: Any, folder: Path, seed: int) -> None:
-        from ..models.assemble import write_new_files
-        from ..models.assemble_weights import verify, write
+    def _write(self, assembly: Assembly, folder: Path, seed: int) -> None:
+        """Fill the folder: configs, weights, and assembly.json with sources, checks and hashes."""
+        from ..models.assemble import write_config_files
+        from ..models.assemble_weights import AssemblyChecks, verify, write_weights
 
-        write_new_files(plan, folder)
-        shards, logits = write(plan, folder, seed)
-        log.info("%d tensors written as %s", len(shards.digests), str(plan.dtype).removeprefix("torch."))
-        found = {}
+        dtype = str(assembly.dtype).removeprefix("torch.")
+        write_config_files(assembly, folder)
+        shards, logits = write_weights(assembly, folder, seed)
+        log.info("%d tensors written as %s", len(shards.digests), dtype)
+        checks = AssemblyChecks()
         if self.check:
-            found = verify(plan, folder, shards, logits)
+            checks = verify(assembly, folder, shards, logits)
             log.info("read back: every tensor equal; text without a picture differs by %.1g of the largest logit from the language model's; "
-                     "two pictures differ by %.3g", found["text_difference"], found["image_difference"])  # fmt: skip
+                     "two pictures differ by %.3g", checks["text_difference"], checks["image_difference"])  # fmt: skip
         record = {
-            "llm": {"path": plan.llm.path, "hub": plan.llm.hub, "revision": plan.llm.revision},
-            "vision": {"path": plan.vision.path, "hub": plan.vision.hub, "revision": plan.vision.revision},
-            "dtype": str(plan.dtype).removeprefix("torch."), "seed": seed,
-            "trained_along": plan.config.mmft, "notes": plan.notes, "checks": found, "sha256": shards.digests,
+            "llm": source(assembly.llm), "vision": source(assembly.vision), "dtype": dtype, "seed": seed,
+            "trained_along": assembly.config.mmft, "notes": assembly.notes, "checks": checks, "sha256": shards.digests,
         }  # fmt: skip
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         (folder / "assembly.json").write_text(text, encoding="utf-8", newline="\n")
+
+
+def source(located: Located) -> dict[str, str]:
+    """Where a part came from, as assembly.json records it."""
+    return {key: value for key, value in asdict(located).items() if key != "folder"}

@@ -13,7 +13,7 @@ from mmft.common.errors import UserError
 from mmft.common.model_parts import part_of, size
 from mmft.models import device as machine
 from mmft.models.families.base import Family
-from mmft.models.load import load_processor, load_skeleton, locate_model
+from mmft.models.load import end_token_ids, load_model, load_processor, load_skeleton, locate_model
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def torn(folder):
 )
 def test_broken_files_are_errors_of_one_line(broken, edit, message, caplog):
     with caplog.at_level(logging.WARNING), pytest.raises(UserError, match=message) as caught:
-        broken("qwen2vl", edit).load()
+        load_model(broken("qwen2vl", edit))
     assert str(caught.value).startswith("model.path=") and "\n" not in str(caught.value)
     assert not caplog.records, "nothing beside the one line"
 
@@ -86,7 +86,7 @@ def test_layers_the_model_does_not_have_are_noted_not_refused(broken):
     def more(folder):
         weights(folder, lambda t: t.update({"mtp.0.weight": next(iter(t.values())).clone()}))
 
-    assert "1 weights in the files are not used by Qwen2VLForConditionalGeneration" in broken("qwen2vl", more).load().notes
+    assert "1 weights in the files are not used by Qwen2VLForConditionalGeneration" in load_model(broken("qwen2vl", more)).notes
 
 
 def test_a_language_model_is_refused_before_any_weight_is_read(broken):
@@ -112,13 +112,13 @@ def test_a_processor_without_images_is_refused(broken):
 def test_wrong_paths_name_the_nearest(small, tmp_path):
     folder = small("qwen2vl")
     with pytest.raises(UserError, match=r"qwen2v: no such folder.* Did you mean qwen2vl\?"):
-        Family(path=str(folder.parent / "qwen2v")).locate()
+        locate_model(Family(path=str(folder.parent / "qwen2v")))
     with pytest.raises(UserError, match=r"mmft:tyni: mmft ships no such model"):
-        Family(path="mmft:tyni").locate()
+        locate_model(Family(path="mmft:tyni"))
     with pytest.raises(UserError, match="no such folder, and not a hub id"):
-        Family(path="a/b/c").locate()
+        locate_model(Family(path="a/b/c"))
     with pytest.raises(UserError, match=r"model.hub=hugingface: no such hub\. Did you mean huggingface\?"):
-        Family(path="a/b", hub="hugingface").locate()
+        locate_model(Family(path="a/b", hub="hugingface"))
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,13 @@ def test_wrong_paths_name_the_nearest(small, tmp_path):
 )
 def test_settings_that_cannot_be_are_errors_of_one_line(small, keys, message):
     with pytest.raises(UserError, match=message) as caught:
-        small.family("qwen2vl", **keys).load()
+        load_model(small.family("qwen2vl", **keys))
     assert "\n" not in str(caught.value)
 
 
 def test_quantised_weights_cannot_be_trained_whole(small):
     with pytest.raises(UserError, match="quantised weights cannot be trained"):
-        small.family("qwen2vl", quantization={"load_in_8bit": True}).load(full_training=True)
+        load_model(small.family("qwen2vl", quantization={"load_in_8bit": True}), full_training=True)
 
 
 # --- the machine's choices ------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_dtype_follows_the_machine(monkeypatch):
 def test_the_choice_is_told_and_in_force(small):
     import torch
 
-    loaded = small.family("llava", dtype="bf16").load()
+    loaded = load_model(small.family("llava", dtype="bf16"))
     assert loaded.notes == ["cpu, bfloat16 (as asked)"]
     assert {p.dtype for p in loaded.model.parameters()} == {torch.bfloat16} and not loaded.model.training
 
@@ -188,8 +188,9 @@ def test_measuring_a_4bit_base_first_changes_no_gradient(small):
     import torch
     from peft import prepare_model_for_kbit_training
 
+    from mmft.adapters.attach import attach_adapter
     from mmft.adapters.freeze import freeze
-    from mmft.adapters.lora import attach, plan
+    from mmft.adapters.plan import plan_adapter
     from mmft.losses.supervised import supervised_loss
 
     results = []
@@ -202,7 +203,7 @@ def test_measuring_a_4bit_base_first_changes_no_gradient(small):
                 supervised_loss(model.eval(), batch)
         torch.manual_seed(0)
         base = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        adapted = attach(base, plan(base, {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["q_proj"]}))
+        adapted = attach_adapter(base, plan_adapter(base, {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["q_proj"]}))
         freeze(adapted)
         loss, count = supervised_loss(adapted.train(), batch)
         (loss / count).backward()
@@ -256,9 +257,9 @@ def test_4bit_weights_count_as_the_weights_they_hold(small):
 
 
 def test_blip2_end_tokens_are_the_language_models_own(small):
-    loaded = small.family("blip2").load()
+    loaded = load_model(small.family("blip2"))
     newline = loaded.processor.tokenizer.encode("\n", add_special_tokens=False)
-    assert small.family("blip2").end_token_ids(loaded) == newline != [loaded.processor.tokenizer.eos_token_id]
+    assert end_token_ids(small.family("blip2"), loaded) == newline != [loaded.processor.tokenizer.eos_token_id]
 
 
 def test_blip2_without_query_tokens_in_the_processor_is_mended(broken):

@@ -13,8 +13,8 @@ from mmft.models import fingerprint
 @pytest.fixture(autouse=True)
 def begun(monkeypatch):
     """Nothing of commands that other tests ran in this process."""
-    monkeypatch.setattr(fingerprint, "_begun", {})
-    return fingerprint._begun
+    monkeypatch.setattr(fingerprint, "_threads", {})
+    return fingerprint._threads
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_names_and_contents_of_what_counts(folder, monkeypatch):
     assert fingerprint.local_revision(folder) == by_hand(folder)
 
 
-def test_what_was_begun_ahead_is_taken_once(folder, begun, monkeypatch):
+def test_what_was_threads_ahead_is_taken_once(folder, begun, monkeypatch):
     fingerprint.read_ahead(str(folder))
     begun[folder.resolve()].join()
     expected = by_hand(folder)

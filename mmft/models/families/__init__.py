@@ -1,1 +1,1 @@
-"""What differs between model families, one file each."""
+"""What differs between model families, one file per family."""

@@ -1,9 +1,13 @@
-"""Family: the keys of a model config, and what a model family may answer differently."""
+"""Family: the keys of a model config, and the methods that a model family may override."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 
 @dataclass(kw_only=True)
@@ -27,13 +31,13 @@ class Family:
     processor: dict[str, Any] | None = None
     rewrites: str = "auto"
 
-    def fix_processor(self, processor: Any, config: Any) -> None:
-        """Repair a processor that was saved without values its model needs."""
+    def fix_processor(self, processor: ProcessorMixin, config: PretrainedConfig) -> None:
+        """Set values that the model needs and that its saved processor lacks. Raises UserError if they cannot be derived."""
 
-    def features_per_image(self, batch: dict[str, Any], config: Any) -> list[int] | None:
-        """The number of features the model computes for each image of a batch, in order; None if the family cannot tell."""
+    def features_per_image(self, batch: dict[str, torch.Tensor], config: PretrainedConfig) -> list[int] | None:
+        """Number of features that the model computes for each image of a batch, in order; None if the family cannot tell."""
         return None
 
-    def language_model(self, model: Any) -> Any:
+    def language_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The module whose generation config holds the end token."""
         return model

@@ -1,18 +1,22 @@
-"""BLIP-2 with OPT: Q-Former queries stand in the text as `<image>` tokens."""
+"""BLIP-2 with OPT: the Q-Former's queries stand in the text as `<image>` tokens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...common.errors import UserError
 from .base import Family
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
+
 
 @dataclass(kw_only=True)
 class Blip2(Family):
-    def fix_processor(self, processor: Any, config: Any) -> None:
-        """Without the number of queries the processor writes no placeholders, and the model never sees the image."""
+    def fix_processor(self, processor: ProcessorMixin, config: PretrainedConfig) -> None:
+        """Set the number of queries: without it the processor writes no placeholders and the model never sees the image."""
         if not config.use_decoder_only_language_model:
             raise UserError(f"model.path={self.path}: BLIP-2 with an encoder-decoder (Flan-T5) is not supported; use an OPT variant")
         if config.image_token_index is None:
@@ -22,17 +26,17 @@ class Blip2(Family):
             )
         if processor.num_query_tokens is None:
             processor.num_query_tokens = config.num_query_tokens
-        known = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
-        if known != config.image_token_index:
+        image_id = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
+        if image_id != config.image_token_index:
             raise UserError(
-                f"model.path={self.path}: the tokenizer's <image> has id {known}, the model expects {config.image_token_index}; "
+                f"model.path={self.path}: the tokenizer's <image> has id {image_id}, the model expects {config.image_token_index}; "
                 "use the processor files that belong to this checkpoint"
             )
 
-    def features_per_image(self, batch: dict[str, Any], config: Any) -> list[int] | None:
-        """One feature for each query of the Q-Former (Blip2Config.num_query_tokens)."""
+    def features_per_image(self, batch: dict[str, torch.Tensor], config: PretrainedConfig) -> list[int] | None:
+        """One feature per query of the Q-Former (Blip2Config.num_query_tokens)."""
         pixels = batch.get("pixel_values")
         return [] if pixels is None else [config.num_query_tokens] * pixels.shape[0]
 
-    def language_model(self, model: Any) -> Any:
-        return model.language_model  # Blip2's generate hands over to it, with its settings
+    def language_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        return model.language_model  # Blip2's generate calls this model's generate, with its generation config
