@@ -1,1 +1,1 @@
-"""Run directories: create, open, compare."""
+"""Run directories: create, load and compare runs."""

@@ -1,4 +1,4 @@
-"""Run: one output directory, created exclusively and written atomically; the interface between verbs."""
+"""Run: a run directory, created atomically and written file by file; the interface between verbs."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
 from ..system.distributed import is_main
 
-BEGUN = (".lock", ".snapshot.yaml.")  # in a directory before it is a run
-MINIMUM_FREE = 64 * 1024 * 1024  # bytes; the smallest run; what a training takes is counted (disk.py)
+UNFINISHED = (".lock", ".snapshot.yaml.")  # files of a run directory whose creation was interrupted
+MINIMUM_FREE = 64 * 1024 * 1024  # bytes, for the smallest run; training/disk_space.py computes what a training needs
 
 
 class Run:
-    """A run directory. `Run.create` makes a new one; `Run(path)` opens an existing one."""
+    """A run directory. `Run.create` creates a new one; `Run(path)` stands for an existing one."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.started = time.time()
-        self.writes = is_main()  # of several processes that train one model, one writes its directory
+        self.writes = is_main()  # in distributed training only the main process writes
 
     @classmethod
     def create(cls, output_dir: str, words: list[str], run_dir: str | None = None) -> Run:
-        """A new, empty directory that no other run can have. Errors raised: UserError when `run_dir` exists."""
+        """Create a new, empty directory; two processes never share one. Raises UserError if `run_dir` exists."""
         parent = Path(run_dir).parent if run_dir else Path(output_dir)
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ class Run:
             if free < MINIMUM_FREE:
                 raise UserError(f"{parent}: only {free >> 20} MB free; a run needs at least {MINIMUM_FREE >> 20} MB (output_dir=... to write elsewhere)")
             if run_dir:
-                return cls(_make(Path(run_dir), bare=True))
+                return cls(_make(Path(run_dir), reuse_unfinished=True))
             stem = "_".join([datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), *(plain_name(w) for w in words if w)])
             for n in range(1, 1000):
                 try:
@@ -63,14 +63,14 @@ class Run:
         return time.time() - self.started
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """For the time it is trained: no other process trains into this directory. Errors raised: UserError when one does."""
+    def locked(self) -> Iterator[None]:
+        """Hold the directory's lock inside the block. Raises UserError if another process trains into it."""
         if not self.writes:
             yield
             return
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self.path / ".lock")  # the system frees it when its holder dies
+        lock = FileLock(self.path / ".lock")  # released by the system if this process dies
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -82,27 +82,29 @@ class Run:
             (self.path / ".lock").unlink(missing_ok=True)
 
     def write_text(self, name: str, text: str) -> Path:
-        """Write a file so that it is there whole or not at all."""
+        """Write a file atomically: it is complete or absent."""
         path = self.path / name
         if not self.writes:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        with beside.open("w", encoding="utf-8", newline="\n") as file:
+        staging = path.with_name(f".{path.name}.{os.getpid()}")
+        with staging.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(staging, path)
         return path
 
-    def write_json(self, name: str, value: Any) -> Path:
+    def write_json(self, name: str, value: Mapping[str, Any]) -> Path:
+        """Write an object; NaN and infinity raise ValueError."""
         return self.write_text(name, json.dumps(value, ensure_ascii=False, indent=2, default=str, allow_nan=False) + "\n")
 
-    def write_lines(self, name: str, rows: list[dict[str, Any]]) -> Path:
+    def write_lines(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+        """Write rows as JSON Lines."""
         return self.write_text(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
-    def append_line(self, name: str, row: dict[str, Any]) -> None:
-        """Append one JSON line; a line is short enough to reach the file whole."""
+    def append_line(self, name: str, row: Mapping[str, Any]) -> None:
+        """Append one row to a JSON Lines file; it is short enough to be written in one piece."""
         path = self.path / name
         if not self.writes:
             return
@@ -111,13 +113,14 @@ class Run:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def record(self, verb: str, overrides: list[str], wrote: list[Path]) -> None:
-        """Note in verbs.jsonl what a verb wrote: paths below this directory relative to it, others whole."""
+        """Add to verbs.jsonl what a verb wrote: paths below this directory are relative to it, others absolute."""
         home = self.path.resolve()
         names = [p.relative_to(home).as_posix() if p.is_relative_to(home) else p.as_posix() for p in (Path(w).resolve() for w in wrote)]
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         self.append_line("verbs.jsonl", {"verb": verb, "time": now, "overrides": list(overrides), "wrote": names})
 
     def read_json(self, name: str) -> Any:
+        """The content of a JSON file. Raises UserError if it is missing or not valid."""
         path = self.path / name
         try:
             return json.loads(path.read_text(encoding="utf-8"))
@@ -127,16 +130,16 @@ class Run:
             raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
-def _make(path: Path, bare: bool = False) -> Path:
-    """A new directory; with `bare` also one that holds nothing yet: a process that was killed may have made it."""
+def _make(path: Path, reuse_unfinished: bool = False) -> Path:
+    """Create a directory. With `reuse_unfinished`, accept one that a killed process created and has not filled."""
     try:
-        path.mkdir()  # exclusive: fails when another process was first
+        path.mkdir()  # fails if another process was first
     except FileExistsError:
-        if not (bare and path.is_dir() and all(p.name.startswith(BEGUN) for p in path.iterdir())):
+        if not (reuse_unfinished and path.is_dir() and all(p.name.startswith(UNFINISHED) for p in path.iterdir())):
             raise
     return path
 
 
 def plain_name(word: str) -> str:
-    """A word as part of a file name on every system."""
+    """A word as part of a file name that every file system accepts."""
     return re.sub(r"[^\w.-]+", "-", word).strip("-. ") or "run"

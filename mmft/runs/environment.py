@@ -1,4 +1,4 @@
-"""What a run ran on and with: versions, code state, hardware, peak memory (the run's env.json)."""
+"""Record what a run ran on: versions, code state, hardware (the run's env.json); peak memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .. import __version__
+from ..common.records import CodeState, Environment
+from ..models.load import Loaded
 from ..system.distributed import world_size
+
+if TYPE_CHECKING:
+    from ..data.prepared import PreparedData
 
 PACKAGES = (
     "torch", "torchvision", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "safetensors", "datasets",
@@ -20,7 +25,7 @@ PACKAGES = (
 )
 
 
-def environment(loaded: Any, prepared: Any, seed: int) -> dict[str, Any]:
+def environment(loaded: Loaded, prepared: PreparedData, seed: int) -> Environment:
     """Everything outside the config that can change a result."""
     import torch
 
@@ -36,7 +41,6 @@ def environment(loaded: Any, prepared: Any, seed: int) -> dict[str, Any]:
             "cpu": processor_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
             "memory_mb": total_memory_mb(), "gpus": gpus, "cuda": torch.version.cuda if gpus else None,
         },
-        # which of the machine's GPUs this run was given (null: all of them), and how many processes train it together
         "placement": {"cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"), "processes": world_size(), "host": platform.node()},
         "device": loaded.device,
         "dtype": str(loaded.dtype).removeprefix("torch."),
@@ -53,26 +57,28 @@ def environment(loaded: Any, prepared: Any, seed: int) -> dict[str, Any]:
 
 
 def version(package: str) -> str | None:
+    """The installed version of a package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def code_state() -> dict[str, Any]:
-    """Commit and cleanliness of mmft's own checkout; null for an installed copy."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
+def code_state() -> CodeState:
+    """Commit of mmft's own checkout and whether it has uncommitted changes; None for an installed copy."""
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():
         return {"commit": None, "changed": None}
     try:
-        commit = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        status = subprocess.run(["git", "-C", str(here), "status", "--porcelain"], capture_output=True, text=True, timeout=10, check=True)
+        commit = subprocess.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        status = subprocess.run(["git", "-C", str(checkout), "status", "--porcelain"], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return {"commit": None, "changed": None}
     return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}
 
 
 def processor_name() -> str:
+    """The CPU's model name on Linux, else what Python's platform module knows."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -83,7 +89,7 @@ def processor_name() -> str:
 
 
 def process_started() -> float:
-    """When this process began, in seconds since the epoch."""
+    """The time at which this process started, in seconds since the epoch."""
     import psutil
 
     return psutil.Process().create_time()
@@ -96,7 +102,7 @@ def total_memory_mb() -> int:
 
 
 def peak_memory_mb(device: str) -> float:
-    """Peak of the device that trains: allocated GPU memory, or the resident memory of this process."""
+    """Peak memory in MiB: allocated on the GPU that trains, else resident memory of this process."""
     import torch
 
     if device.startswith("cuda"):

@@ -1,45 +1,53 @@
-"""A finished run opened for use: its own config, model, adapter, processor and collator; every verb after train starts here."""
+"""Load a finished run: config, model, adapter, processor, collator. Every verb after training starts here."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from ..collators.types import BatchMaker
 from ..common.errors import UserError, nearest
 from ..config.build import build
+from ..config.settings import Settings
 from ..config.validate import check, to_plain
+from ..models.families.base import Family
 from ..models.fingerprint import import_while_hashing
-from ..models.load import build_collator, load_model, load_processor, locate_model
+from ..models.load import Loaded, build_collator, load_model, load_processor, locate_model
+from .adapter import load_adapter
 from .directory import Run
 
-BROUGHT = ("model", "collator", "lora", "trainer", "seed", "experiment")  # what a run brings with it
+if TYPE_CHECKING:
+    from ..data.sample import Sample
+    from ..evaluation.evaluate import Evaluator
+
+FIXED = ("model", "collator", "lora", "trainer", "seed", "experiment")  # config groups and keys that a command cannot change for a run
 
 
 @dataclass
 class OpenedRun:
-    """cfg: the run's config with the command's evaluation, generation and data laid over it. model: base with adapter.
+    """A run, or a model without one (run is None, see `open_any`), ready for use.
 
-    run: None for a model without one (`open_model`).
+    cfg: the run's config with the command's evaluation, generation and data. settings: the same as plain values. model: the base with
+    its adapter.
     """
 
     run: Run | None
     cfg: DictConfig
-    settings: dict[str, Any]
-    family: Any
-    loaded: Any
+    settings: Settings
+    family: Family
+    loaded: Loaded
     model: Any
-    collator: Any
+    collator: BatchMaker
 
     @contextlib.contextmanager
     def base(self) -> Iterator[Any]:
-        """The same model with its adapter switched off, inside the block. Errors raised: UserError after full training."""
+        """The same model with its adapter switched off inside the block. Raises UserError after full training."""
         if self.run is None:
             raise UserError("run=null: a model without an adapter is its own base; name a run to compare with its base")
         if not hasattr(self.model, "disable_adapter"):
@@ -47,8 +55,8 @@ class OpenedRun:
         with self.model.disable_adapter():
             yield self.model
 
-    def evaluator(self, rows: Any) -> Any:
-        """Measures `rows` with the run's collator and generation settings."""
+    def evaluator(self, rows: Sequence[Sample]) -> Evaluator:
+        """An evaluator of `rows` with the run's collator and generation settings."""
         from ..evaluation.evaluate import Evaluator
 
         return Evaluator(rows, self.collator, self.settings["generation"], self.settings["evaluation"]["batch_size"],
@@ -56,7 +64,7 @@ class OpenedRun:
 
 
 def open_any(path: str | Path | None, cfg: DictConfig, overrides: list[str], checkpoint: int | None = None) -> OpenedRun:
-    """`open_run`, or with path None the model of the command's own model=..., as it is. Errors raised: UserError."""
+    """`open_run`; with path None, the model of the command's own model=... without an adapter. Raises UserError."""
     if path is not None:
         return open_run(path, cfg, overrides, checkpoint)
     import_while_hashing("transformers", "peft", model=cfg.model.get("path"))
@@ -67,25 +75,25 @@ def open_any(path: str | Path | None, cfg: DictConfig, overrides: list[str], che
 
 
 def any_config(path: str | Path | None, cfg: DictConfig, overrides: list[str], checkpoint: int | None = None) -> tuple[Run | None, DictConfig]:
-    """`run_config`, or with path None the command's own config: what can be checked before weights load."""
+    """`run_config`; with path None, the command's own config. For checks before the weights are loaded. Raises UserError."""
     if path is None and checkpoint is not None:
         raise UserError(f"checkpoint={checkpoint}: checkpoints belong to a run; add run=DIR")
     return (None, cfg) if path is None else run_config(path, cfg, overrides)
 
 
 def run_folder(path: str | Path) -> Path:
-    """The directory of a run. Errors raised: UserError when it is not one."""
+    """The directory of a run. Raises UserError if it is not one."""
     folder = Path(path)
     if not folder.is_dir():
-        beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise UserError(f"run={path}: no such directory.{nearest(folder.name, beside)}")
+        siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise UserError(f"run={path}: no such directory.{nearest(folder.name, siblings)}")
     if not (folder / "snapshot.yaml").is_file():
         raise UserError(f"run={path}: holds no snapshot.yaml, so it is not a run directory of mmft")
     return folder
 
 
 def read_snapshot(folder: Path) -> DictConfig:
-    """A run's own config. It may come from a stranger: only plain values, none of Hydra's own words. Errors raised: UserError."""
+    """The config of a run. It may come from a stranger, so only plain values are accepted. Raises UserError."""
     file = folder / "snapshot.yaml"
     try:
         text = file.read_text(encoding="utf-8")
@@ -103,28 +111,28 @@ def read_snapshot(folder: Path) -> DictConfig:
 
 
 def run_config(path: str | Path, cfg: DictConfig, overrides: list[str]) -> tuple[Run, DictConfig]:
-    """The run and its own config, with what the command may say differently. Errors raised: UserError."""
+    """The run and its own config, with the data, evaluation and generation keys of the command. Raises UserError."""
     folder = run_folder(path)
     kept = read_snapshot(folder)
     for word in overrides:
         key, _, _ = word.partition("=")
         head = key.split(".")[0].split("@")[0]
-        if head in BROUGHT:
+        if head in FIXED:
             raise UserError(f"{word}: run={path} brings its own {head}; drop this word (train a new run to change it)")
         if key == "data":
             kept.data = cfg.data
         elif head in ("data", "evaluation", "generation"):
             OmegaConf.update(kept, key, OmegaConf.select(cfg, key), force_add=True)
     kept.output_dir = cfg.output_dir
-    check(kept)  # its task is still the training: every target and key of it counts
+    check(kept)  # while its task is still the training, so that every key is checked
     kept.task = cfg.task
     return Run(folder), kept
 
 
 def open_run(path: str | Path, cfg: DictConfig, overrides: list[str], checkpoint: int | None = None) -> OpenedRun:
-    """Load a run's model with its adapter (of `checkpoint`, or the final one), checked weight by weight.
+    """Load a run's model with its adapter: that of `checkpoint`, or the final one.
 
-    Errors raised: UserError for a run that never finished, a base that changed since, an adapter that does not fit.
+    Raises UserError for a run that never finished, a base model that has changed, and an adapter that does not fit.
     """
     run, kept = run_config(path, cfg, overrides)
     weights, full = trained_weights(run, checkpoint)
@@ -134,7 +142,7 @@ def open_run(path: str | Path, cfg: DictConfig, overrides: list[str], checkpoint
     if full:
         family.path, family.hub, family.revision = str(weights), "huggingface", None
     elif family.hub == "huggingface" and not env["model"]["revision"].startswith("sha256:"):
-        family.revision = env["model"]["revision"]  # the very commit the run was trained on
+        family.revision = env["model"]["revision"]  # the commit that the run was trained on
     located = locate_model(family)
     if not full and located.revision != env["model"]["revision"]:
         raise UserError(
@@ -143,13 +151,13 @@ def open_run(path: str | Path, cfg: DictConfig, overrides: list[str], checkpoint
         )
     loaded = load_model(family, located=located)
     loaded.processor = load_processor(family, located, run / "adapter" if (run / "adapter").is_dir() else weights)
-    model = loaded.model if full else with_adapter(loaded.model, weights)
+    model = loaded.model if full else load_adapter(loaded.model, weights)
     collator = build_collator(kept.collator, family, loaded)
     return OpenedRun(run, kept, to_plain(kept), family, loaded, model, collator)
 
 
 def trained_weights(run: Run, checkpoint: int | None) -> tuple[Path, bool]:
-    """(folder of the trained weights, whether they are a whole model). Errors raised: UserError."""
+    """(folder of the trained weights, whether they are a whole model). Raises UserError."""
     if checkpoint is not None:
         folder = run / "checkpoints" / f"checkpoint-{checkpoint}"
         if not folder.is_dir():
@@ -161,38 +169,3 @@ def trained_weights(run: Run, checkpoint: int | None) -> tuple[Path, bool]:
             return run / name, name == "model"
     status = run.read_json("summary.json").get("status") if (run / "summary.json").is_file() else "unfinished"
     raise UserError(f"run={run.path}: this run is {status} and saved no adapter; name one of its checkpoints (checkpoint=N) or train it again")
-
-
-def with_adapter(model: Any, folder: Path) -> Any:
-    """The model with the adapter of `folder`. peft only warns about keys that fit nothing; here every weight must be in place."""
-    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from ..adapters.lora import whole_in_float
-
-    try:
-        stored = load_file(folder / "adapter_model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / 'adapter_model.safetensors'}: cannot be read: {error}") from None
-    try:
-        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'adapter_config.json'}: cannot be read: {error}") from None
-    if settings.get("megatron_config"):  # peft would import the module that megatron_core names
-        raise UserError(f"{folder / 'adapter_config.json'}: megatron_config names a module to import, which an adapter may not")
-    try:
-        tuned = PeftModel.from_pretrained(model, folder)
-    except (ValueError, RuntimeError, OSError) as error:
-        raise UserError(f"{folder}: this adapter does not fit the base model: {str(error).strip().splitlines()[0]}") from None
-    if any("float32" in str(v.dtype) for v in stored.values()):
-        whole_in_float(tuned)  # peft loads a module that was trained whole in the base's precision, which rounds it
-        set_peft_model_state_dict(tuned, stored)
-    own = get_peft_model_state_dict(tuned, save_embedding_layers=False)
-    odd = sorted(set(stored) ^ set(own)) or sorted(k for k in stored if stored[k].shape != own[k].shape)
-    if odd:
-        raise UserError(f"{folder}: {len(odd)} weights of the adapter do not fit the base model, e.g. {odd[0]}")
-    for key, value in stored.items():
-        if not bool((own[key].cpu().to(value.dtype) == value).all()):
-            raise UserError(f"{folder}: {key} was not loaded as it is stored")
-    return tuned.eval()

@@ -70,7 +70,7 @@ class Train:
         log.info("run directory  %s", run.path)
         for text in describe(parts.prepared):
             log.info("%-14s %s", "data", text)
-        with run.held(), listening(shared.running if shared else []) as listener:
+        with run.locked(), listening(shared.running if shared else []) as listener:
             if resumed is None:
                 run.write_text("snapshot.yaml", snapshot(cfg))
                 run.write_text("overrides.txt", "".join(f"{word}\n" for word in overrides))
