@@ -1,34 +1,36 @@
-"""AnswerFile: predictions as CSV or JSONL, written beside and renamed when all are in it."""
+"""AnswerFile: write predictions as CSV or JSONL under a temporary name, renamed when complete."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..common.errors import UserError
+from ..common.records import AnswerRecord
 
-KINDS = (".csv", ".jsonl")
+SUFFIXES = (".csv", ".jsonl")
 COLUMNS = ("image", "prompt", "prediction", "error", "references")  # of the CSV; several images or references: a JSON list
 
 
 class AnswerFile:
-    """Rows as in eval/*.jsonl (JSONL whole, CSV the columns above). Errors raised: UserError for a path that cannot be written."""
+    """Rows as in eval/*.jsonl: JSONL with all keys, CSV with COLUMNS. Raises UserError for a path that cannot be written."""
 
     def __init__(self, path: Path):
         self.path = path
-        if path.suffix.lower() not in KINDS:
-            raise UserError(f"out={path}: must end in {' or '.join(KINDS)}")
+        if path.suffix.lower() not in SUFFIXES:
+            raise UserError(f"out={path}: must end in {' or '.join(SUFFIXES)}")
         self._refuse_existing()
-        self._beside = path.with_name(f".{path.name}.{os.getpid()}")
+        self._partial = path.with_name(f".{path.name}.{os.getpid()}")
+        is_csv = path.suffix.lower() == ".csv"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._beside.open("w", encoding="utf-8", newline="" if path.suffix.lower() == ".csv" else "\n")
+            self._file = self._partial.open("w", encoding="utf-8", newline="" if is_csv else "\n")
         except OSError as error:
             raise UserError(f"out={path}: cannot be written: {error.strerror or error}") from None
-        self._csv = csv.writer(self._file, lineterminator="\n") if path.suffix.lower() == ".csv" else None
+        self._csv = csv.writer(self._file, lineterminator="\n") if is_csv else None
         if self._csv:
             self._csv.writerow(COLUMNS)
 
@@ -36,7 +38,7 @@ class AnswerFile:
         if self.path.exists():
             raise UserError(f"out={self.path}: exists already; choose another name or remove it")
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: AnswerRecord) -> None:
         if self._csv:
             folder = Path(row.get("root") or "")
             images = [(folder / i).as_posix() for i in row.get("images", ())]
@@ -46,16 +48,16 @@ class AnswerFile:
             self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def finish(self) -> None:
-        """Give the file its name."""
+        """Close the file and give it its name. Raises UserError if the name was taken in the meantime."""
         self._file.close()
         self._refuse_existing()
-        os.replace(self._beside, self.path)
+        os.replace(self._partial, self.path)
 
     def discard(self) -> None:
-        """Remove what was not finished; nothing to do behind `finish`."""
+        """Remove an unfinished file; does nothing after `finish`."""
         self._file.close()
-        self._beside.unlink(missing_ok=True)
+        self._partial.unlink(missing_ok=True)
 
 
-def _cell(values: list[str]) -> str:
+def _cell(values: Sequence[str]) -> str:
     return values[0] if len(values) == 1 else json.dumps(values, ensure_ascii=False) if values else ""

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..collators.base import Collator
+from ..collators.types import Batch, BatchMaker
 from ..common.errors import UserError
+from ..common.records import AnswerRecord, MetricValues
 from ..common.tensors import eval_mode, to_device
+from ..data.sample import Sample
 from ..losses.supervised import supervised_loss
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import GenerationConfig
 
 
 @dataclass
 class Evaluator:
-    """The held-out rows and how they are measured; the same for base and tuned model, during and after training.
+    """Measures models on the same held-out rows: base and tuned model, during and after training.
 
-    rows: a sequence of samples. generation: GenerationConfig's keys. batch_size: rows at once when generating,
-    loss_batch_size when computing the loss.
+    generation: keys of transformers' GenerationConfig. batch_size: rows in one batch when generating; loss_batch_size: when
+    computing the loss. progress: show a progress bar on a terminal.
     """
 
-    rows: Sequence[Any]
-    collator: Collator
-    generation: dict[str, Any]
+    rows: Sequence[Sample]
+    collator: BatchMaker
+    generation: Mapping[str, Any]
     batch_size: int = 16
     loss_batch_size: int = 16
     progress: bool = True
 
-    def loss(self, model: Any) -> float:
-        """Mean loss of a supervised token over all rows (each token counts once, whatever its row or batch)."""
+    def loss(self, model: torch.nn.Module) -> float:
+        """Mean loss per supervised token over all rows; every token has the same weight, whatever its row or batch."""
         import torch
 
         total, count = 0.0, 0
@@ -38,28 +44,28 @@ class Evaluator:
                 total, count = total + loss.item(), count + int(n)
         return total / max(count, 1)
 
-    def generate(self, model: Any, rows: Sequence[Any] | None = None) -> list[str]:
-        """The model's own answers to the rows' prompts, one text a row."""
+    def generate(self, model: torch.nn.Module, rows: Sequence[Sample] | None = None) -> list[str]:
+        """The model's answers to the prompts of `rows` (default: all held-out rows), one text for each row. Raises UserError."""
         texts: list[str] = []
         for batch in self._batches(self.rows if rows is None else rows, self.batch_size, "answers"):
             texts += self.answer(model, self.collator.prompt(batch))
         return texts
 
-    def answer(self, model: Any, inputs: dict[str, Any], **more: Any) -> list[str]:
-        """The generated texts of one prompt batch; `more` are further arguments of `generate`. Errors raised: UserError."""
+    def answer(self, model: Any, inputs: Batch, **options: Any) -> list[str]:
+        """The generated texts of one prompt batch; options: further arguments of the model's `generate`. Raises UserError."""
         import torch
 
         settings = self.generation_config()
         inputs = to_device(inputs, model.device)
         with torch.no_grad(), eval_mode(model):
             try:
-                ids = model.generate(**inputs, generation_config=settings, **more)
-            except ValueError as error:  # what transformers finds wrong with the settings
+                ids = model.generate(**inputs, generation_config=settings, **options)
+            except ValueError as error:  # transformers refuses the settings
                 raise UserError(f"generation: {str(error).strip().splitlines()[0]}") from None
         return self.collator.decode(ids[:, inputs["input_ids"].shape[1] :])
 
-    def generation_config(self) -> Any:
-        """GenerationConfig of the settings, ended by the collator's end tokens. Errors raised: UserError."""
+    def generation_config(self) -> GenerationConfig:
+        """The settings as GenerationConfig, with the collator's end tokens. Raises UserError."""
         from transformers import GenerationConfig
 
         for key, only in (("num_return_sequences", 1), ("return_dict_in_generate", False)):
@@ -72,15 +78,15 @@ class Evaluator:
         except (ValueError, TypeError) as error:
             raise UserError(f"generation: {str(error).strip().splitlines()[0]}") from None
 
-    def measure(self, model: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """(metrics over all rows, one record a row) of generated answers."""
+    def measure(self, model: torch.nn.Module) -> tuple[MetricValues, list[AnswerRecord]]:
+        """(metrics over all rows, one record for each row) of generated answers. Raises UserError."""
         from . import metrics
 
         texts = self.generate(model)
         references = [list(sample.references) for sample in self.rows]
         return metrics.compute(texts, references), [self.record(i, s, t) for i, (s, t) in enumerate(zip(self.rows, texts, strict=True))]
 
-    def record(self, index: int, sample: Any, text: str) -> dict[str, Any]:
+    def record(self, index: int, sample: Sample, text: str) -> AnswerRecord:
         """One row of eval/*.jsonl."""
         from . import metrics
 
@@ -89,24 +95,9 @@ class Evaluator:
             "references": list(sample.references), "prediction": text, "metrics": metrics.per_sample(text, list(sample.references)),
         }
 
-    def _batches(self, rows: Sequence[Any], size: int, what: str) -> Any:
+    def _batches(self, rows: Sequence[Sample], size: int, what: str) -> Iterator[list[Sample]]:
         from tqdm import tqdm
 
         starts = range(0, len(rows), size)
         for start in tqdm(starts, desc=what, leave=False, disable=None if self.progress and len(starts) > 1 else True):
             yield [rows[i] for i in range(start, min(start + size, len(rows)))]
-
-
-class Subset(Sequence[Any]):
-    """The first `n` rows of a split (null: all), without reading them."""
-
-    def __init__(self, rows: Sequence[Any], n: int | None):
-        self.rows, self.n = rows, len(rows) if n is None else min(n, len(rows))
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitem__(self, index: Any) -> Any:
-        if not -self.n <= index < self.n:
-            raise IndexError(index)
-        return self.rows[index % self.n]

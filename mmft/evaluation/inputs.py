@@ -1,37 +1,40 @@
-"""What `input=` may name, as samples to answer: images, folders, tables of images and prompts, prepared splits."""
+"""Read the inputs of `predict` and `compare` as samples: images, folders, tables of images and prompts, prepared splits."""
 
 from __future__ import annotations
 
 import glob
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
-from ..data.sample import Bad, Row, Sample, assistant_turn, user_turn
+from ..common.files import read_jsonl
+from ..data.prepared import PreparedData, Rows
+from ..data.sample import BadRow, Message, Row, Sample, assistant_turn, user_turn
 from ..data.sources import readers
 from ..data.sources.columns import Columns, texts
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm", ".tga")
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 SPLITS = ("train", "validation", "test")
-# The names a table's columns may have, the first one found counts.
+# Accepted names of a table's columns; the first one that exists is used.
 IMAGE_COLUMNS = ("image", "images", "file_name", "file", "path", "image_path")
 PROMPT_COLUMNS = ("prompt", "question", "query", "instruction")
 REFERENCE_COLUMNS = ("references", "reference", "answer", "caption", "text")
-UNKNOWN = "-"  # stands where the answer will be: collators render a whole conversation and cut it before the answer
+UNKNOWN_ANSWER = "-"  # placeholder for the answer: collators render a whole conversation and cut it before the answer
+
+Prompt = Callable[[], str | None]  # returns the prompt for inputs without one; called only if such an input occurs
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One prompt to answer. where: how people know it (a path, `questions.csv:17`). sample: None if it cannot be asked: `error`.
+    """One prompt to answer. where: its name for users (a path, `questions.csv:17`). sample: None if `error` says why there is none.
 
-    number: its place in a data set's split; None: its place among what is asked.
-
-    A sample without known references has none in `references`; its last message is a stand-in that no model sees.
+    number: index in a data set's split; None: use the position among the inputs. A sample without known references has an empty
+    `references`, and its last message is a placeholder that the model does not see.
     """
 
     where: str
@@ -40,28 +43,28 @@ class Asked:
     number: int | None = None
 
 
-def ask(where: str, paths: list[Path], words: str | None, references: list[str] | tuple[str, ...] = ()) -> Asked:
-    """Some image files and a question, the images first."""
-    turns = [user_turn(len(paths), words), assistant_turn(references[0] if references else UNKNOWN)]
+def ask(where: str, paths: Sequence[Path], prompt: str | None, references: Sequence[str] = ()) -> Asked:
+    """Image files followed by a question."""
+    turns = [user_turn(len(paths), prompt), assistant_turn(references[0] if references else UNKNOWN_ANSWER)]
     return conversation(where, paths, turns, references)
 
 
-def conversation(where: str, paths: list[Path], messages: list[dict[str, Any]], references: Any = ()) -> Asked:
-    """Image files in the order of the image parts of `messages`, whose last one stands where the answer will be."""
-    whole = [p.expanduser().absolute() for p in paths]
+def conversation(where: str, paths: Sequence[Path], messages: list[Message], references: Sequence[str] = ()) -> Asked:
+    """A conversation whose last message is the placeholder of the answer; paths: in the order of its image parts."""
+    absolute = [p.expanduser().absolute() for p in paths]
     try:
-        root = Path(os.path.commonpath([p.parent for p in whole])) if whole else Path.cwd()
+        root = Path(os.path.commonpath([p.parent for p in absolute])) if absolute else Path.cwd()
     except ValueError:
         return Asked(where, None, f"{where}: its images lie on different drives; copy them to one")
-    images = tuple(p.relative_to(root).as_posix() for p in whole)
+    images = tuple(p.relative_to(root).as_posix() for p in absolute)
     return Asked(where, Sample(where, images, messages, tuple(references), root.as_posix()))
 
 
-def read_inputs(given: Any, words: Callable[[], str | None], together: bool, split: str | None, prepared: Callable[[], Any]) -> list[Asked]:
-    """Every prompt that `input=given` names, in order. Errors raised: UserError when nothing can be asked.
+def read_inputs(given: object, prompt: Prompt, together: bool, split: str | None, prepared: Callable[[], PreparedData]) -> list[Asked]:
+    """Every prompt that `input=given` names, in order. Raises UserError if there is none.
 
-    words: gives the prompt, asked for when an input brings none. together: all images of `input` in one prompt. split: which split of a
-    prepared set. prepared: gives the run's own prepared set, asked for by `input=validation`, `train` or `test`.
+    together: all images of `input` in one prompt. split: which split of a prepared set. prepared: returns the run's own prepared
+    set; called for `input=validation`, `train` or `test`.
     """
     names = [] if given is None else [str(g) for g in (given if isinstance(given, list) else [given])]
     if not names or not all(names):
@@ -71,17 +74,15 @@ def read_inputs(given: Any, words: Callable[[], str | None], together: bool, spl
         if rows is not None:
             return [Asked(rows[i].id, rows[i], number=i) for i in range(len(rows))]
         if Path(names[0]).suffix.lower() in TABLES and not Path(names[0]).is_dir():
-            return read_table(readers.existing(names[0], "input", folder=False), words)
+            return read_table(readers.existing(names[0], "input", folder=False), prompt)
     files = [file for name in names for file in find_images(name)]
     if together:
-        return [ask(", ".join(f.as_posix() for f in files), files, words())]
-    return [ask(f.as_posix(), [f], words()) for f in files]
+        return [ask(", ".join(f.as_posix() for f in files), files, prompt())]
+    return [ask(f.as_posix(), [f], prompt()) for f in files]
 
 
-def _split_rows(name: str, split: str | None, prepared: Callable[[], Any]) -> Any:
-    """The rows of a prepared split that `name` means, or None."""
-    from ..data.prepared import PreparedData
-
+def _split_rows(name: str, split: str | None, prepared: Callable[[], PreparedData]) -> Rows | None:
+    """The rows of the prepared split that `name` means; None if it means something else."""
     path = Path(name)
     if name in SPLITS and not path.exists():
         return prepared().split(name)
@@ -93,49 +94,49 @@ def _split_rows(name: str, split: str | None, prepared: Callable[[], Any]) -> An
 
 
 def find_images(name: str) -> list[Path]:
-    """One image file, the images below a folder (hidden ones left out), or those of a pattern. Errors raised: UserError."""
+    """One image file, all images below a folder except hidden ones, or those that match a pattern. Raises UserError."""
     if any(c in name for c in "*?[") and not Path(name).exists():
-        found = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).suffix.lower() in IMAGES)
-        if not found:
+        matches = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).suffix.lower() in IMAGES)
+        if not matches:
             raise UserError(f"input={name}: no image file matches")
-        return found
+        return matches
     path = readers.existing(name, "input")
     if path.is_file():
         if path.suffix.lower() in TABLES:
             raise UserError(f"input={name}: a table is given alone, not in a list and without together=true")
         return [path]
-    found = []
+    images: list[Path] = []
     for folder, folders, files in os.walk(path):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        found += [Path(folder, f) for f in sorted(files) if Path(f).suffix.lower() in IMAGES and not f.startswith(".")]
-    if not found:
+        images += [Path(folder, f) for f in sorted(files) if Path(f).suffix.lower() in IMAGES and not f.startswith(".")]
+    if not images:
         raise UserError(f"input={name}: the folder holds no image ({', '.join(IMAGES)}), nor do the folders in it")
-    return found
+    return images
 
 
-def read_table(path: Path, words: Callable[[], str | None]) -> list[Asked]:
-    """The rows of a CSV, TSV, JSON or JSONL file: image (one, or a list), and where it has them prompt and references.
+def read_table(path: Path, prompt: Prompt) -> list[Asked]:
+    """The rows of a CSV, TSV, JSON, JSONL or Parquet file: image (one, or a list), optionally prompt and references.
 
-    Image paths are relative to the file. `<image>` in a row's own prompt marks the place of its next image.
+    Image paths are relative to the file. `<image>` in a row's own prompt is the position of its next image. Raises UserError.
     """
-    found: list[Asked] = []
+    inputs: list[Asked] = []
     columns: list[str | None] = []
     for record in readers.read(path):
-        if isinstance(record, Bad):
-            found.append(Asked(record.where, None, f"{record.where}: {record.reason}"))
+        if isinstance(record, BadRow):
+            inputs.append(Asked(record.where, None, f"{record.where}: {record.reason}"))
             continue
         where, values = record
         if not columns:
             columns = [next((n for n in names if n in values), None) for names in (IMAGE_COLUMNS, PROMPT_COLUMNS, REFERENCE_COLUMNS)]
             if columns[0] is None:
                 raise UserError(f"input={path}: has no column image (or {', '.join(IMAGE_COLUMNS[1:])}); it has: {', '.join(map(str, values))}")
-        found.append(_table_row(path, where, values, columns, words))
-    if not found:
+        inputs.append(_table_row(path, where, values, columns, prompt))
+    if not inputs:
         raise UserError(f"input={path}: holds no rows")
-    return found
+    return inputs
 
 
-def _table_row(path: Path, where: str, values: dict[str, Any], columns: list[str | None], words: Callable[[], str | None]) -> Asked:
+def _table_row(path: Path, where: str, values: Mapping[str, Any], columns: Sequence[str | None], default_prompt: Prompt) -> Asked:
     image, prompt, reference = (values.get(c) if c else None for c in columns)
     if isinstance(image, str) and image.lstrip().startswith("["):  # a list in a cell of a CSV
         try:
@@ -143,8 +144,9 @@ def _table_row(path: Path, where: str, values: dict[str, Any], columns: list[str
         except ValueError:
             return Asked(where, None, f"{where}: the list of images is not valid JSON")
     references = texts(reference)
-    answer = references[0] if references else UNKNOWN
-    row = Columns(image="image", text="answer", prompt="prompt").row({"image": image, "prompt": prompt, "answer": answer}, where, None if prompt else words())
+    answer = references[0] if references else UNKNOWN_ANSWER
+    cells = {"image": image, "prompt": prompt, "answer": answer}
+    row = Columns(image="image", text="answer", prompt="prompt").row(cells, where, None if prompt else default_prompt())
     if not isinstance(row, Row):
         return Asked(where, None, f"{where}: {row.reason}")
     if not row.images:
@@ -154,10 +156,8 @@ def _table_row(path: Path, where: str, values: dict[str, Any], columns: list[str
     return conversation(where, [path.parent / str(i) for i in row.images], row.messages, references)
 
 
-def shared_prompt(run: Any) -> str | None:
-    """The prompt that all held-out rows of a run have in common, None when they differ or are not there."""
-    from ..common.files import read_jsonl
-
-    rows = read_jsonl(run / "eval/tuned.jsonl") if run is not None else []
+def shared_prompt(run: Path | None) -> str | None:
+    """The prompt of a run's held-out rows; None if they differ or there are none."""
+    rows = read_jsonl(run / "eval" / "tuned.jsonl") if run is not None else []
     prompts = {str(row.get("prompt") or "") for row in rows}
     return prompts.pop() if len(prompts) == 1 else None

@@ -1,1 +1,1 @@
-"""Where a run's scalars and samples go beside its own directory: one file a logger."""
+"""Loggers: TensorBoard, SwanLab, several at once, none."""

@@ -1,79 +1,94 @@
-"""The base logger: what the trainer calls, and the promise that a failing logger never stops a run."""
+"""Logger: the interface that training calls, and the base class that keeps a failing logger from stopping a run."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from ..common.records import AnswerRecord
 from .hardware import Hardware
+
+
+class RunLogger(Protocol):
+    """What training calls: start once, scalars and samples during the run, finish once. No method raises."""
+
+    def start(self, run_dir: Path, name: str, config: Mapping[str, Any]) -> None:
+        """Begin a run. run_dir: exists. config: plain values."""
+        ...
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """Log numbers at an optimiser step, under the Trainer's names (loss, eval_loss, ...)."""
+        ...
+
+    def samples(self, step: int, rows: Sequence[AnswerRecord], tag: str) -> None:
+        """Log answers at a step, under a tag ("held out", "training")."""
+        ...
+
+    def finish(self, status: str) -> None:
+        """End the run. status: finished, failed, interrupted, preempted or pruned."""
+        ...
 
 
 @dataclass(kw_only=True)
 class Logger:
-    """A logger that logs nothing (`logger=none`), and the base of the others.
+    """Logs nothing (`logger=none`); base class of the others, which override `open`, `write_scalars`, `write_samples`, `close`.
 
-    A run calls start once, scalars and samples as it goes, finish once. A logger overrides any of the four hooks
-    `open`, `write_scalars`, `write_samples`, `close`; whatever a hook raises is answered with one line on standard
-    error, and the logger is off from then on.
+    If one of these hooks raises, one line on standard error says so, and the logger is off from then on.
     """
 
-    hardware: bool = True  # add hardware/* to the scalars, once a step
+    hardware: bool = True  # add hardware/* to the scalars, once per step
     _sampler: Hardware = field(default_factory=Hardware, init=False, repr=False)
     _off: bool = field(default=False, init=False, repr=False)
-    _measured: int | None = field(default=None, init=False, repr=False)
+    _hardware_step: int | None = field(default=None, init=False, repr=False)
 
-    def start(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
-        """Begin a run: its directory (exists), its name, its config as plain values."""
+    def start(self, run_dir: Path, name: str, config: Mapping[str, Any]) -> None:
         self._guard(self.open, Path(run_dir), name, config)
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Log numbers at an optimiser step, named as the Trainer names them (loss, eval_loss, ...).
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """See RunLogger. Values that are not numbers, which the Trainer's logs contain, are left out."""
+        numbers = {k: float(v) for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+        if self.hardware and not self._off and self._hardware_step != step:
+            self._hardware_step = step
+            numbers |= {f"hardware/{k}": v for k, v in self._sampler.read().items()}
+        if numbers:
+            self._guard(self.write_scalars, int(step), numbers)
 
-        Values that are no numbers are left out: the Trainer's logs hold some.
-        """
-        kept = {k: float(v) for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-        if self.hardware and not self._off and self._measured != step:
-            self._measured = step
-            kept |= {f"hardware/{k}": v for k, v in self._sampler.read().items()}
-        if kept:
-            self._guard(self.write_scalars, int(step), kept)
-
-    def samples(self, step: int, rows: list[dict[str, Any]], tag: str) -> None:
-        """Log evaluation rows (root, images, prompt, references, prediction) at a step, under a tag ("base", "samples")."""
+    def samples(self, step: int, rows: Sequence[AnswerRecord], tag: str) -> None:
         if rows:
             self._guard(self.write_samples, int(step), rows, tag)
 
     def finish(self, status: str) -> None:
-        """End the run: "done", or what ended it. A logger that failed is closed too."""
+        """See RunLogger. A logger that failed is closed, too."""
         self._off, was_off = False, self._off
         if was_off:
-            with contextlib.suppress(Exception):  # it has said that it failed
+            with contextlib.suppress(Exception):  # its failure was reported before
                 self.close(status)
         else:
             self._guard(self.close, status)
         self._off = True
 
-    def open(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
+    def open(self, run_dir: Path, name: str, config: Mapping[str, Any]) -> None:
         """Hook of start."""
 
-    def write_scalars(self, step: int, values: dict[str, float]) -> None:
+    def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Hook of scalars."""
 
-    def write_samples(self, step: int, rows: list[dict[str, Any]], tag: str) -> None:
+    def write_samples(self, step: int, rows: Sequence[AnswerRecord], tag: str) -> None:
         """Hook of samples."""
 
     def close(self, status: str) -> None:
         """Hook of finish; also called after a failure, also when `open` failed."""
 
-    def _guard(self, hook, *arguments) -> None:
+    def _guard(self, hook: Callable[..., None], *arguments: object) -> None:
         if self._off:
             return
         try:
             hook(*arguments)
-        except Exception as error:  # whatever a logging library raises, the training goes on
+        except Exception as error:  # a logging library may raise anything; the training continues
             self._off = True
             reason = " ".join(str(error).split()) or type(error).__name__
             warn(f"{type(self).__name__} logger is off: {reason}")
@@ -85,21 +100,22 @@ def warn(text: str) -> None:
 
 
 def grouped(name: str) -> str:
-    """The Trainer's name as a group and a name, by which loggers arrange charts: eval_loss -> eval/loss, loss -> train/loss."""
+    """The Trainer's name as group/name, by which loggers arrange charts: eval_loss -> eval/loss, loss -> train/loss."""
     for prefix in ("eval_", "test_", "base_"):
         if name.startswith(prefix):
             return f"{prefix[:-1]}/{name[len(prefix):]}"
     return name if "/" in name else f"train/{name}"
 
 
-def sample_text(row: dict[str, Any]) -> str:
-    """A row as Markdown: prompt, reference, prediction. The texts are shown as they are, in code blocks."""
+def sample_text(row: AnswerRecord) -> str:
+    """A row as Markdown: prompt, references, prediction, each as a code block, so that no text is interpreted as Markdown."""
+    parts: list[tuple[str, Sequence[str | None]]]
     parts = [("prompt", [row.get("prompt")]), ("reference", row.get("references") or []), ("prediction", [row.get("prediction")])]
     return "\n\n".join(f"**{name}**\n\n{_fenced(str(text))}" for name, texts in parts for text in texts if text is not None)
 
 
 def _fenced(text: str) -> str:
     fence = "```"
-    while fence in text:  # a text that holds a fence must not end it
+    while fence in text:  # a fence in the text must not end the block
         fence += "`"
     return f"{fence}\n{text}\n{fence}"

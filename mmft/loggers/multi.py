@@ -1,30 +1,32 @@
-"""Several loggers as one."""
+"""Multi: several loggers as one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .base import Logger
+from ..common.records import AnswerRecord
+from .base import Logger, RunLogger
 
 
 @dataclass(kw_only=True)
 class Multi(Logger):
-    """Passes everything on to `loggers` (name -> Logger); one of them failing leaves the others running."""
+    """Calls each of `loggers` (name -> logger); if one of them fails, the others continue."""
 
-    hardware: bool = False  # each of them reads its own
-    loggers: dict[str, Logger] = field(default_factory=dict)
+    hardware: bool = False  # each of them takes its own readings
+    loggers: Mapping[str, RunLogger] = field(default_factory=dict)
 
-    def open(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
+    def open(self, run_dir: Path, name: str, config: Mapping[str, Any]) -> None:
         for logger in self.loggers.values():
             logger.start(run_dir, name, config)
 
-    def write_scalars(self, step: int, values: dict[str, float]) -> None:
+    def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
         for logger in self.loggers.values():
             logger.scalars(step, values)
 
-    def write_samples(self, step: int, rows: list[dict[str, Any]], tag: str) -> None:
+    def write_samples(self, step: int, rows: Sequence[AnswerRecord], tag: str) -> None:
         for logger in self.loggers.values():
             logger.samples(step, rows, tag)
 

@@ -1,15 +1,17 @@
-"""SwanLab: online, local dashboard or offline files; never asks, never stops a run for want of an account."""
+"""SwanLab: log online, to a local dashboard or to offline files; falls back to offline without an account or a network."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
+from ..common.records import AnswerRecord
 from ..reports.pictures import row_pictures
 from .base import Logger, grouped, sample_text, warn
 from .tensorboard import side_by_side
@@ -20,10 +22,10 @@ _SECRET = re.compile(r"(token|secret|passw(or)?d|api_?key|credential|webhook)s?$
 
 @dataclass(kw_only=True)
 class SwanLab(Logger):
-    """Writes RUN/swanlab through swanlab.init/log/finish; `mode` is SwanLab's own word.
+    """Writes RUN/swanlab through swanlab.init/log/finish. mode, project, ...: arguments of swanlab.init.
 
-    online without a stored or given key, online without a reachable service, and local without the dashboard
-    package become offline, with one line that says so. Errors raised: UserError for another mode.
+    online without an API key or a reachable service, and local without the dashboard package, become offline, and one line
+    says so. Raises UserError for another mode.
     """
 
     mode: str = "online"
@@ -37,7 +39,7 @@ class SwanLab(Logger):
         if self.mode not in MODES:
             raise UserError(f"logger mode={self.mode}: must be one of {', '.join(MODES)}")
 
-    def open(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
+    def open(self, run_dir: Path, name: str, config: Mapping[str, Any]) -> None:
         mode, why = self.usable_mode()
         if why:
             warn(f"SwanLab logs {mode} instead of {self.mode}: {why}")
@@ -49,28 +51,28 @@ class SwanLab(Logger):
             reason = " ".join(str(error).split())
             warn(f"SwanLab logs offline instead of online: {reason} Send the run later with `swanlab sync`.")
             for left in (run_dir / "swanlab").glob("run-*"):
-                with contextlib.suppress(OSError):  # only the empty directory that the failed start made
+                with contextlib.suppress(OSError):  # only the empty directory of the failed start can be removed
                     left.rmdir()
             self._run = self._init("offline", run_dir, name, config)
 
     def usable_mode(self) -> tuple[str, str]:
-        """(the mode that can work here, why it is not the wanted one: "" when it is). Nothing is contacted."""
+        """(mode that works here, why it is not the configured one or ""). Contacts no service."""
         if self.mode == "online":
             from swanlab.sdk.internal.settings import create_settings
 
-            if not create_settings().api_key:  # from SWANLAB_API_KEY, a settings file, or what `swanlab login` stored
+            if not create_settings().api_key:  # from SWANLAB_API_KEY, a settings file, or `swanlab login`
                 return "offline", "nobody is logged in (`swanlab login`, or SWANLAB_API_KEY); send the run later with `swanlab sync`"
         if self.mode == "local" and importlib.util.find_spec("swanboard") is None:
             return "offline", "the dashboard is not installed (pip install 'swanlab[dashboard]')"
         return self.mode, ""
 
-    def _init(self, mode: str, run_dir: Path, name: str, config: dict[str, Any]) -> Any:
+    def _init(self, mode: str, run_dir: Path, name: str, config: Mapping[str, Any]) -> Any:
         import swanlab
 
         settings = swanlab.Settings(
             interactive=False,  # a run must not wait at a prompt
-            terminal={"proxy_type": "none"},  # it would wrap the streams that the progress bar draws on
-            probe={"git": False},  # a remote's address may hold a password; env.json has the commit
+            terminal={"proxy_type": "none"},  # it would wrap the streams of the progress bar
+            probe={"git": False},  # a remote's address may contain a password; env.json has the commit
         )
         log_dir = run_dir / "swanlab"
         log_dir.mkdir(parents=True, exist_ok=True)
@@ -79,10 +81,10 @@ class SwanLab(Logger):
             name=self.experiment_name or name, config=without_secrets(config), settings=settings,
         )  # fmt: skip
 
-    def write_scalars(self, step: int, values: dict[str, float]) -> None:
+    def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log({grouped(k): v for k, v in values.items()}, step=step)
 
-    def write_samples(self, step: int, rows: list[dict[str, Any]], tag: str) -> None:
+    def write_samples(self, step: int, rows: Sequence[AnswerRecord], tag: str) -> None:
         import swanlab
 
         images, texts = [], []
@@ -107,7 +109,7 @@ class SwanLab(Logger):
 
 
 def without_secrets(value: Any, key: str = "") -> Any:
-    """Plain values with those under a secret's name (token, api_key, password, ...) replaced by ***."""
+    """Plain values in which the value of every key that names a secret (token, api_key, password, ...) is replaced by ***."""
     if key and value and _SECRET.search(key) and isinstance(value, str):
         return "***"
     if isinstance(value, dict):

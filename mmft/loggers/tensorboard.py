@@ -1,33 +1,39 @@
-"""TensorBoard: event files below the run directory, scalars, sample pictures and texts."""
+"""TensorBoard: write scalars, sample pictures and texts to event files in the run directory."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..common.records import AnswerRecord
 from ..reports.pictures import row_pictures
 from .base import Logger, grouped, sample_text
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(kw_only=True)
 class TensorBoard(Logger):
-    """Writes RUN/tensorboard. Pictures are `<tag>/<index>/picture` (the pictures of a row beside each other), texts
-    `<tag>/<index>/text`, so that one sample's steps share a slider."""
+    """Writes RUN/tensorboard. Pictures are `<tag>/<index>/picture` (all pictures of a row side by side), texts
+    `<tag>/<index>/text`, so that the dashboard shows one slider over the steps of a sample.
+    """
 
     picture_size: int = 256
     _writer: Any = field(default=None, init=False, repr=False)
 
-    def open(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
+    def open(self, run_dir: Path, name: str, config: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(log_dir=str(run_dir / "tensorboard"))
 
-    def write_scalars(self, step: int, values: dict[str, float]) -> None:
+    def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(grouped(name), value, step)
 
-    def write_samples(self, step: int, rows: list[dict[str, Any]], tag: str) -> None:
+    def write_samples(self, step: int, rows: Sequence[AnswerRecord], tag: str) -> None:
         import numpy
 
         for place, row in enumerate(rows):
@@ -44,8 +50,8 @@ class TensorBoard(Logger):
             self._writer = None
 
 
-def side_by_side(pictures: list[Any]):
-    """One picture of several, on white."""
+def side_by_side(pictures: Sequence[Image]) -> Image:
+    """Several pictures in a row as one, on white."""
     from PIL import Image
 
     if len(pictures) == 1:

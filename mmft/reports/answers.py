@@ -1,94 +1,141 @@
-"""Answers side by side on one offline page: an evaluation (base and tuned), or a comparison of any models."""
+"""Select the answers to show and mark where they differ from the reference."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 
-from ..config.library_keys import METRICS
-from . import comparison, numbers
-from .files import is_number
-from .page import LABELS, PICTURE_SIDE, PICTURES_A_SAMPLE, SAMPLES, render, shown_pictures
+from ..common.records import AnswerRecord, MetricValues
+from ..evaluation.metrics import CJK, normalise, per_sample
+
+# Longer texts are shown without marks: the time of matching grows with the square of the number of words.
+MAX_WORDS_COMPARED = 600
+_PIECES = re.compile(rf"[{CJK}]|[^\s{CJK}]+|\s+")
+
+Verdict = tuple[str, str, str]  # (kind: good, near, bad or none; mark; words)
+Piece = tuple[str, str]  # (kind: same, extra or missing; text)
 
 
 @dataclass
-class Side:
-    """One model's answers. kind: base, tuned or other (its colour). rows: as in eval/*.jsonl, the same samples for every side."""
+class AnswerPair:
+    """Base and tuned answer to one held-out row. row: the record of either. reason: why the pair is shown, see `select`."""
 
-    label: str
-    kind: str
-    about: str
-    rows: list[dict[str, Any]]
-    figures: dict[str, float] = field(default_factory=dict)  # metrics over the rows, and eval_loss where it was measured
+    index: int | str
+    row: AnswerRecord
+    base: AnswerRecord | None = None
+    tuned: AnswerRecord | None = None
+    reason: str = ""
 
-
-def evaluation_page(run: str, summary: dict[str, Any], answers: dict[str, list[dict[str, Any]]]) -> str:
-    """eval/NAME.html from the evaluation's figures and the answers of base (if measured) and tuned."""
-    base, tuned = answers.get("base", []), answers["tuned"]
-    chosen = comparison.select(comparison.pair(base, tuned), SAMPLES)
-    titles = {"largest gain": "Largest gains" if base else "Best answers", "even spread": "An even spread of the rest", "worst answer": "Worst answers"}
-    few = len(tuned) <= SAMPLES
-    if few:  # all of them are shown
-        chosen = sorted(chosen, key=lambda p: -comparison.scores(p["tuned"]).get("token_f1", 0.0))
-    sides = [Side(name, name, "", rows) for name, rows in (("base", base), ("tuned", tuned)) if rows]
-    for side in sides:
-        loss = summary["base_eval_loss" if side.label == "base" else "eval_loss"]
-        side.figures = {**summary["base_metrics" if side.label == "base" else "metrics"], **({"eval_loss": loss} if is_number(loss) else {})}
-    if not base:
-        sides[0].label = "answer"
-    cards = [{**card(p["row"], [(s, p[s.kind]) for s in sides]), "title": titles.get(p["why"], "")} for p in chosen]
-    facts = [f"{summary['rows']} rows of {summary['data']}, split {summary['split']}"]
-    facts += [f"checkpoint {summary['checkpoint']}"] if summary["checkpoint"] is not None else []
-    facts += [f"data fingerprint {summary['fingerprint'][:12]}"]
-    note = "The best answers first, by token F1." if few else f"{len(cards)} of {len(tuned)}, by token F1."
-    return _page(f"{run}", "mmft evaluation", " · ".join(facts), sides, cards, note)
+    @property
+    def answers(self) -> Iterator[tuple[str, AnswerRecord]]:
+        """("base" | "tuned", record) of the answers that exist."""
+        yield from ((name, row) for name, row in (("base", self.base), ("tuned", self.tuned)) if row is not None)
 
 
-def comparison_page(title: str, meta: str, sides: list[Side], parts: list[dict[str, str]]) -> str:
-    """A page of all samples of a comparison; `parts` is the adapter plan by part (page.plan_rows), where there is one."""
-    cards = [{**card(rows[0], list(zip(sides, rows, strict=True))), "title": ""} for rows in zip(*(s.rows for s in sides), strict=True)]
-    return _page(title, "mmft comparison", meta, sides, cards, "", parts)
+def pair(base: Sequence[AnswerRecord], tuned: Sequence[AnswerRecord]) -> list[AnswerPair]:
+    """One pair for each row that either file has, ordered by index."""
+    pairs: dict[int | str, AnswerPair] = {}
+    for place, row in enumerate(base):
+        index = row.get("index", place)
+        pairs.setdefault(index, AnswerPair(index, row)).base = row
+    for place, row in enumerate(tuned):
+        index = row.get("index", place)
+        pairs.setdefault(index, AnswerPair(index, row)).tuned = row
+    return [pairs[i] for i in sorted(pairs, key=lambda i: (isinstance(i, str), i))]
 
 
-def _page(title: str, kicker: str, meta: str, sides: list[Side], cards: list[dict], note: str, parts: Sequence[dict[str, str]] = ()) -> str:
-    prompts = {c["prompt"] for c in cards}
-    return render(
-        "answers.html.j2", title=title, kicker=kicker, meta=meta, sides=sides, samples=cards, note=note, metrics=metric_rows(sides),
-        prompt=prompts.pop() if len(prompts) == 1 and len(cards) > 1 else "", referenced=any(c["references"] for c in cards), parts=parts,
-    )  # fmt: skip
+def scores(row: AnswerRecord | None) -> MetricValues:
+    """The metrics of one row, computed here if the file does not have them; {} without an answer."""
+    if not row or not isinstance(row.get("prediction"), str):
+        return {}
+    stored = row.get("metrics")
+    if isinstance(stored, dict) and "token_f1" in stored:
+        return stored
+    references = row.get("references") or []
+    return per_sample(str(row["prediction"]), references) if references else {}
 
 
-def card(row: dict[str, Any], texts: list[tuple[Side, dict[str, Any]]]) -> dict[str, Any]:
-    """One sample with the text of every side.
+def token_f1(row: AnswerRecord | None) -> float:
+    return scores(row).get("token_f1", 0.0)
 
-    Words are marked against the nearest reference; without one, those of the later sides against the first side's text.
+
+def select(pairs: Sequence[AnswerPair], limit: int = 24) -> list[AnswerPair]:
+    """At most `limit` pairs: a third with the largest gains, a third with the worst answers, and evenly spaced others.
+
+    Sorted by the tuned model's token F1 (gain: minus the base's). Up to `limit` pairs are all returned, in their order,
+    with an empty `reason`.
     """
-    references = [str(r) for r in row.get("references") or ()]
-    shown = []
-    for i, (side, own) in enumerate(texts):
-        text = str((own or {}).get("prediction") or "")
-        against = comparison.nearest(text, references) if references else str((texts[0][1] or {}).get("prediction") or "") if i else ""
-        verdict = comparison.verdict(own) if references else ("none", "", "the same text" if i and text == against else "")
-        shown.append({"name": side.label, "kind": side.kind, "empty": not text.strip(), "verdict": verdict,
-                      "pieces": comparison.difference(text, against)})  # fmt: skip
-    if references:
-        last = str((texts[-1][1] or {}).get("prediction") or "")
-        close = comparison.nearest(last, references)
-        references = [close, *(r for r in references if r != close)]
-    name = row.get("id", row.get("index", ""))
-    return {"id": f"{row['index']} · {name}" if "index" in row else str(name), "prompt": str(row.get("prompt") or ""),
-            "references": references, "texts": shown, **shown_pictures(row, PICTURE_SIDE, PICTURES_A_SAMPLE)}  # fmt: skip
+    if len(pairs) <= limit:
+        return list(pairs)
+    f1 = [token_f1(p.tuned) for p in pairs]
+    gain = [f - token_f1(p.base) for f, p in zip(f1, pairs, strict=True)]
+    third = max(1, limit // 3)
+    order = range(len(pairs))
+    reasons = {i: "largest gain" for i in sorted(order, key=lambda i: (-gain[i], -f1[i], i))[:third]}
+    for i in sorted((i for i in order if i not in reasons), key=lambda i: (f1[i], i))[:third]:
+        reasons[i] = "worst answer"
+    rest = [i for i in order if i not in reasons]
+    wanted = limit - len(reasons)
+    for k in range(wanted):
+        reasons[rest[(2 * k + 1) * len(rest) // (2 * wanted)]] = "even spread"
+    names = ("largest gain", "even spread", "worst answer")
+    return [replace(pairs[i], reason=reasons[i]) for i in sorted(reasons, key=lambda i: (names.index(reasons[i]), i))]
 
 
-def metric_rows(sides: list[Side]) -> list[dict[str, Any]]:
-    """One row a figure: the values of all sides, and of two sides the change."""
-    names = [m for m in (*METRICS, "eval_loss") if any(m in s.figures for s in sides)]
-    rows = []
-    for name in names:
-        values: list[Any] = [s.figures.get(name) for s in sides]
-        both = len(values) == 2 and all(map(is_number, values)) and round(values[0], 3) != round(values[1], 3)
-        kind = ("good" if (values[1] > values[0]) == (name != "eval_loss") else "bad") if both else ""
-        rows.append({"label": LABELS.get(name, "Loss (lower is better)"), "name": name, "values": [numbers.metric(v) for v in values],
-                     "change": numbers.change(*values) if len(values) == 2 else "", "kind": kind})  # fmt: skip
-    return rows
+def verdict(row: AnswerRecord | None) -> Verdict:
+    """How well an answer agrees with its references."""
+    s = scores(row)
+    if not s:
+        return "none", "", "no text"
+    if s.get("exact_match"):
+        return "good", "\u2713", "exact"
+    if s.get("exact_match_normalized"):
+        return "good", "\u2713", "same words"
+    if s.get("contains"):
+        return "near", "\u2248", "contains the reference"
+    return "bad", "\u2717", f"F1 {s.get('token_f1', 0.0):.2f}"
+
+
+def nearest_reference(text: str, references: Sequence[str]) -> str:
+    """The reference with the highest token F1 against the text; "" without references."""
+    return max(references, key=lambda r: per_sample(text, [r])["token_f1"]) if references else ""
+
+
+def difference(text: str, reference: str) -> list[Piece]:
+    """The text in pieces: "same", "extra" (not in the reference at this place), "missing" (only in the reference).
+
+    Words are compared as the normalised metrics compare them; Han and kana by the character. Missing words are
+    given only when at least half of the words agree, else they would outnumber the text itself.
+    """
+    pieces, reference_pieces = _PIECES.findall(text), _PIECES.findall(reference)
+    words = [p for p in pieces if not p.isspace()]
+    wanted = [p for p in reference_pieces if not p.isspace()]
+    if not wanted or len(words) + len(wanted) > MAX_WORDS_COMPARED:
+        return [("same", text)] if text else []
+    spaced, wanted_spaced = _after_space(pieces), _after_space(reference_pieces)
+    result: list[Piece] = []
+    matcher = SequenceMatcher(None, [normalise(w) for w in words], [normalise(w) for w in wanted], autojunk=False)
+    show_missing = matcher.ratio() >= 0.5
+    for kind, a, b, c, d in matcher.get_opcodes():
+        if b > a:
+            _add(result, "same" if kind == "equal" else "extra", words, a, b, spaced)
+        if d > c and kind != "equal" and show_missing:
+            _add(result, "missing", wanted, c, d, wanted_spaced)
+    return result
+
+
+def _after_space(pieces: Sequence[str]) -> set[int]:
+    """Numbers of the words that follow a space."""
+    follows = [i > 0 and pieces[i - 1].isspace() for i, p in enumerate(pieces) if not p.isspace()]
+    return {i for i, after in enumerate(follows) if after}
+
+
+def _add(result: list[Piece], kind: str, words: Sequence[str], start: int, stop: int, spaced: set[int]) -> None:
+    text = "".join((" " if i in spaced and i > start else "") + words[i] for i in range(start, stop))
+    if result and start in spaced:
+        result.append(("same", " "))
+    elif result and kind == "missing" and result[-1][0] != "same":
+        result.append(("same", " " if text[:1].isascii() else ""))
+    result.append((kind, text))

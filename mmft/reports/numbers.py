@@ -1,30 +1,34 @@
-"""Numbers as people read them, the same in the terminal and on the page."""
+"""Format numbers the same way in terminal tables, pages and Markdown."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TypeGuard
 
-from .files import is_number
-
-MISSING = "-"
+MISSING = "-"  # shown for a value that is absent or not finite
 
 
-def metric(value: Any) -> str:
+def is_number(value: object) -> TypeGuard[float]:
+    """True for a finite int or float; False for booleans, NaN and everything else."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def metric(value: object) -> str:
     """A score with three decimals."""
     return f"{value:.3f}" if is_number(value) else MISSING
 
 
-def plain(value: Any) -> str:
-    """A number with three useful digits: a scale, a speed."""
+def plain(value: object) -> str:
+    """A number with three significant digits: a scale, a speed."""
     return f"{value:.3g}" if is_number(value) else MISSING
 
 
-def change(base: Any, tuned: Any) -> str:
+def change(base: object, tuned: object) -> str:
     """tuned - base with its sign."""
     return f"{tuned - base:+.3f}" if is_number(base) and is_number(tuned) else MISSING
 
 
-def count(value: Any) -> str:
+def count(value: object) -> str:
     """A whole number, shortened from ten thousand on: 9,216, 18.4 K, 2.41 M, 7.00 B."""
     if not is_number(value):
         return MISSING
@@ -35,7 +39,7 @@ def count(value: Any) -> str:
     return f"{value:,.0f}"
 
 
-def duration(seconds: Any) -> str:
+def duration(seconds: object) -> str:
     """Seconds as `12.3 s`, `1 min 42 s` or `2 h 05 min`."""
     if not is_number(seconds):
         return MISSING
@@ -47,15 +51,15 @@ def duration(seconds: Any) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def memory(megabytes: Any) -> str:
+def memory(megabytes: object) -> str:
     """MiB as MB or GB."""
     if not is_number(megabytes):
         return MISSING
     return f"{megabytes / 1024:.2f} GB" if megabytes >= 1024 else f"{megabytes:.0f} MB"
 
 
-def percent(part: Any, whole: Any) -> str:
-    """part of whole as a percentage with two useful digits."""
+def percent(part: object, whole: object) -> str:
+    """part / whole as a percentage: two decimals below 10 %, none above."""
     if not is_number(part) or not is_number(whole) or not whole:
         return MISSING
     share = 100 * part / whole

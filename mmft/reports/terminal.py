@@ -3,49 +3,51 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, TextIO
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TextIO
 
-from ..config.library_keys import METRICS
-from . import numbers
-from .files import is_number
+from ..common.records import EvaluationSummary, PlanReport, Summary
+from . import answers, numbers
+from .answers_page import Side, figure_rows
+from .numbers import is_number
+from .ranking import BEST, CHEAPEST, Leaderboard, RankedRun, SeedGroup
+from .tables import metric_rows, plan_rows
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
 
 WIDTH = 80
+COLOURS = {"good": "green", "near": "yellow", "bad": "red", "none": "dim", "": ""}
+# Keys of summary.json's times during a run and the words shown for them.
+STAGES = {"load": "load", "cache": "features", "measure_base": "base", "train": "train", "measure_tuned": "tuned"}
 
 
-def results_table(summary: dict[str, Any]):
-    """summary.json's base metrics against the tuned ones: metric, base, tuned, change."""
-    base, tuned = summary.get("base_metrics") or {}, summary.get("metrics") or {}
-    table = _table("Held-out rows: base against tuned", ("metric", "base", "tuned", "change"))
-    for name in [m for m in METRICS if m in base or m in tuned] + sorted((set(base) | set(tuned)) - set(METRICS)):
-        _compare(table, name, base.get(name), tuned.get(name), higher_is_better=True)
-    if is_number(summary.get("eval_loss")) or is_number(summary.get("base_eval_loss")):
-        _compare(table, "loss", summary.get("base_eval_loss"), summary.get("eval_loss"), higher_is_better=False)
+# --- a run ------------------------------------------------------------------------------------------------------
+
+
+def results_table(summary: Summary | EvaluationSummary) -> Table:
+    """Base metrics against the tuned ones: metric, base, tuned, change."""
+    from rich.text import Text
+
+    table = new_table("Held-out rows: base against tuned", ("metric", "base", "tuned", "change"))
+    for row in metric_rows(summary):
+        name = "loss" if row["name"] == "eval_loss" else row["name"]
+        table.add_row(Text(name), row["base"], Text(row["tuned"], "bold"), Text(row["change"], COLOURS[row["kind"]]))
     return table
 
 
-def _compare(table, name: str, a: Any, b: Any, higher_is_better: bool) -> None:
-    from rich.text import Text
-
-    both = is_number(a) and is_number(b) and round(a, 3) != round(b, 3)
-    style = "" if not both else "green" if (b > a) == higher_is_better else "red"
-    table.add_row(Text(str(name)), numbers.metric(a), Text(numbers.metric(b), "bold"), Text(numbers.change(a, b), style))
-
-
-def plan_table(plan: dict[str, Any]):
+def plan_table(plan: PlanReport) -> Table:
     """lora_plan.json: what is adapted in each part, with the effective scale and the trainable parameters."""
     from rich.text import Text
 
     # "adapted": linear layers with an adapter, of all linear layers of the part
     title = "Full training" if plan.get("method") == "full" else f"Adapter plan, scope {plan.get('scope', 'language')}"
-    table = _table(title, ("part", "adapted", "r", "scale", "trainable", "parameters", "share"))
-    table.columns[2].no_wrap, table.columns[2].overflow = False, "fold"  # ranks may be a list: wrap it, cut no number
-    for row in plan.get("rows") or ():
-        scale = row.get("scale")
-        table.add_row(
-            Text(str(row.get("part", ""))), f"{row.get('modules', 0)} of {row.get('linear', 0)}", Text(str(row.get("r") or numbers.MISSING)),
-            f"{scale:g}" if is_number(scale) else numbers.MISSING, numbers.count(row.get("trainable")), numbers.count(row.get("total")),
-            numbers.percent(row.get("trainable"), row.get("total")), style=None if row.get("trainable") else "dim",
-        )  # fmt: skip
+    table = new_table(title, ("part", "adapted", "r", "scale", "trainable", "parameters", "share"))
+    table.columns[2].no_wrap, table.columns[2].overflow = False, "fold"  # ranks may be a list, which is wrapped
+    for row in plan_rows(plan):
+        style = "dim" if row["idle"] else None
+        table.add_row(Text(row["part"]), row["adapted"], Text(row["r"]), row["scale"], row["trainable"], row["total"], row["share"], style=style)
     trainable, total = plan.get("trainable_parameters"), plan.get("total_parameters")
     if is_number(trainable):
         table.add_section()
@@ -55,10 +57,9 @@ def plan_table(plan: dict[str, Any]):
     return table
 
 
-def summary_table(summary: dict[str, Any]):
+def summary_table(summary: Summary) -> Table:
     """The run in a few lines: status, time, speed, memory, losses."""
-    loss = summary.get("train_loss") or {}
-    speed = summary.get("samples_per_second")
+    loss, speed = summary.get("train_loss"), summary.get("samples_per_second")
     lines = {
         "run": summary.get("name"),
         "status": summary.get("status"),
@@ -74,55 +75,116 @@ def summary_table(summary: dict[str, Any]):
     return pairs_table("Run", {k: v for k, v in lines.items() if v not in (None, numbers.MISSING)})
 
 
-PARTS = {"load": "load", "cache": "features", "measure_base": "base", "train": "train", "measure_tuned": "tuned"}
-
-
-def _times(times: dict[str, Any]) -> str:
-    """What a run's time went into, parts of less than a twentieth of a second left out; import and preparation came before."""
+def _times(times: Mapping[str, float]) -> str:
+    """The stages of a run that took at least 0.05 s; import and preparation came before the run's own time."""
     before = " + ".join(f"{name} {times[name]:.1f}" for name in ("import", "prepare") if times.get(name, 0) >= 0.05)
-    parts = ", ".join(f"{text} {times[name]:.1f}" for name, text in PARTS.items() if times.get(name, 0) >= 0.05)
-    return " s; ".join(p for p in (parts, f"before it {before}" if before else "") if p) + " s" if parts or before else numbers.MISSING
+    stages = ", ".join(f"{text} {times[name]:.1f}" for name, text in STAGES.items() if times.get(name, 0) >= 0.05)
+    return " s; ".join(p for p in (stages, f"before it {before}" if before else "") if p) + " s" if stages or before else numbers.MISSING
 
 
-def leaderboard_table(board: dict[str, Any]):
-    """leaderboard.read's runs, or settings over seeds, the best first; what does not fit in 80 columns wraps."""
+# --- several runs -------------------------------------------------------------------------------------------------
+
+
+def leaderboard_table(board: Leaderboard) -> Table:
+    """The runs, or settings over seeds, the best first; what does not fit in 80 columns wraps."""
     from rich.text import Text
 
-    grouped = bool(board["groups"]) and board["sweep"]
-    keys = [k for k in board["keys"] if not grouped or k != "seed"]
-    score = f"{board['by']} (n)" if grouped else board["by"]
-    both = board["by"] != "eval_loss"
-    columns = ("what differs", "base", score, *(["loss"] if both else []), "params", "scale", "time")
-    table = _table(f"{board['name']}: {len(board['rows'])} runs, ranked by {board['label']}", columns)
+    grouped = bool(board.groups) and board.sweep
+    keys = board.setting_keys if grouped else board.keys
+    score = f"{board.by} (n)" if grouped else board.by
+    with_loss = board.by != "eval_loss"
+    columns = ("what differs", "base", score, *(["loss"] if with_loss else []), "params", "scale", "time")
+    table = new_table(f"{board.name}: {len(board.rows)} runs, ranked by {board.label}", columns)
     table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
-    for r in board["groups"] if grouped else board["rows"]:
-        finished = grouped or r["status"] == "finished"
-        differs = " ".join(f"{k.rpartition('.')[2]}={v}" for k, v in zip(keys, r["values"], strict=True) if v != "") or r.get("run", "")
-        if not grouped and not board["sweep"]:  # a point of a sweep is named by what differs already
-            differs = f"{r['run']}  {differs}" if differs != r["run"] else differs
-        differs += "" if finished else f" {r['status']}"
-        signs = "".join(sign for mark, sign in (("best", "*"), ("cheapest within 1 s.e.", "+")) if mark in r["marks"])
-        value = numbers.metric(r["score"]) if not grouped else f"{numbers.metric(r['mean'])} \u00b1 {numbers.metric(r['sd'])} ({r['n']})"
-        first = Text(f"{signs or ' '} {differs}" + ("  (!)" if r.get("flags") else ""))
-        table.add_row(first, numbers.metric(r["base"]), Text(value, "bold"), *([numbers.metric(r["loss"])] if both else []),
-                      numbers.count(r["trainable"]), numbers.plain(r["scale"]), numbers.duration(r["seconds"]), style=None if finished else "dim")  # fmt: skip
-    legend = [t for t, there in (("* best", True), ("+ cheapest within one standard error of it", True), ("(!) not on equal terms", any(r["flags"] for r in board["rows"]))) if there]
-    table.caption = Text("\n".join([", ".join(legend), *board["notes"]]))
+
+    for r in board.groups if grouped else board.rows:
+        finished = isinstance(r, SeedGroup) or r.status == "finished"
+        differs = " ".join(f"{k.rpartition('.')[2]}={v}" for k, v in zip(keys, r.values, strict=True) if v != "")
+        if isinstance(r, RankedRun):
+            if not board.sweep or not differs:  # a point of a sweep is named by what differs already
+                differs = f"{r.run}  {differs}" if differs else r.run
+            differs += "" if finished else f" {r.status}"
+        signs = "".join(sign for mark, sign in ((BEST, "*"), (CHEAPEST, "+")) if mark in r.marks)
+        flag = "  (!)" if isinstance(r, RankedRun) and r.flags else ""
+        value = numbers.metric(r.score) if isinstance(r, RankedRun) else f"{numbers.metric(r.mean)} \u00b1 {numbers.metric(r.sd)} ({r.n})"
+        table.add_row(Text(f"{signs or ' '} {differs}{flag}"), numbers.metric(r.base), Text(value, "bold"), *([numbers.metric(r.loss)] if with_loss else []),
+                      numbers.count(r.trainable), numbers.plain(r.scale), numbers.duration(r.seconds), style=None if finished else "dim")  # fmt: skip
+    legend = ["* best", "+ cheapest within one standard error of it", *(["(!) not on equal terms"] if any(r.flags for r in board.rows) else [])]
+    table.caption = Text("\n".join([", ".join(legend), *board.notes]))
     return table
 
 
-def pairs_table(title: str, values: dict[str, Any]):
-    """Names and values, one a line (the start and the end of a run). The values are shown as they are."""
+# --- answers side by side -------------------------------------------------------------------------------------------
+
+
+def sides_table(sides: Sequence[Side]) -> Table:
     from rich.text import Text
 
-    table = _table(title, ("", ""), header=False)
+    table = new_table("Compared", ("", ""), header=False)
+    table.columns[1].justify = "left"
+    for side in sides:
+        table.add_row(Text(side.label, "bold"), Text(side.about, overflow="fold"))
+    return table
+
+
+def samples_table(sides: Sequence[Side]) -> Table:
+    """One block for each sample: number and prompt, reference, then every side's answer with its mark."""
+    from rich.text import Text
+
+    table = new_table("Samples", ("", "", ""), header=False)
+    table.columns[1].justify, table.columns[1].ratio = "left", 1
+    table.columns[2].no_wrap = True
+    for rows in zip(*(s.rows for s in sides), strict=True):
+        first = rows[0]
+        table.add_row(Text(str(first["index"]), "bold"), Text(f"{first['id']}\n{first['prompt']}".strip(), "dim"), "")
+        references, nearest = first["references"], None
+        if references:
+            nearest = answers.nearest_reference(str(rows[-1]["prediction"]), references)
+            more = f"  (and {len(references) - 1} more)" if len(references) > 1 else ""
+            table.add_row(Text("reference", "dim"), Text(nearest + more), "")
+        for side, row in zip(sides, rows, strict=True):
+            kind, mark, words = answers.verdict(row) if references else ("none", "", "")
+            table.add_row(Text(side.label), _marked(str(row["prediction"]), nearest), Text(f"{mark} {words}".strip(), COLOURS[kind]))
+        table.add_section()
+    return table
+
+
+def _marked(text: str, reference: str | None) -> Text:
+    """The text with words that the reference lacks in red."""
+    from rich.text import Text
+
+    if not text.strip():
+        return Text("(nothing written)", "dim italic")
+    pieces = answers.difference(text, reference) if reference is not None else [("same", text)]
+    return Text.assemble(*((piece, "red" if kind == "extra" else "") for kind, piece in pieces if kind != "missing"))
+
+
+def figures_table(sides: Sequence[Side]) -> Table:
+    """Metrics over the shown samples, a column for each side; of two sides the change."""
+    from rich.text import Text
+
+    two = len(sides) == 2
+    table = new_table(f"Over these {len(sides[0].rows)} samples", ("metric", *(s.label for s in sides), *(("change",) if two else ())))
+    for row in figure_rows(sides):
+        table.add_row(row["name"], *row["values"], *((Text(row["change"] or numbers.MISSING, COLOURS[row["kind"]]),) if two else ()))
+    return table
+
+
+# --- printing -------------------------------------------------------------------------------------------------------
+
+
+def pairs_table(title: str, values: Mapping[str, object]) -> Table:
+    """Names and values, one pair a line. The values are shown as they are."""
+    from rich.text import Text
+
+    table = new_table(title, ("", ""), header=False)
     table.columns[1].justify = "left"
     for name, value in values.items():
         table.add_row(Text(str(name), "dim"), Text(str(value), overflow="fold"))
     return table
 
 
-def show(*tables, file: TextIO | None = None) -> None:
+def show(*tables: Table, file: TextIO | None = None) -> None:
     """Print tables to a stream (standard output): in colour on a terminal, never wider than 80 columns."""
     from rich.console import Console
 
@@ -135,7 +197,8 @@ def show(*tables, file: TextIO | None = None) -> None:
         console.print(table)
 
 
-def _table(title: str, columns: tuple[str, ...], header: bool = True):
+def new_table(title: str, columns: Sequence[str], header: bool = True) -> Table:
+    """An empty table in the style of all tables: the first column left, the others right."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text

@@ -1,1 +1,1 @@
-"""Answers for people: streamed text, terminal chat, the comparison page."""
+"""Interactive use of a model: streamed answers, chat in the terminal, the comparison page."""

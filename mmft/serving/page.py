@@ -1,7 +1,7 @@
-"""The page of `mmft compare ui=true`: samples of the data set and own pictures, every model's answer side by side, streamed.
+"""The page of `mmft compare ui=true`: every model's answer to samples of the data set and to uploaded pictures, side by side.
 
-For this machine only, unless an address for others is named, and then only with a login. No share link, no analytics, pictures sent as
-data, no file of this machine served.
+It listens on 127.0.0.1, or on another address that the command names, and then only with a login. No share link, no analytics,
+pictures sent as data, no file of this machine served.
 """
 
 from __future__ import annotations
@@ -13,27 +13,35 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
 from ..data.images import ImageError, open_image
+from ..data.prepare import prepared_data
+from ..data.prepared import PreparedData
+from ..data.sample import Sample
+from ..data.selection import evaluation_rows
 from ..evaluation.inputs import ask
-from ..reports import live
+from ..runs.open import open_run, run_config
+from . import page_html
 from .side_by_side import Bench, Model, generation_keys
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
 HOST = "127.0.0.1"
-# The login comes from the environment: what a config or a command holds is kept in files, and shown to all who list processes.
+# The login comes from the environment: values of a config or a command are stored in files, and visible in the list of processes.
 USER, PASSWORD = "MMFT_UI_USER", "MMFT_UI_PASSWORD"
-SHORTEST = 12  # characters of the password; the page itself does not slow down who tries many
+MIN_PASSWORD = 12  # characters; the page does not limit the rate of attempts
 
 
 def login(host: str) -> tuple[str, str] | None:
-    """(user, password) that the page asks for; None where it needs none, on this machine alone with none set.
+    """(user, password) that the page asks for; None on 127.0.0.1 without a password in the environment.
 
-    Errors raised: UserError for an address that others can reach without a password.
+    Raises UserError for an address that others can reach when there is no password, or a short one.
     """
     try:
         ipaddress.ip_address(host)
@@ -42,15 +50,15 @@ def login(host: str) -> tuple[str, str] | None:
     password = os.environ.get(PASSWORD, "")
     if not password and host == HOST:
         return None
-    if len(password) < SHORTEST:
+    if len(password) < MIN_PASSWORD:
         what = f"is {len(password)} characters long" if password else "is not set"
-        raise UserError(f"host={host}: others can reach this page, so it needs a login: put a password of {SHORTEST} characters or more into the"
+        raise UserError(f"host={host}: others can reach this page, so it needs a login: put a password of {MIN_PASSWORD} characters or more into the"
                         f" environment variable {PASSWORD} (it {what}), or leave host=127.0.0.1 and reach it by ssh -L")  # fmt: skip
     return os.environ.get(USER) or "mmft", password
 
 
 def free_port(port: int, host: str = HOST) -> int:
-    """`port`, or any free one for 0. Errors raised: UserError when it is taken."""
+    """`port`, or any free one for 0. Raises UserError if it is taken."""
     if not 0 <= port <= 65535:
         raise UserError(f"port={port}: must lie between 0 and 65535")
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -64,20 +72,16 @@ def free_port(port: int, host: str = HOST) -> int:
         return probe.getsockname()[1]
 
 
-def serve(paths: list[str], checkpoint: int | None, cfg: Any, overrides: list[str], port: int, host: str = HOST) -> None:
-    """Load the models and show the page until Ctrl-C. Errors raised: UserError before a weight is read."""
-    from ..data.prepare import prepared_data
-    from ..runs.open import open_run, run_config
-    from ..verbs.evaluate import rows_of
-
+def serve(paths: list[str], checkpoint: int | None, cfg: DictConfig, overrides: list[str], port: int, host: str = HOST) -> None:
+    """Load the models and serve the page until Ctrl-C. Raises UserError before weights are read."""
     if find_spec("gradio") is None:
         raise UserError("ui=true needs Gradio: pip install 'mmft[ui]'")
-    asked = login(host)
+    user_and_password = login(host)
     free_port(port, host)
-    _, kept = run_config(paths[0], cfg, overrides)
-    prepared = prepared_data(kept)
-    split = kept.evaluation.split
-    rows_of(prepared, {"split": split or next(iter(prepared.splits)), "max_samples": None})
+    _, run_cfg = run_config(paths[0], cfg, overrides)
+    prepared = prepared_data(run_cfg)
+    split = run_cfg.evaluation.split
+    evaluation_rows(prepared, {"split": split or next(iter(prepared.splits)), "max_samples": None})
     models = []
     for i, path in enumerate(paths):
         opened = open_run(path, cfg, overrides, checkpoint)
@@ -89,21 +93,21 @@ def serve(paths: list[str], checkpoint: int | None, cfg: Any, overrides: list[st
     with tempfile.TemporaryDirectory(prefix="mmft-ui-", ignore_cleanup_errors=True) as folder:
         for key, value in (("GRADIO_TEMP_DIR", folder), ("GRADIO_ANALYTICS_ENABLED", "False"), ("HF_HUB_DISABLE_TELEMETRY", "1")):
             os.environ[key] = value
-        for key in ("NO_PROXY", "no_proxy"):  # Gradio asks its own address whether it is up
+        for key in ("NO_PROXY", "no_proxy"):  # Gradio requests its own address to check that it is up
             os.environ[key] = ",".join(filter(None, [os.environ.get(key), HOST, host]))
         page, options = build(models, prepared, split)
         try:
             page.launch(
-                server_name=host, server_port=free_port(port, host), auth=asked, share=False, allowed_paths=[], max_file_size="64mb", ssr_mode=False, quiet=True,
+                server_name=host, server_port=free_port(port, host), auth=user_and_password, share=False, allowed_paths=[], max_file_size="64mb", ssr_mode=False, quiet=True,
                 prevent_thread_lock=True, show_error=True, inbrowser=False, enable_monitoring=False, mcp_server=False, **options,
             )  # fmt: skip
         except OSError as error:
             raise UserError(f"port={port}: cannot be used ({error}); name another, or port=0 for any free one") from None
-        print(f"\n{page.local_url}  ({'only on this machine' if host == HOST else 'for all who can reach this machine'}{f', user {asked[0]}' if asked else ''}; Ctrl-C ends it)", flush=True)
-        if asked and host != HOST:
+        print(f"\n{page.local_url}  ({'only on this machine' if host == HOST else 'for all who can reach this machine'}{f', user {user_and_password[0]}' if user_and_password else ''}; Ctrl-C ends it)", flush=True)
+        if user_and_password and host != HOST:
             print("The login and the pictures travel unencrypted: for a network you do not trust, put https before it, or use ssh -L", flush=True)
         try:
-            # uploaded pictures are removed when the page ends, also when it is told to from elsewhere
+            # SIGTERM, too, ends the page in this way, so that uploaded pictures are removed
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             while True:
                 time.sleep(3600)
@@ -114,11 +118,11 @@ def serve(paths: list[str], checkpoint: int | None, cfg: Any, overrides: list[st
 
 
 def reason(error: UserError) -> str:
-    """The error with an uploaded picture's own name instead of where Gradio keeps it."""
+    """The error with an uploaded picture's own name instead of Gradio's temporary path."""
     return f"{Path(error.name).name}: {error.reason}" if isinstance(error, ImageError) else str(error)
 
 
-def build(models: list[Model], prepared: Any, split: str | None) -> tuple[Any, dict[str, Any]]:
+def build(models: Sequence[Model], prepared: PreparedData, split: str | None) -> tuple[Any, dict[str, Any]]:
     """(the page as gradio.Blocks, the launch options that style it)."""
     import gradio as gr
 
@@ -128,18 +132,18 @@ def build(models: list[Model], prepared: Any, split: str | None) -> tuple[Any, d
     defaults = models[-1].opened.settings["generation"]
 
     def show(name: str, index: float | None) -> str:
-        return live.sample_html(rows[name][place(name, index)])
+        return page_html.sample_html(rows[name][place(name, index)])
 
     def place(name: str, index: float | None) -> int:
         return min(max(int(index or 0), 0), len(rows[name]) - 1)
 
-    def answer(sample: Any, controls: tuple) -> Iterator[str]:
+    def answer(sample: Sample, controls: Sequence[float]) -> Iterator[str]:
         *numbers, seed = controls
         try:
             for state in bench.answers(sample, generation_keys(*numbers), int(seed or 0)):
-                yield live.answers_html(models, state, list(sample.references), beams=int(numbers[3]))
+                yield page_html.answers_html(models, state, list(sample.references), beams=int(numbers[3]))
         except UserError as error:
-            yield live.error_html(reason(error))
+            yield page_html.error_html(reason(error))
 
     def from_data(name: str, index: float | None, *controls: float) -> Iterator[str]:
         yield from answer(rows[name][place(name, index)], controls)
@@ -148,18 +152,18 @@ def build(models: list[Model], prepared: Any, split: str | None) -> tuple[Any, d
         paths = [Path(str(getattr(f, "name", f))) for f in files or ()]
         asked = ask("your picture", paths, question.strip(), [reference.strip()] if reference.strip() else [])
         if not paths or asked.sample is None:
-            yield live.error_html(asked.error or "Choose a picture first.")
+            yield page_html.error_html(asked.error or "Choose a picture first.")
             return
         yield from answer(asked.sample, controls)
 
     def preview(files: list[Any] | None) -> str:
         try:
-            return live.pictures_html([open_image(str(getattr(f, "name", f))) for f in files or ()])
+            return page_html.pictures_html([open_image(str(getattr(f, "name", f))) for f in files or ()])
         except UserError as error:
-            return live.error_html(reason(error))
+            return page_html.error_html(reason(error))
 
     with gr.Blocks(title="mmft compare", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
-        gr.HTML(live.head_html(models))
+        gr.HTML(page_html.head_html(models))
         with gr.Row(equal_height=True):
             controls = [
                 gr.Number(defaults.get("max_new_tokens") or 64, precision=0, minimum=1, label="max_new_tokens", elem_id="max_new_tokens"),
@@ -179,7 +183,7 @@ def build(models: list[Model], prepared: Any, split: str | None) -> tuple[Any, d
                         go = gr.Button("Compare", variant="primary", size="md", min_width=90, elem_id="compare-sample")
                     shown = gr.HTML(show(split, 0), elem_id="sample")
                 with gr.Column(scale=3, min_width=320):
-                    out = gr.HTML(live.answers_html(models, None, []), elem_id="sample-answers")
+                    out = gr.HTML(page_html.answers_html(models, None, []), elem_id="sample-answers")
             with gr.Tab("Your own picture"), gr.Row():
                 with gr.Column(scale=2, min_width=280):
                     files = gr.File(label="Pictures", file_count="multiple", file_types=["image"], elem_id="own-files", height=140)
@@ -188,10 +192,10 @@ def build(models: list[Model], prepared: Any, split: str | None) -> tuple[Any, d
                     reference = gr.Textbox(label="Reference (if you know the answer)", elem_id="reference")
                     own_go = gr.Button("Compare", variant="primary", elem_id="compare-own")
                 with gr.Column(scale=3, min_width=320):
-                    own_out = gr.HTML(live.answers_html(models, None, []), elem_id="own-answers")
-        gr.HTML(live.NOTE)
+                    own_out = gr.HTML(page_html.answers_html(models, None, []), elem_id="own-answers")
+        gr.HTML(page_html.NOTE)
         with gr.Accordion("Parameters", open=False):
-            gr.HTML(live.parameters_html(models))
+            gr.HTML(page_html.parameters_html(models))
 
         hidden = {"api_visibility": "private", "show_progress": "hidden"}
         moves = (lambda n, i: place(n, (i or 0) - 1), lambda n, i: place(n, (i or 0) + 1), lambda n, i: random.Random().randrange(len(rows[n])))
@@ -200,9 +204,9 @@ def build(models: list[Model], prepared: Any, split: str | None) -> tuple[Any, d
         files.change(preview, files, view, **hidden)
         single = {"concurrency_limit": 1, "concurrency_id": "models", **hidden}
         running = go.click(from_data, [name, index, *controls], out, **single)
-        for chosen in (index, name):  # answers to another sample do not stay beside this one
-            chosen.change(lambda n, i: (show(n, i), live.answers_html(models, None, [])), [name, index], [shown, out], cancels=[running], **hidden)
+        for chosen in (index, name):  # clear the answers to the sample before
+            chosen.change(lambda n, i: (show(n, i), page_html.answers_html(models, None, [])), [name, index], [shown, out], cancels=[running], **hidden)
         for event in (own_go.click, question.submit):
             event(from_own, [files, question, reference, *controls], own_out, **single)
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # nothing is fetched from elsewhere
-    return page.queue(api_open=False), {"theme": gr.themes.Base(primary_hue="sky", **fonts), "css": live.CSS, "footer_links": []}
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # no font is downloaded
+    return page.queue(api_open=False), {"theme": gr.themes.Base(primary_hue="sky", **fonts), "css": page_html.CSS, "footer_links": []}

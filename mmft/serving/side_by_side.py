@@ -1,78 +1,84 @@
-"""Several models asked for the same answer, one after another, their texts as they grow: what the live page shows."""
+"""Ask several models for the same answer, one after another, and stream their texts."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from queue import Queue
 from threading import Event, Lock, Thread
 from typing import Any
 
+from ..data.sample import Sample
+from ..runs.open import OpenedRun
 from .stream import stream
+
+AnswerState = tuple[str | None, bool]  # (text so far, None before the first; whether it is finished)
+Update = tuple[int, str, bool] | BaseException | None  # (model, text, finished); an error; None at the end
 
 
 @dataclass
 class Model:
-    """One column of answers. kind: base or tuned (its colour). base: the run's model with its adapter off."""
+    """One column of answers. kind: base or tuned (its colour). base: the run's model with its adapter switched off."""
 
     label: str
     kind: str
     about: str
-    opened: Any
+    opened: OpenedRun
     base: bool = False
 
-    def use(self) -> Any:
+    def use(self) -> contextlib.AbstractContextManager[Any]:
+        """A block in which the model is this one."""
         return self.opened.base() if self.base else contextlib.nullcontext(self.opened.model)
 
 
 class Bench:
-    """The models, asked one after another: one request at a time, since an adapter is switched on and off for all."""
+    """The models of the page. One request at a time, since base and tuned model share weights and the adapter is switched."""
 
-    def __init__(self, models: list[Model]):
+    def __init__(self, models: Sequence[Model]):
         self.models = models
         self._lock = Lock()
 
-    def answers(self, sample: Any, generation: dict[str, Any], seed: int) -> Iterator[list[tuple[str | None, bool]]]:
-        """The state of all columns again and again: (text so far or None, whether it is finished) for each model.
+    def answers(self, sample: Sample, generation: Mapping[str, Any], seed: int) -> Iterator[list[AnswerState]]:
+        """Yield the state of all columns after each change. Raises UserError and what generation raises.
 
-        A thread of its own does the work: it ends soon, and leaves the adapter on, when nobody listens any more.
-        Errors raised: UserError and what generation raises.
+        A thread generates. It stops soon after the consumer does, and then leaves the adapter switched on.
         """
-        news: Queue[Any] = Queue()
+        updates: Queue[Update] = Queue()
         stop = Event()
-        Thread(target=self._work, args=(sample, generation, seed, news, stop), daemon=True).start()
-        state: list[tuple[str | None, bool]] = [(None, False)] * len(self.models)
+        Thread(target=self._generate, args=(sample, generation, seed, updates, stop), daemon=True).start()
+        state: list[AnswerState] = [(None, False)] * len(self.models)
         try:
             yield list(state)
-            while (item := news.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                state[item[0]] = item[1:]
+            while (update := updates.get()) is not None:
+                if isinstance(update, BaseException):
+                    raise update
+                index, text, finished = update
+                state[index] = text, finished
                 yield list(state)
         finally:
             stop.set()
 
-    def _work(self, sample: Any, generation: dict[str, Any], seed: int, news: Queue[Any], stop: Event) -> None:
+    def _generate(self, sample: Sample, generation: Mapping[str, Any], seed: int, updates: Queue[Update], stop: Event) -> None:
         from transformers import set_seed
 
         try:
             with self._lock:
-                for i, one in enumerate(self.models):
-                    evaluator = one.opened.evaluator([])
+                for i, column in enumerate(self.models):
+                    evaluator = column.opened.evaluator([])
                     evaluator.generation = {**evaluator.generation, **generation}
                     set_seed(seed)  # the same for every model
                     text = ""
-                    with one.use() as model, contextlib.closing(stream(evaluator, model, [sample])) as texts:
+                    with column.use() as model, contextlib.closing(stream(evaluator, model, [sample])) as texts:
                         for text in texts:
-                            news.put((i, text, False))
+                            updates.put((i, text, False))
                             if stop.is_set():
                                 return
-                    news.put((i, text, True))
+                    updates.put((i, text, True))
         except BaseException as error:
-            news.put(error)
+            updates.put(error)
         finally:
-            news.put(None)
+            updates.put(None)
 
 
 def generation_keys(max_new_tokens: float, temperature: float, top_p: float, num_beams: float) -> dict[str, Any]:

@@ -1,16 +1,22 @@
-"""An answer as it grows: generation in a thread, its text piece by piece, stopped when nobody listens any more."""
+"""Stream an answer: generate in a thread, yield the text as it grows, stop when the consumer stops."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from threading import Event, Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ..data.sample import Sample
+from ..evaluation.evaluate import Evaluator
+
+if TYPE_CHECKING:
+    import torch
 
 
-def stream(evaluator: Any, model: Any, samples: list[Any]) -> Generator[str, None, None]:
-    """The text so far, again and again; the last one is exactly what `Evaluator.answer` gives for this one sample.
+def stream(evaluator: Evaluator, model: torch.nn.Module, samples: Sequence[Sample]) -> Generator[str, None, None]:
+    """Yield the text so far, repeatedly; the last text equals what `Evaluator.answer` returns for this one sample.
 
-    With more than one beam there is no text before the end, so only that last one comes. Errors raised: UserError.
+    With more than one beam only the last text is yielded. Raises UserError.
     """
     from transformers import StoppingCriteriaList, TextIteratorStreamer
 
@@ -19,22 +25,24 @@ def stream(evaluator: Any, model: Any, samples: list[Any]) -> Generator[str, Non
         yield evaluator.answer(model, inputs)[0]
         return
     streamer = TextIteratorStreamer(evaluator.collator.tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    stop, result, failure = Event(), [], []
+    stop = Event()
+    result: list[str] = []
+    failure: list[BaseException] = []
 
-    def stopped(ids: Any, scores: Any, **_: Any) -> Any:
+    def stopped(ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
         import torch
 
         return torch.full((ids.shape[0],), stop.is_set(), dtype=torch.bool, device=ids.device)
 
-    def work() -> None:
+    def generate() -> None:
         try:
             result.extend(evaluator.answer(model, inputs, streamer=streamer, stopping_criteria=StoppingCriteriaList([stopped])))
-        except BaseException as error:  # raised again where the text is read
+        except BaseException as error:  # raised again in the consumer's thread
             failure.append(error)
         finally:
             streamer.end()
 
-    thread = Thread(target=work, daemon=True)
+    thread = Thread(target=generate, daemon=True)
     thread.start()
     text = ""
     try:

@@ -28,7 +28,7 @@ def make_logger():
         from hydra import compose, initialize_config_dir
 
         from mmft.config.build import build
-        from mmft.config.library_keys import CONFIG_DIR
+        from mmft.config.groups import CONFIG_DIR
 
         with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
             return build(compose(overrides=[f"+logger={name}", *overrides]).logger)

@@ -109,8 +109,8 @@ def _lines(path: Path, rows: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    from mmft.reports.curve import write_curve
-    from mmft.reports.page import write_report
+    from mmft.reports.loss_curve import write_curve
+    from mmft.reports.run_page import write_report
 
     made = make_run(Path(sys.argv[1]), samples=60, coco=Path(sys.argv[2]) if len(sys.argv) > 2 else None)
     write_curve(made)

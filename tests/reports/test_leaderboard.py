@@ -10,7 +10,7 @@ import subprocess
 import pytest
 import yaml
 
-from mmft.reports import leaderboard, terminal
+from mmft.reports import leaderboard, leaderboard_page, terminal
 
 SCORES = {2: (0.5, 0.6, 0.7), 4: (0.86, 0.9, 0.94), 8: (0.89, 0.92, 0.95)}  # rank -> exact match of seeds 1, 2, 3
 
@@ -52,22 +52,22 @@ def seeded(tmp_path):
 
 def test_mean_and_spread_over_seeds_by_hand(seeded):
     board = leaderboard.read(seeded)
-    assert board["keys"] == ["lora.r", "seed"] and board["by"] == "exact_match"
-    best = board["groups"][0]
-    assert best["values"] == ["8"] and best["n"] == 3
-    assert best["mean"] == pytest.approx(0.92) and best["sd"] == pytest.approx(0.03) and best["error"] == pytest.approx(0.03 / math.sqrt(3))
-    assert [g["values"][0] for g in board["groups"]] == ["8", "4", "2"]
+    assert board.keys == ["lora.r", "seed"] and board.by == "exact_match"
+    best = board.groups[0]
+    assert best.values == ["8"] and best.n == 3
+    assert best.mean == pytest.approx(0.92) and best.sd == pytest.approx(0.03) and best.error == pytest.approx(0.03 / math.sqrt(3))
+    assert [g.values[0] for g in board.groups] == ["8", "4", "2"]
 
 
 def test_the_cheapest_within_one_standard_error(seeded):
     """0.92 - 0.03/sqrt(3) = 0.9027: rank 4 with 0.900 is just outside, and inside once its mean is 0.903."""
-    marks = {g["values"][0]: g["marks"] for g in leaderboard.read(seeded)["groups"]}
+    marks = {g.values[0]: g.marks for g in leaderboard.read(seeded).groups}
     assert marks == {"8": ["best", "cheapest within 1 s.e."], "4": [], "2": []}
     path = seeded / "lora.r-4_seed-3" / "summary.json"
     summary = json.loads(path.read_text(encoding="utf-8"))
     summary["metrics"]["exact_match"] = 0.95
     path.write_text(json.dumps(summary), encoding="utf-8")
-    marks = {g["values"][0]: g["marks"] for g in leaderboard.read(seeded)["groups"]}
+    marks = {g.values[0]: g.marks for g in leaderboard.read(seeded).groups}
     assert marks == {"8": ["best"], "4": ["cheapest within 1 s.e."], "2": []}
 
 
@@ -77,9 +77,9 @@ def test_without_seeds_the_error_is_that_of_the_held_out_rows(tmp_path):
     plan(tmp_path, ["a", "b"])
     board = leaderboard.read(tmp_path)
     error = statistics.stdev([1.0] * 6 + [0.0] * 4) / math.sqrt(10)
-    assert error > 0.1 and [(r["run"], r["marks"]) for r in board["rows"]] == [("b", ["best"]), ("a", ["cheapest within 1 s.e."])]
+    assert error > 0.1 and [(r.run, r.marks) for r in board.rows] == [("b", ["best"]), ("a", ["cheapest within 1 s.e."])]
     board = leaderboard.read(tmp_path, "eval_loss")  # whose rows were not kept
-    assert [r["marks"] for r in board["rows"]] == [["best"], []] and any("No standard error" in n for n in board["notes"])
+    assert [r.marks for r in board.rows] == [["best"], []] and any("No standard error" in n for n in board.notes)
 
 
 def test_the_changing_scale_is_said_and_a_point_on_other_terms_is_flagged(tmp_path):
@@ -89,11 +89,11 @@ def test_the_changing_scale_is_said_and_a_point_on_other_terms_is_flagged(tmp_pa
     run(tmp_path, "r-32", {"lora.r": 32, "collator": "prompt_loss"}, 0.5, max_length=99)
     plan(tmp_path, ["r-2", "never"])
     board = leaderboard.read(tmp_path)
-    flags = {r["run"]: r["flags"] for r in board["rows"]}
+    flags = {r.run: r.flags for r in board.rows}
     assert flags["r-32"] == ["its loss counts other labels: collator._target_=prompt_loss"], "a limit that refuses rows changes no label"
     assert flags["r-2"] == ["other generation: generation.max_new_tokens=99"] and flags["r-4"] == []
     assert flags["r-16"] == ["other data", "measured on 7 rows, most on 10"]
-    notes = " ".join(board["notes"])
+    notes = " ".join(board.notes)
     assert "alpha / r, here from 16 to 1" in notes and "1 planned points have no run yet: never" in notes
 
 
@@ -102,7 +102,7 @@ def test_the_table_fits_into_80_columns_and_the_csv_holds_every_run(seeded, caps
     terminal.show(terminal.leaderboard_table(board))
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80 and "0.920 ± 0.030 (3)" in out and "*+ r=8" in out
-    leaderboard.write(seeded, board)
+    leaderboard_page.write(seeded, board)
     rows = list(csv.DictReader((seeded / "leaderboard.csv").open(encoding="utf-8")))
     assert len(rows) == 9 and {r["scale"] for r in rows} == {"16.0", "8.0", "4.0"} and rows[0]["samples_per_second"] == "42.0"
 
@@ -130,7 +130,7 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 @pytest.mark.skipif(BROWSER is None, reason="no browser here: apt-get install chromium")
 def test_a_click_on_a_heading_sorts_in_the_browser(seeded, tmp_path):
     """The page with three clicks added to its script; what the browser then holds is read back."""
-    leaderboard.write(seeded, leaderboard.read(seeded))
+    leaderboard_page.write(seeded, leaderboard.read(seeded))
     text = (seeded / "report.html").read_text(encoding="utf-8")
     assert "<b>" not in text.split('id="strip"')[1].split('class="text"')[0].replace("<b>\u2713</b>", "").replace("<b>\u2717</b>", "").replace("<b>\u2248</b>", "")
     probe = """
@@ -155,6 +155,6 @@ def test_a_click_on_a_heading_sorts_in_the_browser(seeded, tmp_path):
     ([5.0, 6.0], [5.0, 6.0]),
 ])  # fmt: skip
 def test_labels_of_an_axis_do_not_run_into_each_other(values, said):
-    from mmft.reports.sweep_plots import _apart
+    from mmft.reports.sweep_plots import _spaced_labels
 
-    assert _apart(values[::-1], 0.16) == said
+    assert _spaced_labels(values[::-1], 0.16) == said

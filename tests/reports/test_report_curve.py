@@ -8,8 +8,8 @@ import pytest
 from PIL import Image, ImageColor
 
 from mmft.common.files import read_jsonl
-from mmft.reports.curve import EVAL, RATE, TRAIN, smooth, write_curve
-from mmft.reports.files import series
+from mmft.reports.loss_curve import EVAL, RATE, TRAIN, smooth, write_curve
+from mmft.reports.run_files import series
 
 
 def draw(tmp_path, rows):

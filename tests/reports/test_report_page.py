@@ -7,8 +7,9 @@ import re
 import pytest
 from fake_run import make_run
 
-from mmft.reports import comparison
-from mmft.reports.page import view, write_report
+from mmft.reports import answers
+from mmft.reports.answers import AnswerPair
+from mmft.reports.run_page import view, write_report
 
 
 class Page(html.parser.HTMLParser):
@@ -133,22 +134,22 @@ def test_better_and_worse_are_told_apart_also_for_the_loss(run_dir):
 
 
 def _pairs(f1s):
-    return [{"index": i, "row": {}, "base": {"prediction": "", "metrics": {"token_f1": b}}, "tuned": {"prediction": "", "metrics": {"token_f1": t}}} for i, (b, t) in enumerate(f1s)]
+    return [AnswerPair(i, {}, *({"prediction": "", "metrics": {"token_f1": f1}} for f1 in pair)) for i, pair in enumerate(f1s)]
 
 
 def test_select_mixes_gains_worst_and_a_spread():
     # 4 gains, 4 of no use, 22 between
-    chosen = comparison.select(_pairs([(0.0, 1.0)] * 4 + [(0.5, 0.5)] * 22 + [(0.0, 0.0)] * 4), limit=12)
-    assert [c["index"] for c in chosen if c["why"] == "largest gain"] == [0, 1, 2, 3]
-    assert [c["index"] for c in chosen if c["why"] == "worst answer"] == [26, 27, 28, 29]
-    spread = [c["index"] for c in chosen if c["why"] == "even spread"]
+    chosen = answers.select(_pairs([(0.0, 1.0)] * 4 + [(0.5, 0.5)] * 22 + [(0.0, 0.0)] * 4), limit=12)
+    assert [c.index for c in chosen if c.reason == "largest gain"] == [0, 1, 2, 3]
+    assert [c.index for c in chosen if c.reason == "worst answer"] == [26, 27, 28, 29]
+    spread = [c.index for c in chosen if c.reason == "even spread"]
     assert spread == [6, 12, 17, 23] and len(chosen) == 12
-    assert [c["why"] for c in comparison.select(_pairs([(0, 1)] * 5), limit=12)] == [""] * 5
+    assert [c.reason for c in answers.select(_pairs([(0, 1)] * 5), limit=12)] == [""] * 5
 
 
 @pytest.mark.parametrize("count", range(1, 60))
 def test_select_never_repeats_or_exceeds(count):
-    chosen = [c["index"] for c in comparison.select(_pairs([(0.1, 0.1 * (i % 7)) for i in range(count)]), limit=24)]
+    chosen = [c.index for c in answers.select(_pairs([(0.1, 0.1 * (i % 7)) for i in range(count)]), limit=24)]
     assert len(chosen) == len(set(chosen)) == min(count, 24)
 
 
@@ -162,17 +163,17 @@ def test_select_never_repeats_or_exceeds(count):
     ("红色的车", "红色汽车", [("same", "红色"), ("extra", "的"), ("missing", "汽"), ("same", "车")]),
 ])  # fmt: skip
 def test_difference(text, reference, pieces):
-    found = comparison.difference(text, reference)
+    found = answers.difference(text, reference)
     assert [p for p in found if p[1]] == pieces
     joined = re.sub(r"\s+", " ", "".join(p for k, p in found if k != "missing")).strip()
     assert joined == re.sub(r"\s+", " ", text)
 
 
 def test_a_very_long_text_is_not_compared():
-    assert comparison.difference("word " * 700, "word") == [("same", "word " * 700)]
+    assert answers.difference("word " * 700, "word") == [("same", "word " * 700)]
 
 
 def test_base_and_tuned_are_joined_by_index_in_whatever_order():
     base = [{"index": 2, "prediction": "b2"}, {"index": 0, "prediction": "b0"}]
-    pairs = comparison.pair(base, [{"index": 0, "prediction": "t0"}, {"index": 1, "prediction": "t1"}])
-    assert [(p["index"], p["base"] and p["base"]["prediction"], p["tuned"] and p["tuned"]["prediction"]) for p in pairs] == [(0, "b0", "t0"), (1, None, "t1"), (2, "b2", None)]
+    pairs = answers.pair(base, [{"index": 0, "prediction": "t0"}, {"index": 1, "prediction": "t1"}])
+    assert [(p.index, p.base and p.base["prediction"], p.tuned and p.tuned["prediction"]) for p in pairs] == [(0, "b0", "t0"), (1, None, "t1"), (2, "b2", None)]

@@ -78,9 +78,9 @@ def test_without_gradio_it_says_what_to_install(verb, monkeypatch):
 
 def test_a_port_in_use_is_one_line_before_anything_loads(verb, monkeypatch):
     pytest.importorskip("gradio")
-    import mmft.runs.open
+    import mmft.serving.page
 
-    monkeypatch.setattr(mmft.runs.open, "open_run", lambda *a: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr(mmft.serving.page, "open_run", lambda *a: pytest.fail("the model was loaded first"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..common.files import read_jsonl
-from .files import series
+from .run_files import series
 
-# Okabe and Ito's colours, told apart with every common colour vision; the lines differ in markers too.
+# Okabe and Ito's colours, which are distinct for all common types of colour vision; the lines also differ in their markers.
 TRAIN, EVAL, RATE = "#0072B2", "#D55E00", "#009E73"
 INK, GRID = "#3c4149", "#e3e6ea"
+
+Series = tuple[list[int], list[float]]  # (steps, values)
 
 
 def write_curve(run_dir: Path) -> Path | None:
@@ -22,7 +25,7 @@ def write_curve(run_dir: Path) -> Path | None:
         return None
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # not pyplot: no global state, no display is looked for
+    from matplotlib.figure import Figure  # not pyplot, which has global state and looks for a display
 
     figure = Figure(figsize=(9, 5.25), dpi=160, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -36,11 +39,7 @@ def write_curve(run_dir: Path) -> Path | None:
         panels[1].yaxis.get_offset_text().set_fontsize(9)
     panels[-1].set_xlabel("step", color=INK)
     for panel in panels:
-        panel.grid(True, color=GRID, linewidth=0.8)
-        panel.set_axisbelow(True)
-        panel.tick_params(colors=INK, labelsize=10, length=0)
-        panel.spines[["top", "right", "left"]].set_visible(False)
-        panel.spines["bottom"].set_color(GRID)
+        style_panel(panel, 10)
         panel.margins(x=0.02)
     figure.align_ylabels(panels)
 
@@ -51,10 +50,19 @@ def write_curve(run_dir: Path) -> Path | None:
     return path
 
 
-def _draw_losses(panel, train, evals) -> None:
+def style_panel(panel: Any, label_size: int) -> None:
+    """The look of every plot: a light grid behind the data, no frame but the bottom line."""
+    panel.grid(True, color=GRID, linewidth=0.8)
+    panel.set_axisbelow(True)
+    panel.tick_params(colors=INK, labelsize=label_size, length=0)
+    panel.spines[["top", "right", "left"]].set_visible(False)
+    panel.spines["bottom"].set_color(GRID)
+
+
+def _draw_losses(panel: Any, train: Series, evals: Series) -> None:
     steps, losses = train
     if steps:
-        # many noisy points: the points faint, their running mean on top
+        # many noisy points: faint points, with their running mean on top
         many = len(steps) > 60
         panel.plot(steps, losses, color=TRAIN, linewidth=1 if many else 1.8, alpha=0.3 if many else 1, label=None if many else "train",
                    marker="o" if len(steps) == 1 else "")  # fmt: skip
@@ -65,7 +73,7 @@ def _draw_losses(panel, train, evals) -> None:
         best = min(range(len(evals[0])), key=evals[1].__getitem__)
         panel.annotate(f"best {evals[1][best]:.3g}", (evals[0][best], evals[1][best]), xytext=(0, 9), textcoords="offset points",
                        ha="center", fontsize=10, color=EVAL)  # fmt: skip
-    values = [v for v in losses + evals[1]]
+    values = losses + evals[1]
     if min(values) > 0 and max(values) / min(values) > 30:
         panel.set_yscale("log")
         panel.set_ylabel("loss (log scale)", color=INK)
@@ -74,8 +82,8 @@ def _draw_losses(panel, train, evals) -> None:
     panel.legend(frameon=False, fontsize=10, labelcolor=INK, loc="upper right")
 
 
-def smooth(values: list[float], radius: int) -> list[float]:
-    """Means over a window that is centred and shrinks at both ends, so that the line neither lags nor starts late."""
+def smooth(values: Sequence[float], radius: int) -> list[float]:
+    """Means over a centred window that shrinks at both ends, so that the line neither lags nor starts late."""
     sums = [0.0]
     for v in values:
         sums.append(sums[-1] + v)

@@ -1,13 +1,21 @@
-"""The pieces of HTML that the live comparison page is made of; every text in them is escaped here."""
+"""HTML fragments of the live comparison page; all text in them is escaped here."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from ..common.files import read_json
-from . import comparison, numbers, pictures
-from .page import plan_rows
+from ..common.records import PlanReport
+from ..data.sample import Sample
+from ..reports import answers, numbers, pictures
+from ..reports.answers import Verdict
+from ..reports.tables import plan_rows
+from .side_by_side import AnswerState, Model
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SIDE = 640  # pixels of a picture shown
 
@@ -39,32 +47,32 @@ CSS = """
 """
 
 
-def head_html(models: list[Any]) -> str:
+def head_html(models: Sequence[Model]) -> str:
     lines = "".join(f'<div class="about"><b class="{m.kind}">{escape(m.label)}</b> {escape(m.about)}</div>' for m in models)
     title = "Base against tuned" if models[0].label == "base" else "Run against run"
     return f'<div class="mmft"><h1>{title}</h1>{lines}</div>'
 
 
-def sample_html(sample: Any) -> str:
+def sample_html(sample: Sample) -> str:
     """The pictures, the question and the references of a row of the data set."""
-    small = [pictures.open_small(sample.root, image, SIDE) for image in sample.images]
-    shown = pictures_html([p for p in small if p is not None]) if any(p is not None for p in small) else error_html("its picture cannot be opened")
+    opened = [p for image in sample.images if (p := pictures.open_small(sample.root, image, SIDE)) is not None]
+    shown = pictures_html(opened) if opened else error_html("its picture cannot be opened")
     lines = [("prompt", sample.prompt_text or "(none)"), *(("reference", r) for r in sample.references), ("id", sample.id)]
     return shown + '<div class="mmft">' + "".join(f'<p class="line"><span class="tag">{k}</span>{escape(v)}</p>' for k, v in lines) + "</div>"
 
 
-def pictures_html(opened: list[Any]) -> str:
-    """Pictures as data: the page asks for no file."""
-    found = []
+def pictures_html(opened: Sequence[Image]) -> str:
+    """Pictures as data, so that the page requests no file."""
+    images = []
     for picture in opened:
         picture.thumbnail((SIDE, SIDE))
         small = ' class="small"' if max(picture.size) < pictures.SMALL else ""
-        found.append(f'<img src="{pictures.data_uri(picture)}" alt=""{small}>')
-    return f'<div class="mmft-pictures">{"".join(found)}</div>' if found else ""
+        images.append(f'<img src="{pictures.data_uri(picture)}" alt=""{small}>')
+    return f'<div class="mmft-pictures">{"".join(images)}</div>' if images else ""
 
 
-def answers_html(models: list[Any], state: list[tuple[str | None, bool]] | None, references: list[str], beams: int = 1) -> str:
-    """Every model's answer as far as it is written (state None: nothing asked yet), marked against a reference when finished."""
+def answers_html(models: Sequence[Model], state: Sequence[AnswerState] | None, references: Sequence[str], beams: int = 1) -> str:
+    """Every model's text so far (state None: nothing asked yet); a finished one is marked against the nearest reference."""
     first = state[0] if state else (None, False)
     columns = []
     for i, model in enumerate(models):
@@ -77,37 +85,37 @@ def answers_html(models: list[Any], state: list[tuple[str | None, bool]] | None,
             wait = "waits for its turn" if waits else f"searching with {beams} beams, shown at the end" if beams > 1 else "writing"
             body = f'{escape(text)}<span class="cursor"></span>' if text else f'<span class="wait">{wait} ...</span>'
         else:
-            against = comparison.nearest(text, references) if references else (first[0] or "") if i and first[1] else ""
-            body = "".join(escape(p) if kind == "same" else f'<mark class="{kind}">{escape(p)}</mark>' for kind, p in comparison.difference(text, against))
+            against = answers.nearest_reference(text, references) if references else (first[0] or "") if i and first[1] else ""
+            body = "".join(escape(p) if kind == "same" else f'<mark class="{kind}">{escape(p)}</mark>' for kind, p in answers.difference(text, against))
             body = body or '<span class="wait">nothing written</span>'
             kind, mark, words = verdict(text, references) if references else ("none", "", "the same text" if i and text == first[0] else "")
             badge = f'<span class="verdict {kind}">{mark} {escape(words)}</span>' if words else ""
         columns.append(f'<div class="mmft-answer {model.kind}"><header><span>{escape(model.label)}</span>{badge}</header><div class="text">{body}</div></div>')
-    return f'<div class="mmft"><div class="mmft-columns">{"".join(columns)}</div>{key(references) if state and all(d for _, d in state) else ""}</div>'
+    return f'<div class="mmft"><div class="mmft-columns">{"".join(columns)}</div>{legend(references) if state and all(d for _, d in state) else ""}</div>'
 
 
-def key(references: list[str]) -> str:
-    """What the marks mean, and the reference they were made against."""
+def legend(references: Sequence[str]) -> str:
+    """The references, and what the marks mean."""
     lines = "".join(f'<p class="line"><span class="tag">reference</span>{escape(r)}</p>' for r in references)
     what = "Against the nearest reference" if references else "Against the first answer"
     return f'{lines}<p class="key">{what}: <mark>word that is not in it</mark> <mark class="missing">word that is missing</mark></p>'
 
 
-def verdict(text: str, references: list[str]) -> tuple[str, str, str]:
-    return comparison.verdict({"prediction": text, "references": references})
+def verdict(text: str, references: Sequence[str]) -> Verdict:
+    return answers.verdict({"prediction": text, "references": list(references)})
 
 
 def error_html(text: str) -> str:
     return f'<div class="mmft"><div class="error">{escape(text)}</div></div>'
 
 
-def parameters_html(models: list[Any]) -> str:
-    """Parameters by part, from the run's own plan; the base's are the same without the adapter."""
+def parameters_html(models: Sequence[Model]) -> str:
+    """Parameters by part, from each run's own plan; the base has the same ones without the adapter."""
     tables = []
     for model in models:
-        if model.label == "base":
+        if model.base or model.opened.run is None:
             continue
-        plan = read_json(model.opened.run / "lora_plan.json")
+        plan = cast(PlanReport, read_json(model.opened.run / "lora_plan.json"))
         rows = "".join(
             f"<tr><td>{escape(r['part'])}</td><td>{r['adapted']}</td><td>{escape(r['r'])}</td><td>{r['trainable']}</td><td>{r['total']}</td><td>{r['share']}</td></tr>"
             for r in plan_rows(plan)

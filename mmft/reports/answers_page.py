@@ -1,0 +1,115 @@
+"""The page of `mmft evaluate` (base and tuned) and of `mmft compare` (any models): answers side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+from ..common.records import AnswerRecord, EvaluationSummary, MetricValues
+from ..config.choices import METRICS
+from . import answers, numbers
+from .html import render
+from .numbers import is_number
+from .pictures import shown_pictures
+from .run_page import HEADINGS, MAX_SAMPLES, PICTURE_SIDE, PICTURES_PER_SAMPLE, SampleCard, ShownAnswer
+from .tables import LABELS, PlanTableRow, change_kind
+
+
+@dataclass
+class Side:
+    """One model's answers.
+
+    kind: base, tuned or other (its colour). rows: as in eval/*.jsonl, the same samples for every side. figures: metrics
+    over the rows, and eval_loss where it was measured.
+    """
+
+    label: str
+    kind: str
+    about: str
+    rows: list[AnswerRecord]
+    figures: MetricValues = field(default_factory=dict)
+
+
+class FigureRow(TypedDict):
+    """A metric of every side. kind: good, bad or "" (the change, of two sides)."""
+
+    label: str
+    name: str
+    values: list[str]
+    change: str
+    kind: str
+
+
+def evaluation_page(run: str, summary: EvaluationSummary, rows: Mapping[str, list[AnswerRecord]]) -> str:
+    """eval/NAME.html. rows: answers of "tuned" and, if measured, "base"."""
+    base, tuned = rows.get("base", []), rows["tuned"]
+    selected = answers.select(answers.pair(base, tuned), MAX_SAMPLES)
+    headings = HEADINGS if base else {**HEADINGS, "largest gain": "Best answers"}
+    all_shown = len(tuned) <= MAX_SAMPLES
+    if all_shown:
+        selected = sorted(selected, key=lambda p: -answers.token_f1(p.tuned))
+    sides = []
+    if base:
+        sides.append(Side("base", "base", "", base, _figures(summary.get("base_metrics"), summary.get("base_eval_loss"))))
+    sides.append(Side("tuned" if base else "answer", "tuned", "", tuned, _figures(summary.get("metrics"), summary.get("eval_loss"))))
+    cards = [card(p.row, [(s, p.base if s.kind == "base" else p.tuned) for s in sides], headings[p.reason]) for p in selected]
+    facts = [f"{summary['rows']} rows of {summary['data']}, split {summary['split']}"]
+    facts += [f"checkpoint {summary['checkpoint']}"] if summary["checkpoint"] is not None else []
+    facts += [f"data fingerprint {summary['fingerprint'][:12]}"]
+    note = "The best answers first, by token F1." if all_shown else f"{len(cards)} of {len(tuned)}, by token F1."
+    return _page(run, "mmft evaluation", " · ".join(facts), sides, cards, note)
+
+
+def _figures(metrics: MetricValues | None, loss: float | None) -> MetricValues:
+    return {**(metrics or {}), **({"eval_loss": loss} if is_number(loss) else {})}
+
+
+def comparison_page(title: str, meta: str, sides: Sequence[Side], parts: Sequence[PlanTableRow]) -> str:
+    """A page of all samples of a comparison. parts: the adapter plan (tables.plan_rows), or []."""
+    cards = [card(rows[0], list(zip(sides, rows, strict=True)), "") for rows in zip(*(s.rows for s in sides), strict=True)]
+    return _page(title, "mmft comparison", meta, sides, cards, "", parts)
+
+
+def _page(
+    title: str, kicker: str, meta: str, sides: Sequence[Side], cards: Sequence[SampleCard], note: str, parts: Sequence[PlanTableRow] = ()
+) -> str:  # fmt: skip
+    prompts = {c["prompt"] for c in cards}
+    return render(
+        "answers.html.j2", title=title, kicker=kicker, meta=meta, sides=sides, samples=cards, note=note, metrics=figure_rows(sides),
+        prompt=prompts.pop() if len(prompts) == 1 and len(cards) > 1 else "", referenced=any(c["references"] for c in cards), parts=parts,
+    )  # fmt: skip
+
+
+def card(row: AnswerRecord, sides: Sequence[tuple[Side, AnswerRecord | None]], heading: str) -> SampleCard:
+    """One sample with every side's answer to it.
+
+    Words are marked against the nearest reference; without references, the later sides' against the first side's answer.
+    """
+    references = [str(r) for r in row.get("references") or ()]
+    texts = [str((answer or {}).get("prediction") or "") for _, answer in sides]
+    shown: list[ShownAnswer] = []
+    for i, (side, answer) in enumerate(sides):
+        text = texts[i]
+        against = answers.nearest_reference(text, references) if references else texts[0] if i else ""
+        verdict = answers.verdict(answer) if references else ("none", "", "the same text" if i and text == against else "")
+        shown.append({"name": side.label, "kind": side.kind, "empty": not text.strip(), "verdict": verdict, "pieces": answers.difference(text, against)})
+    if references:
+        nearest = answers.nearest_reference(texts[-1], references)
+        references = [nearest, *(r for r in references if r != nearest)]
+    name = row.get("id", row.get("index", ""))
+    return {"id": f"{row['index']} · {name}" if "index" in row else str(name), "heading": heading, "prompt": str(row.get("prompt") or ""),
+            "references": references, "texts": shown, **shown_pictures(row, PICTURE_SIDE, PICTURES_PER_SAMPLE)}  # fmt: skip
+
+
+def figure_rows(sides: Sequence[Side]) -> list[FigureRow]:
+    """One row for each metric that any side has; of two sides with the change."""
+    rows: list[FigureRow] = []
+    for name in (m for m in (*METRICS, "eval_loss") if any(m in s.figures for s in sides)):
+        values = [s.figures.get(name) for s in sides]
+        two = len(values) == 2
+        change = numbers.change(values[0], values[1]) if two else ""
+        kind = change_kind(values[0], values[1], higher_is_better=name != "eval_loss") if two else ""
+        rows.append({"label": LABELS.get(name, "Loss (lower is better)"), "name": name, "values": [numbers.metric(v) for v in values],
+                     "change": change, "kind": kind})  # fmt: skip
+    return rows

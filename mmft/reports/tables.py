@@ -1,0 +1,99 @@
+"""Rows of the metric and plan tables that page, Markdown and terminal show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+from ..common.records import AnswerRecord, EvaluationSummary, MetricValues, PlanReport, Summary
+from ..config.choices import METRICS
+from . import numbers
+from .numbers import is_number
+
+LABELS = {
+    "exact_match": "Exact match",
+    "exact_match_normalized": "Exact match, normalised",
+    "contains": "Contains a reference",
+    "token_f1": "Token F1",
+    "vqa_accuracy": "VQA accuracy",
+    "bleu4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+    "cider": "CIDEr",
+}
+
+
+class MetricRow(TypedDict):
+    """A metric of base and tuned model. kind: good, bad or "" (the change). bars: percent of the best score; None without one."""
+
+    label: str
+    name: str
+    base: str
+    tuned: str
+    change: str
+    kind: str
+    bars: list[float | None] | None
+
+
+class PlanTableRow(TypedDict):
+    """A part of the model in the adapter plan. idle: nothing in it is trained."""
+
+    part: str
+    adapted: str
+    r: str
+    scale: str
+    trainable: str
+    total: str
+    share: str
+    idle: bool
+
+
+def main_metrics(rows: Sequence[AnswerRecord]) -> tuple[str, str]:
+    """The two most telling metrics: CIDEr and ROUGE-L for captions (references of five words and more), else exact match and token F1."""
+    lengths = sorted(len(str(r).split()) for row in rows for r in (row.get("references") or ())[:1])
+    return ("cider", "rouge_l") if lengths and lengths[len(lengths) // 2] >= 5 else ("exact_match", "token_f1")
+
+
+def change_kind(base: object, tuned: object, higher_is_better: bool) -> str:
+    """good, bad, or "" where either is missing or both are equal as shown."""
+    if not is_number(base) or not is_number(tuned) or round(base, 3) == round(tuned, 3):
+        return ""
+    return "good" if (tuned > base) == higher_is_better else "bad"
+
+
+def metric_names(values: Sequence[Mapping[str, object]]) -> list[str]:
+    """Names of the metrics in any of `values`, mmft's own first."""
+    names = {name for one in values for name in one}
+    return [m for m in METRICS if m in names] + sorted(names - set(METRICS))
+
+
+def metric_rows(summary: Summary | EvaluationSummary) -> list[MetricRow]:
+    """One row for each metric of either model, the held-out loss last."""
+    base: MetricValues = summary.get("base_metrics") or {}
+    tuned: MetricValues = summary.get("metrics") or {}
+    rows = [_row(LABELS.get(n) or n, n, base.get(n), tuned.get(n), 10.0 if n == "cider" else 1.0, True) for n in metric_names([base, tuned])]
+    losses = summary.get("base_eval_loss"), summary.get("eval_loss")
+    if any(map(is_number, losses)):
+        rows.append(_row("Held-out loss (lower is better)", "eval_loss", *losses, None, False))
+    return rows
+
+
+def _row(label: str, name: str, base: object, tuned: object, top: float | None, higher_is_better: bool) -> MetricRow:
+    bars = [100 * min(max(v / top, 0), 1) if is_number(v) else None for v in (base, tuned)] if top else None
+    return {
+        "label": label, "name": name, "base": numbers.metric(base), "tuned": numbers.metric(tuned), "change": numbers.change(base, tuned),
+        "kind": change_kind(base, tuned, higher_is_better), "bars": bars,
+    }  # fmt: skip
+
+
+def plan_rows(plan: PlanReport) -> list[PlanTableRow]:
+    rows: list[PlanTableRow] = []
+    for row in plan.get("rows") or ():
+        scale = row.get("scale")
+        rows.append({
+            "part": str(row.get("part", "")), "adapted": f"{row.get('modules', 0)} of {row.get('linear', 0)}",
+            "r": str(row.get("r") or numbers.MISSING), "scale": f"{scale:g}" if is_number(scale) else numbers.MISSING,
+            "trainable": numbers.count(row.get("trainable")), "total": numbers.count(row.get("total")),
+            "share": numbers.percent(row.get("trainable"), row.get("total")),
+            "idle": not row.get("trainable"),
+        })  # fmt: skip
+    return rows
