@@ -23,9 +23,9 @@ def picture():
 
 
 def augmented(node: dict, seed: int = 1):
-    from mmft.data.augment import Augmented, made
+    from mmft.data.augment import Augmented, build_transforms
 
-    return Augmented([], made(node), seed)
+    return Augmented([], build_transforms(node), seed)
 
 
 def test_a_draw_hangs_on_seed_epoch_row_and_picture_alone(picture):

@@ -16,7 +16,7 @@ from mmft.common.errors import UserError
 from mmft.config import compose
 from mmft.config.guard import secrets
 from mmft.config.guard.targets import resolve
-from mmft.config.validate import to_plain
+from mmft.config.plain import to_plain
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,7 +53,7 @@ PAYLOADS = {
     "through its builtins": {"_target_": "mmft.config.compose.__builtins__.open", "file": "MARK", "mode": "w"},
     "mmft's own remover": {"_target_": "mmft.data.prepare._remove", "folder": "KEPT"},
     "mmft's own file opener": {"_target_": "mmft.data.writer.Report", "path": "MARK"},
-    "mmft's own database": {"_target_": "mmft.data.image_index.Index", "path": "MARK"},
+    "mmft's own database": {"_target_": "mmft.data.image_index.ImageIndex", "path": "MARK"},
     "mmft's own run": {"_target_": "mmft.runs.directory.Run.create", "output_dir": "MARK", "words": []},
     "mmft's own command": {"_target_": "mmft.__main__.main", "argv": ["prepare", "output_dir=MARK"]},
     "mmft's own upload": {"_target_": "mmft.export.publish.push", "folder": "KEPT", "repo": "a/b", "hub": "huggingface", "private": False},

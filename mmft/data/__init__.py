@@ -1,1 +1,1 @@
-"""The data layer: sources -> prepare -> a prepared data set on disk -> samples."""
+"""Data: sources yield rows, `prepare` checks and divides them, later verbs read the prepared set as samples."""

@@ -1,6 +1,7 @@
-"""Training pictures changed at random: torchvision's own transforms, drawn by seed, epoch and row, so that a run that goes on draws the same.
+"""Random augmentation of training images with torchvision's transforms.
 
-Only the rows of training are wrapped; what is measured, predicted or shown never passes here.
+Random numbers are drawn from (seed, epoch, row, image number), so a resumed run draws the same ones. Only training rows are wrapped:
+evaluation, prediction and reports see the original images.
 """
 
 from __future__ import annotations
@@ -9,145 +10,149 @@ import hashlib
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
-from ..config.library_keys import AUGMENT_TRANSFORMS
+from ..config.choices import AUGMENT_TRANSFORMS
+from .sample import Sample, message_text
 
 if TYPE_CHECKING:
     from PIL import Image
+
+Section = Mapping[str, Any] | None  # the config's section `augment`: transform -> its keys
 
 log = logging.getLogger("mmft")
 
 
 SIDES = re.compile(r"\b(left|right|clockwise|anticlockwise|counterclockwise)\b|[左右]", re.IGNORECASE)
-LOOKED_AT = 2000  # rows in which words for a side are looked for
+CHECKED_ROWS = 2000  # rows that are searched for words naming a side
 
 
-def chosen(node: Any) -> dict[str, dict[str, Any]]:
-    """The transforms that are on, in the order in which they are applied; empty for none."""
-    return {name: node[name] for name in AUGMENT_TRANSFORMS if (node or {}).get(name) is not None}
+def active_transforms(node: Section) -> dict[str, dict[str, Any]]:
+    """The keys of each active transform, in the order in which they are applied."""
+    section = node or {}
+    return {name: section[name] for name in AUGMENT_TRANSFORMS if section.get(name) is not None}
 
 
-def described(node: Any) -> str:
+def describe_transforms(node: Section) -> str:
     """`RandomRotation(degrees=5), ColorJitter(brightness=0.2)`"""
-    return ", ".join(f"{name}({', '.join(f'{k}={v}' for k, v in keys.items())})" for name, keys in chosen(node).items())
+    return ", ".join(f"{name}({', '.join(f'{k}={v}' for k, v in keys.items())})" for name, keys in active_transforms(node).items())
 
 
-def augmented(rows: Sequence[Any], node: Any, seed: int) -> Sequence[Any]:
-    """The training rows, their pictures changed as the section `augment` says; the rows themselves where it says nothing.
+def augment_rows(rows: Sequence[Sample], node: Section, seed: int) -> Sequence[Any]:
+    """The training rows with the augmentation of the config's section `augment`; unchanged if no transform is active.
 
-    Errors raised: UserError for values that torchvision refuses.
+    Raises UserError for values that torchvision refuses.
     """
-    transforms = made(node)
+    transforms = build_transforms(node)
     if not transforms:
         return rows
-    log.info("%-14s %s, on training pictures alone", "augment", described(node))
-    if "RandomHorizontalFlip" in transforms and (wrong := sided(rows)):
-        log.warning("%-14s RandomHorizontalFlip mirrors pictures whose texts name a side, e.g. row %s (%d of the first %d rows): they would be taught wrongly;"
-                    " leave it out, or such rows", "augment", wrong[0].id, len(wrong), min(len(rows), LOOKED_AT))  # fmt: skip
+    log.info("%-14s %s, on training images only", "augment", describe_transforms(node))
+    if "RandomHorizontalFlip" in transforms and (sided := rows_naming_sides(rows)):
+        log.warning("%-14s RandomHorizontalFlip mirrors images whose texts name a side, e.g. row %s (%d of the first %d rows), which then are wrong;"
+                    " leave out the transform, or such rows", "augment", sided[0].id, len(sided), min(len(rows), CHECKED_ROWS))  # fmt: skip
     return Augmented(rows, transforms, seed)
 
 
-def made(node: Any) -> dict[str, Any]:
-    """name -> torchvision's transform. Errors raised: UserError."""
-    on = chosen(node)
-    if not on:
+def build_transforms(node: Section) -> dict[str, Any]:
+    """name -> torchvision transform. Raises UserError for values that torchvision refuses."""
+    active = active_transforms(node)
+    if not active:
         return {}
     from PIL import Image
     from torchvision.transforms import v2
 
     transforms = {}
-    for name, keys in on.items():
+    for name, keys in active.items():
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error")  # a range the wrong way round
+                warnings.simplefilter("error")  # torchvision only warns about reversed ranges
                 transforms[name] = getattr(v2, name)(**({"size": 1} if name == "RandomResizedCrop" else {}), **keys)
                 if name == "RandomResizedCrop" and not (0 < transforms[name].scale[0] <= 1 and 0 < transforms[name].scale[1] <= 1 and transforms[name].ratio[0] > 0):
-                    raise ValueError("scale is a share of the picture, above 0 and at most 1, and ratio is above 0")
+                    raise ValueError("scale is a share of the image, above 0 and at most 1, and ratio is above 0")
                 Augmented([], {name: transforms[name]}, 0).change(Image.new("RGB", (8, 6)))
         except (ValueError, TypeError, UserWarning) as error:
             raise UserError(f"augment.{name}: {' '.join(str(error).split())}") from None
     return transforms
 
 
-def sided(rows: Sequence[Any]) -> list[Any]:
-    """Of the first rows, those whose texts name a side."""
-    first = (rows[i] for i in range(min(len(rows), LOOKED_AT)))
-    return [r for r in first if any(SIDES.search(part.get("text", "")) for message in r.messages for part in message["content"])]
+def rows_naming_sides(rows: Sequence[Sample]) -> list[Sample]:
+    """Those of the first rows whose texts name a side."""
+    first = (rows[i] for i in range(min(len(rows), CHECKED_ROWS)))
+    return [r for r in first if any(SIDES.search(message_text(message)) for message in r.messages)]
 
 
-class Augmented(Sequence):
-    """Rows asked for as (epoch, index) come with changed pictures; asked for by index alone, as they are.
+class Augmented(Sequence[Any]):
+    """Training rows: indexed by (epoch, index) with augmented images, by index alone with the original ones.
 
-    The epoch comes with the index, from the sampler: a data set that is told its epoch is told a wrong one when a run goes on,
-    and its copies in workers are told none.
+    The sampler passes the epoch with the index: `set_epoch` of a data set gets a wrong epoch when a run is resumed, and does not
+    reach the copies in data workers.
     """
 
-    def __init__(self, rows: Sequence[Any], transforms: dict[str, Any], seed: int):
+    def __init__(self, rows: Sequence[Sample], transforms: dict[str, Any], seed: int) -> None:
         self.rows, self.transforms, self.seed = rows, transforms, seed
-        self.epoch = 0  # set before each epoch, in the process that samples
+        self.epoch = 0  # set before each epoch, in the process of the sampler
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, place: Any) -> Any:
-        if not isinstance(place, tuple):
-            return self.rows[place]
-        epoch, index = place
-        return Changed(self.rows[index], self, epoch, index)
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, tuple):
+            return self.rows[key]
+        epoch, index = key
+        return AugmentedSample(self.rows[index], self, epoch, index)
 
     def follow(self, loader: Any) -> None:
-        """Have a prepared data loader ask for (epoch, index), in the order it would have had."""
+        """Make a prepared data loader ask for (epoch, index), in unchanged order. Raises UserError for an unknown batch sampler."""
         holder = loader.batch_sampler
-        while hasattr(holder, "batch_sampler"):  # of several processes, each takes its share of one
+        while hasattr(holder, "batch_sampler"):  # with several processes, accelerate wraps the batch sampler
             holder = holder.batch_sampler
         if not hasattr(holder, "sampler"):
-            raise UserError("augment: this trainer.train_sampling_strategy makes batches in a way that leaves out the epoch; use random, or augment=null")
+            raise UserError("augment: this trainer.train_sampling_strategy builds batches without this sampler, so the epoch is unknown; use random, or augment=null")
         holder.sampler = WithEpoch(holder.sampler, self)
 
-    def change(self, picture: Image.Image, *place: int) -> Image.Image:
-        """The picture as drawn for this place (epoch, row, number in the row); the global random numbers stay where they are."""
+    def change(self, image: Image.Image, *key: int) -> Image.Image:
+        """The image augmented with random numbers drawn from `key` (epoch, row, number in the row); global random state is kept."""
         import torch
         from torchvision.transforms.v2 import functional
 
-        kept = torch.default_generator.get_state()
-        key = hashlib.sha256(" ".join(map(str, (self.seed, *place))).encode()).digest()
-        # not torch.manual_seed, which would seed the devices, too
-        torch.default_generator.manual_seed(int.from_bytes(key[:8], "big") >> 1)
+        state = torch.default_generator.get_state()
+        digest = hashlib.sha256(" ".join(map(str, (self.seed, *key))).encode()).digest()
+        # not torch.manual_seed, which would also seed the devices
+        torch.default_generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         try:
             for name, transform in self.transforms.items():
                 if name == "RandomResizedCrop":
-                    width, height = picture.size
-                    draw = type(transform)(picture.size[::-1], scale=transform.scale, ratio=[r * width / height for r in transform.ratio])
-                    picture = functional.resized_crop(picture, **draw.make_params([picture]), size=[height, width])
+                    width, height = image.size
+                    draw = type(transform)(image.size[::-1], scale=transform.scale, ratio=[r * width / height for r in transform.ratio])
+                    image = functional.resized_crop(image, **draw.make_params([image]), size=[height, width])
                 else:
-                    picture = transform(picture)
+                    image = transform(image)
         finally:
-            torch.default_generator.set_state(kept)
-        return picture
+            torch.default_generator.set_state(state)
+        return image
 
 
-class Changed:
-    """A row with its pictures changed; in all else the row."""
+class AugmentedSample:
+    """A sample whose load_images returns augmented images; all other attributes are the sample's."""
 
-    def __init__(self, row: Any, rows: Augmented, epoch: int, index: int):
-        self._row, self._rows, self._place = row, rows, (epoch, index)
+    def __init__(self, row: Sample, rows: Augmented, epoch: int, index: int) -> None:
+        self._row, self._rows, self._key = row, rows, (epoch, index)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # a copy that is being unpickled has no row yet
+        if name.startswith("_"):  # while a copy is unpickled, it has no row yet
             raise AttributeError(name)
         return getattr(self._row, name)
 
-    def load_images(self) -> list[Any]:
-        return [self._rows.change(picture, *self._place, number) for number, picture in enumerate(self._row.load_images())]
+    def load_images(self) -> list[Image.Image]:
+        return [self._rows.change(image, *self._key, number) for number, image in enumerate(self._row.load_images())]
 
 
 class WithEpoch:
-    """A sampler's indices, each with the epoch that is being trained."""
+    """A sampler that yields (current epoch, index) for each index of another sampler."""
 
-    def __init__(self, sampler: Any, rows: Augmented):
+    def __init__(self, sampler: Any, rows: Augmented) -> None:
         self.sampler, self.rows = sampler, rows
 
     def __getattr__(self, name: str) -> Any:

@@ -1,9 +1,9 @@
-"""Images named by URL, fetched while a data set is prepared and never later: named hosts only, within limits.
+"""Download images that rows name by URL, during `mmft prepare` only, from listed hosts only, within limits.
 
     mmft prepare data=table data.path=rows.csv 'data.download.hosts=[images.example.org]'
 
-The address a name stands for is looked up once, judged, and is the one connected to: a name that is answered with
-another address the second time gains nothing. Redirects are followed to named hosts only, each judged anew.
+A host name is resolved once; the resolved address is checked and then used for the connection, so a second DNS answer
+(DNS rebinding) has no effect. Redirects are followed to listed hosts only, each checked in the same way.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from .. import __version__
@@ -30,10 +31,10 @@ REDIRECTS = 5
 
 @dataclass(frozen=True)
 class Download:
-    """hosts: the names images may come from (`images.example.org`, or `host:8080` for another port than 80 and 443).
+    """hosts: the hosts images may come from (`images.example.org`, or `host:8080` for another port than 80 and 443).
 
-    max_bytes: of one image. timeout: seconds for one image in all, redirects included. private: whether these names may
-    stand for addresses of a private network; an address typed into `hosts` itself (`10.0.0.5`) needs no such word.
+    max_bytes: of one image. timeout: seconds for one image in total, redirects included. private: whether host names may
+    resolve to addresses of a private network; an address listed in `hosts` itself (`10.0.0.5`) is always allowed.
     """
 
     hosts: Sequence[str] = ()
@@ -50,18 +51,19 @@ class Download:
             raise UserError(f"data.download.timeout={self.timeout}: must be a number of seconds from 0 to 3600")
 
     def fetch(self, url: str) -> bytes:
-        """The bytes behind `url`. Errors raised: ImageError, without a name, that says which limit or which answer it was."""
+        """The bytes of the image at `url`. Raises ImageError with the limit or response that caused it."""
         deadline = time.monotonic() + self.timeout
         address = url
         for _ in range(REDIRECTS + 1):
-            parts = self._judge(address, url)
-            found = self._get(parts, deadline, url)
-            if isinstance(found, bytes):
-                return found
-            address = urljoin(address, found)
+            parts = self._check(address, url)
+            response = self._get(parts, deadline, url)
+            if isinstance(response, bytes):
+                return response
+            address = urljoin(address, response)
         raise _error(url, f"more than {REDIRECTS} redirects")
 
-    def _judge(self, address: str, url: str) -> SplitResult:
+    def _check(self, address: str, url: str) -> SplitResult:
+        """The parts of an address that may be requested. Raises ImageError for all others."""
         try:
             parts = urlsplit(address)
             port = parts.port
@@ -71,56 +73,56 @@ class Download:
             raise _error(url, f"{parts.scheme or 'no scheme'}: only http and https are fetched")
         if parts.username is not None or parts.password is not None:
             raise _error(url, "a name or password in the address is not sent")
-        # control characters could end the request's line; spaces and the like must come encoded
+        # control characters could end the request line; spaces and the like must be encoded
         if not all(33 <= ord(c) < 127 for c in address):
             raise _error(url, "characters that must be percent-encoded")
         host = parts.hostname.lower()
         shown = f"[{host}]" if ":" in host else host
-        usual = port in (None, PORTS[parts.scheme])
+        default_port = port in (None, PORTS[parts.scheme])
         names = {h.lower() for h in self.hosts}
-        if f"{shown}:{port or PORTS[parts.scheme]}" not in names and not (usual and ({host, shown} & names)):
-            raise _error(url, f"{shown}{'' if usual else f':{port}'} is not in data.download.hosts")
+        if f"{shown}:{port or PORTS[parts.scheme]}" not in names and not (default_port and ({host, shown} & names)):
+            raise _error(url, f"{shown}{'' if default_port else f':{port}'} is not in data.download.hosts")
         return parts
 
-    def _address(self, parts: SplitResult, url: str) -> tuple[int, tuple]:
-        """(family, socket address) to connect to."""
+    def _address(self, parts: SplitResult, url: str) -> tuple[int, tuple[Any, ...]]:
+        """(family, socket address) to connect to. Raises ImageError for addresses that are not allowed."""
         try:
             answers = socket.getaddrinfo(parts.hostname, parts.port or PORTS[parts.scheme], type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             raise _error(url, f"its host is not found ({getattr(error, 'strerror', None) or error})") from None
         literal = _is_address(parts.hostname or "")
-        for family, _, _, _, place in answers:
-            ip = ipaddress.ip_address(str(place[0]).partition("%")[0])
+        for family, _, _, _, address in answers:
+            ip = ipaddress.ip_address(str(address[0]).partition("%")[0])
             ip = getattr(ip, "ipv4_mapped", None) or ip
-            never = ip.is_multicast or ip.is_unspecified or (ip.is_link_local and not literal)
-            if not never and (ip.is_global or literal or self.private):
-                return family, place
+            forbidden = ip.is_multicast or ip.is_unspecified or (ip.is_link_local and not literal)
+            if not forbidden and (ip.is_global or literal or self.private):
+                return family, address
         raise _error(url, "its host is in a private network (data.download.private=true allows it)")
 
     def _get(self, parts: SplitResult, deadline: float, url: str) -> bytes | str:
-        """The body, or where a redirect leads to."""
-        family, place = self._address(parts, url)
+        """The body, or the target of a redirect."""
+        family, socket_address = self._address(parts, url)
         left = deadline - time.monotonic()
         if left <= 0:
             raise _error(url, f"took longer than {self.timeout:g} s")
         raw = socket.socket(family, socket.SOCK_STREAM)
         raw.settimeout(left)
-        # a server that sends a byte now and then passes every timeout of a single read; this ends it
-        watch = threading.Timer(left, _cut, [raw])
+        # a server that sends single bytes stays below the timeout of each read; the timer ends the whole request
+        watch = threading.Timer(left, _shut_down, [raw])
         watch.daemon = True
         watch.start()
         connection: http.client.HTTPConnection | None = None
         try:
-            raw.connect(place)
+            raw.connect(socket_address)
             kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
             connection = kind(parts.hostname or "", parts.port)
             connection.sock = ssl.create_default_context().wrap_socket(raw, server_hostname=parts.hostname) if parts.scheme == "https" else raw
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", target, headers={"User-Agent": f"mmft/{__version__}", "Accept": "image/*", "Accept-Encoding": "identity"})
-            found = self._read(connection.getresponse(), url)
-            if time.monotonic() >= deadline:  # what was cut off by the clock must not pass for the whole
+            response = self._read(connection.getresponse(), url)
+            if time.monotonic() >= deadline:  # a body cut off by the timer must not pass as complete
                 raise OSError
-            return found
+            return response
         except ImageError:
             raise
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -153,8 +155,8 @@ class Download:
         return bytes(body)
 
 
-def _cut(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it is closed already
+def _shut_down(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # already closed
         sock.shutdown(socket.SHUT_RDWR)
 
 

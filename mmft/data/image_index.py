@@ -1,4 +1,4 @@
-"""What is known of each image and id while a data set is prepared: an SQLite file, so that memory stays flat."""
+"""Check, hash and copy images during preparation; an SQLite file holds the results, so that memory use does not grow."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from .download import Download, is_url
 from .images import ImageError, decode, read_image
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
-RECENT = 4096  # images whose record is kept in memory: rows about one image stand together
+RECENT = 4096  # image records cached in memory: rows of one image usually stand together
 
 
 @dataclass(frozen=True)
-class Record:
-    """One image: number and content number (images with the same bytes share it), or the reason it cannot be used."""
+class ImageRecord:
+    """One image, or in `error` the reason why it cannot be used.
 
-    path: str = ""  # relative to the data root, or to the prepared directory if stored
+    path: relative to the data root, or to the prepared directory if `stored` (copied into it).
+    content: a number that images with the same bytes share.
+    """
+
+    path: str = ""
     sha256: str = ""
     size: int = 0
     width: int = 0
@@ -36,7 +40,7 @@ class Record:
 
 
 def locate(image: str, root: Path | None) -> tuple[Path, str]:
-    """The file an image path of a row means, and its posix path below `root`. Errors raised: ImageError(reason)."""
+    """The file that an image path of a row names, and its posix path below `root`. Raises ImageError without a name."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/?/?", image) and not re.match(r"[A-Za-z]:[\\/]", image):
         raise ImageError("", f"image is a URL: {redact(image[:200])}; download it and name the file, or mmft prepare with data.download.hosts=[HOST]")
     if root is None:
@@ -48,7 +52,7 @@ def locate(image: str, root: Path | None) -> tuple[Path, str]:
     except ValueError:
         raise ImageError("", f"missing image: {image!r} is not a file name") from None
     allowed = [real_root]
-    for folder in (root, *root.parents):  # a hub's cache keeps the files beside its snapshots and links to them
+    for folder in (root, *root.parents):  # the snapshots of a hub's cache link to files beside them
         if folder.parent.name == "snapshots":
             allowed.append(folder.parent.parent / "blobs")
     if not any(real.is_relative_to(a) for a in allowed):
@@ -58,10 +62,10 @@ def locate(image: str, root: Path | None) -> tuple[Path, str]:
     return path, relative.as_posix()
 
 
-def examine(image: str | bytes, root: Path | None, store: Path | None, download: Download | None = None) -> Record:
-    """Read (or download), hash and decode one image; with `store`, also copy it there under the name of its hash.
+def examine(image: str | bytes, root: Path | None, store: Path | None, download: Download | None = None) -> ImageRecord:
+    """Read (or download), hash and decode one image; with `store`, also copy it into that folder, named by its hash.
 
-    Runs in a worker thread; what is wrong with the image is in the record's `error`. Errors raised: OSError from writing.
+    Runs in a worker thread. A fault of the image is returned in the record's `error`; raises OSError if the copy fails.
     """
     mtime = 0
     try:
@@ -77,7 +81,7 @@ def examine(image: str | bytes, root: Path | None, store: Path | None, download:
     except ImageError as error:
         shown = "" if isinstance(image, bytes) else redact(image)
         named = error.reason if shown in error.reason else error.reason.replace(": ", f": {shown}: ", 1)
-        return Record(error=named)
+        return ImageRecord(error=named)
     sha256 = hashlib.sha256(data).hexdigest()
     if store is not None:
         relative = f"images/{sha256[:2]}/{sha256}.{EXTENSIONS.get(kind, kind.lower())}"
@@ -87,38 +91,38 @@ def examine(image: str | bytes, root: Path | None, store: Path | None, download:
             target.write_bytes(data)
         mtime = target.stat().st_mtime_ns
     width, height = picture.size
-    return Record(relative, sha256, len(data), width, height, mtime, store is not None)
+    return ImageRecord(relative, sha256, len(data), width, height, mtime, store is not None)
 
 
-class Index:
-    """Images by key and ids seen, in `path`. One thread uses it."""
+class ImageIndex:
+    """Image records by key, and the row ids in use, in the SQLite file `path`. Used by one thread only."""
 
     def __init__(self, path: Path):
         self._db = sqlite3.connect(path, isolation_level=None)
-        # Nothing here outlives the preparation, so nothing needs to survive a crash.
+        # the file is deleted after the preparation, so it need not survive a crash
         for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-6000", "locking_mode=EXCLUSIVE"):
             self._db.execute(f"PRAGMA {pragma}")
         self._db.execute("CREATE TABLE images (number INTEGER PRIMARY KEY, key TEXT UNIQUE, path, sha256, size, width, height, mtime_ns, stored, error, content)")
         self._db.execute("CREATE TABLE contents (number INTEGER PRIMARY KEY, sha256 TEXT UNIQUE)")
         self._db.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, seen INTEGER) WITHOUT ROWID")
         self._db.execute("BEGIN")
-        self._recent: OrderedDict[str, Record] = OrderedDict()
+        self._recent: OrderedDict[str, ImageRecord] = OrderedDict()
         self.n_images = 0
         self.n_contents = 0
 
     def close(self) -> None:
         self._db.close()
 
-    def get(self, key: str) -> Record | None:
+    def get(self, key: str) -> ImageRecord | None:
         record = self._recent.get(key)
         if record is None:
             row = self._db.execute("SELECT path, sha256, size, width, height, mtime_ns, stored, error, number, content FROM images WHERE key = ?", (key,)).fetchone()
-            record = Record(*row) if row else None
+            record = ImageRecord(*row) if row else None
         if record is not None:
             self._remember(key, record)
         return record
 
-    def add(self, key: str, r: Record) -> Record:
+    def add(self, key: str, r: ImageRecord) -> ImageRecord:
         content = -1
         if not r.error:
             found = self._db.execute("SELECT number FROM contents WHERE sha256 = ?", (r.sha256,)).fetchone()
@@ -126,21 +130,21 @@ class Index:
             if not found:
                 self._db.execute("INSERT INTO contents VALUES (?, ?)", (content, r.sha256))
                 self.n_contents += 1
-        record = Record(r.path, r.sha256, r.size, r.width, r.height, r.mtime_ns, r.stored, r.error, self.n_images, content)
+        record = ImageRecord(r.path, r.sha256, r.size, r.width, r.height, r.mtime_ns, r.stored, r.error, self.n_images, content)
         self._db.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (
             record.number, key, r.path, r.sha256, r.size, r.width, r.height, r.mtime_ns, r.stored, r.error, content))
         self.n_images += 1
         self._remember(key, record)
         return record
 
-    def _remember(self, key: str, record: Record) -> None:
+    def _remember(self, key: str, record: ImageRecord) -> None:
         self._recent[key] = record
         self._recent.move_to_end(key)
         if len(self._recent) > RECENT:
             self._recent.popitem(last=False)
 
     def unique_id(self, wanted: str) -> str:
-        """`wanted`, or `wanted#2`, `wanted#3`... if rows before had it."""
+        """`wanted`, or `wanted#2`, `wanted#3`... if earlier rows have it."""
         name = wanted
         while True:
             try:
@@ -152,12 +156,12 @@ class Index:
                 name = f"{wanted}#{seen}"
 
     def digests(self) -> Iterator[bytes]:
-        """sha256 of each content, by content number."""
+        """The sha256 of each content, in the order of content numbers."""
         for (sha256,) in self._db.execute("SELECT sha256 FROM contents ORDER BY number"):
             yield bytes.fromhex(sha256)
 
-    def images(self) -> Iterator[Record]:
-        """The usable images, one record for each file (two spellings of one path are one file)."""
+    def images(self) -> Iterator[ImageRecord]:
+        """The usable images, one record for each key."""
         columns = "path, sha256, size, width, height, mtime_ns, stored, error, number, content"
         for row in self._db.execute(f"SELECT {columns} FROM images WHERE error = '' ORDER BY number"):
-            yield Record(*row)
+            yield ImageRecord(*row)

@@ -1,7 +1,7 @@
-"""open_image: the one place where image files are opened, so that every verb sees the same pixels.
+"""open_image: opens every image file of every verb, so that all of them see the same pixels.
 
-Pillow passes many faults silently: rotated phone pictures, hidden colours under transparency, 16-bit grey
-clipped to white, floats turned black, damaged PNG data, pictures of gigapixels in a few kilobytes.
+Pillow passes many faults silently: EXIF rotation, colours hidden under transparency, 16-bit grey clipped to white,
+floats turned black, damaged PNG data, gigapixel images in files of a few kilobytes.
 """
 
 from __future__ import annotations
@@ -18,48 +18,48 @@ from ..common.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-# 89 million pixels is where Pillow itself starts to warn; decoded as RGB that is 270 MB.
+# Pillow starts to warn at 89 million pixels; decoded as RGB they take 270 MB.
 MAX_PIXELS = 89_000_000
-# What 89 million pixels of 8-bit RGB take uncompressed; a larger file is no picture for training.
+# 89 million uncompressed pixels of 8-bit RGB; a larger file is not an image for training.
 MAX_BYTES = 3 * MAX_PIXELS
-# Qwen's processors refuse longer strips in the middle of a run; a strip that long shows nothing after resizing anyway.
+# Qwen's processors raise an error on longer strips during training; after resizing, such a strip shows nothing anyway.
 MAX_ASPECT = 200
-# Raster formats that data sets hold. Others are left out on purpose: EPS, for one, runs an external program.
+# Raster formats found in data sets. Others are excluded on purpose: EPS, for example, runs an external program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO", "DIB", "PCX")
 
 
 class ImageError(UserError):
-    """An image that cannot be used; the message says which and why, `reason` only why."""
+    """An image that cannot be used. The message names the image and the reason; `reason` holds the reason alone."""
 
-    def __init__(self, name: str, reason: str = ""):
+    def __init__(self, name: str, reason: str = "") -> None:
         super().__init__(": ".join(part for part in (name, reason) if part))
         self.name, self.reason = name, reason
 
 
 def open_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS, sha256: str | None = None) -> Image.Image:
-    """A file (or the bytes of one) as an 8-bit RGB picture of its first frame, the right way up.
+    """The first frame of an image file (or of its bytes) as an upright 8-bit RGB image.
 
-    EXIF orientation is applied, transparency is laid over white, 16-bit values are scaled to 8, CMYK is
-    converted. Float pictures are scaled if all values lie in 0..1, taken as they are if in 0..255.
-    sha256: what the file's content hash must be, where it is known.
-    Errors raised: ImageError for a missing, truncated, damaged, unknown, too large or exchanged file.
+    EXIF orientation is applied, transparency is composited over white, 16-bit values are scaled to 8, CMYK is
+    converted. Float images are scaled if all values lie in 0..1, and used unscaled if in 0..255.
+    sha256: the expected content hash of the file, if known.
+    Raises ImageError for a missing, truncated, damaged, unknown, too large or changed file.
     """
     name = "" if isinstance(source, bytes) else str(source)
     data = source if isinstance(source, bytes) else read_image(Path(source), name)
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        raise ImageError(name, "changed image: not the file that was prepared (its sha256 differs); put it back, or remove the prepared"
+        raise ImageError(name, "changed image: not the file that was prepared (its sha256 differs); put it back, or delete the prepared"
                          " data set (its folder below output_dir/data) and prepare again")
     return decode(data, name, max_pixels)[0]
 
 
 def read_image(path: Path, name: str) -> bytes:
-    """The bytes of an image file. Errors raised: ImageError; a pipe or a device, which could be read for ever, is one."""
+    """The bytes of an image file. Raises ImageError, also for pipes and devices, whose reading might never end."""
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise ImageError(name, "unreadable image: not a file" if not stat.S_ISDIR(found.st_mode) else "unreadable image: a folder")
-        if found.st_size > MAX_BYTES:
-            raise ImageError(name, f"unreadable image: {found.st_size} bytes, more than {MAX_BYTES} in all")
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
+            raise ImageError(name, "unreadable image: not a file" if not stat.S_ISDIR(info.st_mode) else "unreadable image: a folder")
+        if info.st_size > MAX_BYTES:
+            raise ImageError(name, f"unreadable image: {info.st_size} bytes, more than {MAX_BYTES} in all")
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise ImageError(name, "missing image: no such file") from None
@@ -68,16 +68,16 @@ def read_image(path: Path, name: str) -> bytes:
 
 
 def decode(data: bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, str]:
-    """The picture in `data` as open_image gives it, and the name of its file format ("JPEG")."""
+    """The image in `data` as open_image returns it, and the name of its file format ("JPEG"). Raises ImageError."""
     from PIL import Image, ImageFile
 
     if not data:
         raise ImageError(name, "unreadable image: the file is empty")
-    # Another library may have switched this on; half a picture with a grey rest must not be trained on.
+    # another library may have switched this on; a truncated image must not be filled up with grey
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # size is judged below; the rest are notes on metadata
+            warnings.simplefilter("ignore")  # the size is checked below; other warnings concern metadata
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             kind = image.format or ""
             width, height = image.size
@@ -86,7 +86,7 @@ def decode(data: bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> tuple[I
             if max(width, height) > MAX_ASPECT * min(width, height):
                 raise ImageError(name, f"unreadable image: {width} x {height} pixels, a strip more than {MAX_ASPECT} times as long as wide")
             if kind == "PNG":
-                # load() does not look at the checksums of the pixel data, verify() does.
+                # verify() checks the checksums of the pixel data; load() does not
                 Image.open(io.BytesIO(data), formats=("PNG",)).verify()
             image.load()
             return to_rgb(_upright(image), name), kind
@@ -94,7 +94,7 @@ def decode(data: bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> tuple[I
         raise
     except MemoryError:
         raise ImageError(name, f"unreadable image: {width} x {height} pixels do not fit in memory") from None
-    except Exception as error:  # Pillow's readers raise a dozen kinds on damaged files
+    except Exception as error:  # Pillow's readers raise many exception types on damaged files
         reason = "not a picture in a known format" if type(error).__name__ == "UnidentifiedImageError" else " ".join(str(error).split())
         raise ImageError(name, f"unreadable image: {reason or type(error).__name__}") from None
 
@@ -104,12 +104,12 @@ def _upright(image: Image.Image) -> Image.Image:
 
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # metadata that cannot be read names no orientation
+    except Exception:  # unreadable metadata: keep the stored orientation
         return image
 
 
 def to_rgb(image: Image.Image, name: str = "") -> Image.Image:
-    """Any Pillow picture as 8-bit RGB. Errors raised: ImageError for value ranges or modes with no meaning as colour."""
+    """Any Pillow image as 8-bit RGB. Raises ImageError for value ranges or modes that have no meaning as colour."""
     from PIL import Image
 
     mode = image.mode
@@ -141,7 +141,7 @@ def _scaled(image: Image.Image, name: str) -> Image.Image:
     else:
         if low < 0 or high > 65535:
             raise ImageError(name, f"unreadable image: whole-number values from {low:g} to {high:g}; save it with 8 or 16 bits")
-        # 32-bit mode also holds what formats of 16 bits decode to; elsewhere small values are 8-bit ones in a wide type
-        sixteen = image.mode.startswith("I;16") or image.format in ("PNG", "PPM") or high > 255
-        grey = ((values.astype(np.uint32) + 128) // 257 if sixteen else values).astype(np.uint8)
+        # 16-bit formats decode to 32-bit mode, too; in other formats values up to 255 are 8-bit values in a wide type
+        is_16_bit = image.mode.startswith("I;16") or image.format in ("PNG", "PPM") or high > 255
+        grey = ((values.astype(np.uint32) + 128) // 257 if is_16_bit else values).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")

@@ -1,4 +1,4 @@
-"""prepare: a source's rows, checked and divided, into a prepared data set on disk, in memory that does not grow with them."""
+"""prepare: checks the rows of a source, assigns them to splits and writes a prepared data set, with flat memory use."""
 
 from __future__ import annotations
 
@@ -10,46 +10,49 @@ import platform
 import shutil
 import sqlite3
 import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
 from . import splits
-from .download import Download, is_url
-from .image_index import Index, Record, examine
-from .prepared import FORMAT, PreparedData
-from .row_checks import problem, tidy
-from .sample import Bad, Row
-from .sources.base import Source
+from .download import is_url
+from .image_index import ImageIndex, ImageRecord, examine
+from .prepared import FORMAT, Manifest, PreparedData
+from .row_checks import problem, strip_texts
+from .sample import BadRow, Row
+from .sources.base import Settings, Source, Stamp
 from .writer import Report, RowFile, divide
 
-WINDOW = 64  # rows whose images are being decoded at once; also the most whose bytes are held
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+WINDOW = 64  # rows whose images are decoded at once; limits how many images are in memory
 
 
 def prepare(source: Source, out_root: str | Path, download: bool = False) -> PreparedData:
-    """The prepared data set of `source` below `out_root`, made now unless a complete one of the same key is there.
+    """The prepared data set of `source` below `out_root`; an existing one with the same key is used again.
 
-    A source that downloads images is prepared only with `download`, which the verb prepare alone gives.
+    A source that downloads images is prepared only if `download` is true, which is so for the verb prepare alone.
 
-    Errors raised: UserError if files or columns are missing, too many rows are bad, a split would be empty, or
-    nothing can be written. Nothing half-written stays; the rows that were bad stay listed in `<name>-<key>.report.jsonl`.
+    Raises UserError if files or columns are missing, too many rows are unusable, a split would be empty, or writing fails.
+    No partial output remains; if too many rows are unusable, they are listed in `<name>-<key>.report.jsonl`.
     """
     from filelock import FileLock, Timeout
 
     out_root = Path(out_root).resolve()
     settings, stamp = source.settings(), source.stamp()
-    content = {k: v for k, v in settings.items() if k != "max_bad_share"}  # a limit, which changes no row
+    content = {k: v for k, v in settings.items() if k != "max_bad_share"}  # max_bad_share changes no row
     key = hashlib.sha256(json.dumps([FORMAT, content, stamp], sort_keys=True, default=str).encode()).hexdigest()[:12]
     final = out_root / f"{source.name}-{key}"
-    with _as_user_errors(out_root):
+    with _write_errors(out_root):
         out_root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out_root / f".{final.name}.lock")  # the system frees it when its holder dies
+        lock = FileLock(out_root / f".{final.name}.lock")  # released by the system when its process ends
         try:
             lock.acquire(timeout=1)
         except Timeout:
@@ -61,33 +64,33 @@ def prepare(source: Source, out_root: str | Path, download: bool = False) -> Pre
             lock.release()
 
 
-def _prepare(source: Source, settings: dict, stamp: dict, key: str, final: Path, download: bool) -> PreparedData:
+def _prepare(source: Source, settings: Settings, stamp: Stamp, key: str, final: Path, download: bool) -> PreparedData:
     if final.is_dir():
-        found = PreparedData(final)
-        changed = found.changed_image()
+        existing = PreparedData(final)
+        changed = existing.changed_image()
         if changed is None:
-            return found
-        print(f"mmft: {changed} is not what it was when {final.name} was prepared; preparing again", file=sys.stderr)
-    if source.download is not None and not download:
-        raise UserError("data.download: images are fetched by the verb prepare alone; run `mmft prepare` with the same data=... words first")
+            return existing
+        print(f"mmft: {changed} has changed since {final.name} was prepared; preparing again", file=sys.stderr)
+    if source.downloader is not None and not download:
+        raise UserError("data.download: only `mmft prepare` downloads images; run it with the same data=... words first")
     failed = final.with_name(f"{final.name}.report.jsonl")
     folder = final.with_name(f".{final.name}.tmp")
-    _remove(folder)  # what a crash left behind
+    _remove(folder)  # left by a crash
     folder.mkdir()
     try:
         preparation = _Preparation(source, folder)
         try:
-            manifest = preparation.run()
-        except _TooManyBad as error:
+            results = preparation.run()
+        except _TooManyBadRows as error:
             os.replace(folder / "report.jsonl", failed)
-            raise UserError(f"{error} All of them: {failed}") from None
+            raise UserError(f"{error} All unusable rows: {failed}") from None
         finally:
             preparation.close()
-        manifest = {"format": FORMAT, "name": source.name, "key": key, "source": settings, "stamp": stamp, **manifest}
+        manifest: Manifest = {"format": FORMAT, "name": source.name, "key": key, "source": settings, "stamp": stamp, **results}  # type: ignore[typeddict-item]
         _write_json(folder / "manifest.json", manifest)
-        made = PreparedData(folder)
-        source.export(folder, final, (row for name in made.splits for row in made.split(name)))
-        made.close()
+        prepared = PreparedData(folder)
+        source.export(folder, final, (row for name in prepared.splits for row in prepared.split(name)))
+        prepared.close()
         _remove(final)
         os.replace(folder, final)
     finally:
@@ -96,13 +99,13 @@ def _prepare(source: Source, settings: dict, stamp: dict, key: str, final: Path,
     return PreparedData(final)
 
 
-class _TooManyBad(Exception):
+class _TooManyBadRows(Exception):
     pass
 
 
 @dataclass
-class _Waiting:
-    """A row whose images are being looked at; `keys` name them in the index."""
+class _PendingRow:
+    """A row whose images are being decoded; `keys` are their keys in the image index."""
 
     row: Row
     keys: list[str]
@@ -110,19 +113,20 @@ class _Waiting:
 
 @dataclass
 class _Preparation:
+    """One preparation into the temporary `folder`. rows_read, first_reasons: counts and examples for messages."""
+
     source: Source
     folder: Path
-    read: int = 0
-    reasons: Counter = field(default_factory=Counter)
-    first: list[str] = field(default_factory=list)
+    rows_read: int = 0
+    first_reasons: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.root = self.source.data_root()
-        self.index = Index(self.folder / "index.sqlite")
+        self.index = ImageIndex(self.folder / "index.sqlite")
         self.report = Report(self.folder / "report.jsonl")
         self.rows = RowFile(self.folder / "rows.arrow")
         self.pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="mmft-images")
-        self.pending: dict[str, Future[Record]] = {}
+        self.pending: dict[str, Future[ImageRecord]] = {}
 
     def close(self) -> None:
         self.pool.shutdown(wait=True, cancel_futures=True)
@@ -131,10 +135,10 @@ class _Preparation:
         self.rows.close()
 
     def run(self) -> dict[str, Any]:
-        """Both passes: rows to rows.arrow, then rows.arrow to one file a split. Returns the manifest's entries."""
+        """First pass: rows to rows.arrow. Second pass: rows.arrow to one file a split. Returns entries of the manifest."""
         self._first_pass()
-        self._judge()
-        assignment = splits.assign(self.rows.own, self.rows.offsets, self.rows.contents, self.index.digests(), self.source.splits)
+        self._check_bad_share()
+        assignment = splits.assign(self.rows.given_splits, self.rows.offsets, self.rows.contents, self.index.digests(), self.source.splits)
         self.rows.release()
         parts, fingerprint, images = divide(self.folder, self.rows.path, assignment, self.index, self.report)
         for note in assignment.notes:
@@ -145,7 +149,7 @@ class _Preparation:
         actions = self.report.counts
         return {
             "fingerprint": fingerprint, "root": self.root.resolve().as_posix() if self.root else None, "splits": parts,
-            "images": images, "rows_read": self.read, "dropped": actions["dropped"], "changed": actions["changed"],
+            "images": images, "rows_read": self.rows_read, "dropped": actions["dropped"], "changed": actions["changed"],
             "reasons": dict(sorted(self.report.kinds.items())), "notes": assignment.notes,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": _versions(),
         }
@@ -155,35 +159,37 @@ class _Preparation:
     def _first_pass(self) -> None:
         from tqdm import tqdm
 
-        waiting: deque[_Waiting | Bad] = deque()
-        rows = tqdm(self.source.first_rows(), total=self.source.total(), desc=f"preparing {self.source.name}", unit=" rows",
+        pending: deque[_PendingRow | BadRow] = deque()
+        rows = tqdm(self.source.limited_rows(), total=self.source.total(), desc=f"preparing {self.source.name}", unit=" rows",
                     delay=3, mininterval=0.5, file=sys.stderr, dynamic_ncols=True)
         with rows:
             for item in rows:
-                self.read += 1
-                waiting.append(self._enter(item))
-                if len(waiting) >= WINDOW:
-                    self._finish(waiting.popleft())
-        while waiting:
-            self._finish(waiting.popleft())
+                self.rows_read += 1
+                pending.append(self._start(item))
+                if len(pending) >= WINDOW:
+                    self._finish(pending.popleft())
+        while pending:
+            self._finish(pending.popleft())
         self.rows.close()
 
-    def _enter(self, item: Row | Bad) -> _Waiting | Bad:
-        if isinstance(item, Bad):
+    def _start(self, item: Row | BadRow) -> _PendingRow | BadRow:
+        """Check a row's texts and start decoding its images."""
+        if isinstance(item, BadRow):
             return item
         if item.id is None or not str(item.id).strip():
-            item.id = str(self.read)
-        tidy(item)
+            item.id = str(self.rows_read)
+        strip_texts(item)
         reason = problem(item, self.source.text_only)
         if reason is None and item.split is not None and str(item.split).lower() not in splits.ALIASES:
             reason = f"unknown split: {item.split!r}; use train, validation or test"
         if reason is not None:
-            return Bad(item.where, reason, item.id)
-        fetched = self.source.download is not None
-        stored = any(isinstance(image, bytes) or fetched and is_url(image) for image in item.images)  # a row's images lie in one place
+            return BadRow(item.where, reason, item.id)
+        downloads = self.source.downloader is not None
+        # all images of a row have one root: if one must be stored in the prepared set, all are
+        stored = any(isinstance(image, bytes) or downloads and is_url(image) for image in item.images)
         keys = [self._submit(image, stored) for image in item.images]
         item.images = []
-        return _Waiting(item, keys)
+        return _PendingRow(item, keys)
 
     def _submit(self, image: str | bytes, stored: bool) -> str:
         if isinstance(image, bytes):
@@ -191,47 +197,46 @@ class _Preparation:
         else:
             key = ("copy:" if stored else "path:") + (image if is_url(image) else os.path.normpath(image))
         if key not in self.pending and self.index.get(key) is None:
-            download = self.source.download
-            assert download is None or isinstance(download, Download)  # __post_init__ made it of its keys
-            self.pending[key] = self.pool.submit(examine, image, self.root, self.folder if stored else None, download)
+            self.pending[key] = self.pool.submit(examine, image, self.root, self.folder if stored else None, self.source.downloader)
         return key
 
-    def _finish(self, item: _Waiting | Bad) -> None:
-        if isinstance(item, Bad):
+    def _finish(self, item: _PendingRow | BadRow) -> None:
+        """Write a row whose images are decoded, or drop it."""
+        if isinstance(item, BadRow):
             self._drop(item)
             return
         records = [self._record(key) for key in item.keys]
         row = item.row
-        wrong = next((r.error for r in records if r.error), None)
-        if wrong is not None:
-            self._drop(Bad(row.where, wrong, row.id))
+        error = next((r.error for r in records if r.error), None)
+        if error is not None:
+            self._drop(BadRow(row.where, error, row.id))
             return
         name = self.index.unique_id(str(row.id))
         if name != str(row.id):
             self.report.add(row.where, str(row.id), "changed", f"duplicate id: {row.id} is used before; this row is now {name}")
-        own = -1 if row.split is None else splits.ALIASES[str(row.split).lower()]
-        self.rows.add(name, row, records, own)
+        given_split = -1 if row.split is None else splits.ALIASES[str(row.split).lower()]
+        self.rows.add(name, row, records, given_split)
 
-    def _record(self, key: str) -> Record:
+    def _record(self, key: str) -> ImageRecord:
         record = self.index.get(key)
         return record if record is not None else self.index.add(key, self.pending.pop(key).result())
 
-    def _drop(self, bad: Bad) -> None:
+    def _drop(self, bad: BadRow) -> None:
         self.report.add(bad.where, bad.id, "dropped", bad.reason)
-        if len(self.first) < 3:
-            self.first.append(f"{bad.where}: {bad.reason}")
+        if len(self.first_reasons) < 3:
+            self.first_reasons.append(f"{bad.where}: {bad.reason}")
 
-    def _judge(self) -> None:
-        if not self.read:
+    def _check_bad_share(self) -> None:
+        if not self.rows_read:
             raise UserError(f"data={self.source.name}: the source has no rows")
         bad, allowed = self.report.counts["dropped"], self.source.max_bad_share
-        if bad == self.read or bad > allowed * self.read:
+        if bad == self.rows_read or bad > allowed * self.rows_read:
             self.report.close()
-            raise _TooManyBad(f"data={self.source.name}: {bad} of {self.read} rows cannot be used "
-                              f"(data.max_bad_share={allowed:g} allows {int(allowed * self.read)}): {'; '.join(self.first)}.")
+            raise _TooManyBadRows(f"data={self.source.name}: {bad} of {self.rows_read} rows cannot be used "
+                              f"(data.max_bad_share={allowed:g} allows {int(allowed * self.rows_read)}): {'; '.join(self.first_reasons)}.")
 
 
-def _write_json(path: Path, value: Any) -> None:
+def _write_json(path: Path, value: Manifest) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         json.dump(value, file, ensure_ascii=False, indent=2)
         file.write("\n")
@@ -252,7 +257,7 @@ def _remove(folder: Path) -> None:
 
 
 @contextmanager
-def _as_user_errors(out_root: Path) -> Iterator[None]:
+def _write_errors(out_root: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.OperationalError) as error:
@@ -261,8 +266,8 @@ def _as_user_errors(out_root: Path) -> Iterator[None]:
         raise UserError(f"{out_root}: the data set cannot be written: {' '.join(str(error).split())}") from None
 
 
-def prepared_data(cfg: Any, download: bool = False) -> Any:
-    """The prepared set of a config, made now or found; every verb that needs data calls this."""
+def prepared_data(cfg: DictConfig, download: bool = False) -> PreparedData:
+    """The prepared set of a config, prepared now if needed; every verb that uses data calls this."""
     from ..config.build import build
 
-    return prepare(build(cfg.data), Path(cfg.output_dir) / "data", download)
+    return prepare(build(cfg.data, "data"), Path(cfg.output_dir) / "data", download)

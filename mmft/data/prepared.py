@@ -1,32 +1,73 @@
-"""PreparedData: a prepared data set on disk, opened memory-mapped; the only thing later verbs read."""
+"""PreparedData: opens a prepared data set on disk, memory-mapped; later verbs read nothing else."""
 
 from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..common.errors import UserError
 from .sample import Sample
 
-FORMAT = 1  # of the files below; another number means: prepare again
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = 1  # of the files below; a set with another number is prepared again
 CHECKED_IMAGES = 20_000  # image files whose size and time are compared before a set is used again
+
+
+class SplitCounts(TypedDict):
+    rows: int
+    images: int
+
+
+class Manifest(TypedDict):
+    """manifest.json: what the set was made of, and its counts."""
+
+    format: int
+    name: str
+    key: str
+    source: dict[str, Any]
+    stamp: dict[str, Any]
+    fingerprint: str
+    root: str | None
+    splits: dict[str, SplitCounts]
+    images: int
+    rows_read: int
+    dropped: int
+    changed: int
+    reasons: dict[str, int]
+    notes: list[str]
+    created: str
+    versions: dict[str, str]
+
+
+class ImageFile(TypedDict):
+    """One row of images.arrow. path: below the data root, or below the prepared directory if `stored` (copied into it)."""
+
+    path: str
+    sha256: str
+    bytes: int
+    width: int
+    height: int
+    mtime_ns: int
+    stored: bool
 
 
 class PreparedData:
     """A directory that `prepare` wrote.
 
-    manifest: what it was made of and counts. fingerprint: one hash of all rows and images, wherever they lie.
-    splits: {"train": rows, ...}, only those with rows. Errors raised: UserError if the directory is not one.
+    manifest: see Manifest. fingerprint: one hash of all rows and image contents, independent of paths.
+    splits: {"train": number of rows, ...}, only those with rows. Raises UserError if the directory is not a prepared set.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         try:
-            self.manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
+            self.manifest: Manifest = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"{self.path}: not a prepared data set (no manifest.json); `mmft prepare data=...` makes one") from None
         except (OSError, ValueError) as error:
@@ -38,7 +79,7 @@ class PreparedData:
         self._open: list[Rows] = []
 
     def split(self, name: str) -> Rows:
-        """The rows of one split. Errors raised: UserError if there is no such split."""
+        """The rows of one split. Raises UserError if there is no such split."""
         if name not in self.splits:
             raise UserError(f"{self.path.name}: has no {name} split, only {', '.join(self.splits)}; "
                             f"hold rows out with data.splits.{name}=... or choose another split")
@@ -46,8 +87,8 @@ class PreparedData:
         self._open.append(rows)
         return rows
 
-    def images(self) -> Iterator[dict[str, Any]]:
-        """Every image file: path (below the root), sha256, bytes, width, height, mtime_ns, stored (copied into this set)."""
+    def images(self) -> Iterator[ImageFile]:
+        """Every image file of the set."""
         import pyarrow as pa
 
         with pa.OSFile(str(self.path / "images.arrow"), "rb") as source:
@@ -57,13 +98,13 @@ class PreparedData:
     def changed_image(self) -> str | None:
         """The name of an image file that is gone or has another size or time than when it was prepared, or None.
 
-        Looks at 20,000 files, evenly spread, if there are more.
+        Checks 20,000 evenly spaced files if there are more.
         """
         step = max(1, self.manifest["images"] // CHECKED_IMAGES)
         for i, image in enumerate(self.images()):
             if i % step:
                 continue
-            path = (self.path if image["stored"] else Path(self.manifest["root"])) / image["path"]
+            path = (self.path if image["stored"] else Path(self.manifest["root"] or "")) / image["path"]
             try:
                 stat = path.stat()
             except OSError:
@@ -73,30 +114,30 @@ class PreparedData:
         return None
 
     def close(self) -> None:
-        """Let go of the mapped files; Windows does not move a directory while one of its files is mapped."""
+        """Unmap the files; Windows does not move a directory while one of its files is mapped."""
         for rows in self._open:
             rows.close()
         self._open.clear()
 
 
-class Rows:
-    """The samples of one split, by number. Memory-mapped, picklable, the same in every worker process."""
+class Rows(Sequence[Sample]):
+    """The samples of one split, by number: memory-mapped, picklable, the same in every worker process."""
 
     def __init__(self, path: Path, name: str, length: int, root: str | None):
         self.path, self.name, self._length, self._root = path, name, length, root
-        self._batches: list[Any] | None = None  # as they lie in the mapped file
-        self._ends: list[int] = []  # rows up to the end of each
+        self._batches: list[pa.RecordBatch] | None = None  # views of the mapped file
+        self._ends: list[int] = []  # number of rows up to the end of each batch
 
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             raise TypeError("rows are taken one at a time, by number")
         if not -self._length <= index < self._length:
             raise IndexError(f"{self.name} has {self._length} rows, not a row {index}")
         row = self._row(index % self._length)
-        # images that came as bytes lie in the prepared directory itself, wherever that is now
+        # images that came as bytes lie in the prepared directory, wherever that is now
         root = str(self.path.resolve().as_posix()) if row["stored"] else self._root or ""
         return Sample(row["id"], tuple(row["images"]), json.loads(row["messages"]), tuple(row["references"]), root, tuple(row["sha256"]))
 
@@ -105,7 +146,7 @@ class Rows:
 
         if self._batches is None:
             with pa.memory_map(str(self.path / f"{self.name}.arrow")) as file:
-                self._batches = list(pa.ipc.open_stream(file))  # not a byte of a row is read here
+                self._batches = list(pa.ipc.open_stream(file))  # maps the batches without reading their rows
             self._ends = list(accumulate(batch.num_rows for batch in self._batches))
         n = bisect_right(self._ends, index)
         batch = self._batches[n]
@@ -118,15 +159,15 @@ class Rows:
         self._batches = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_batches": None}  # a worker maps the file itself
+        return {**self.__dict__, "_batches": None}  # each worker maps the file itself
 
 
 def describe(prepared: PreparedData) -> list[str]:
-    """The set in a few lines for people: size, splits, what was dropped or changed and why."""
+    """The set in a few lines for the user: size, splits, what was dropped or changed and why."""
     m = prepared.manifest
     parts = ", ".join(f"{name} {part['rows']} rows of {part['images']} images" for name, part in m["splits"].items())
     lines = [f"{m['name']}: {m['rows_read']} rows read, {m['images']} images; {parts}", f"fingerprint {prepared.fingerprint[:12]}, in {prepared.path}"]
     if m["dropped"] or m["changed"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(m["reasons"].items(), key=lambda k: -k[1]))
-        lines.append(f"{m['dropped']} rows dropped, {m['changed']} changed ({kinds}); each is named in {prepared.path / 'report.jsonl'}")
+        lines.append(f"{m['dropped']} rows dropped, {m['changed']} changed ({kinds}); each is listed in {prepared.path / 'report.jsonl'}")
     return lines + m["notes"]

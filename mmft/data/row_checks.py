@@ -1,14 +1,12 @@
-"""The rules a row must meet before it becomes a sample; each answer is `kind: detail`."""
+"""The rules that a row must meet to become a sample; each reason is `kind: detail`."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from .sample import Row, message_text
+from .sample import Message, Row, message_text
 
 
-def tidy(row: Row) -> None:
-    """Strip white space around the answers and references, and put the training answer among the references."""
+def strip_texts(row: Row) -> None:
+    """Strip white space around the answers and references, and put the training answer first among the references if it is missing."""
     for message in row.messages:
         texts = [p for p in message["content"] if p["type"] == "text"]
         if message["role"] == "assistant" and texts:
@@ -21,12 +19,12 @@ def tidy(row: Row) -> None:
 
 
 def problem(row: Row, text_only: bool = False) -> str | None:
-    """Why `row` (after `tidy`) cannot be used, or None."""
+    """Why `row` (after `strip_texts`) cannot be used, or None."""
     if not row.messages:
         return "no answer: the row has no messages"
     if not row.images and not text_only:
         return "no image: the row names none (data.text_only=true keeps such rows)"
-    reason = _roles(row.messages) or _contents(row.messages)
+    reason = _role_problem(row.messages) or _content_problem(row.messages)
     if reason:
         return reason
     placeholders = sum(p["type"] == "image" for m in row.messages for p in m["content"])
@@ -35,14 +33,14 @@ def problem(row: Row, text_only: bool = False) -> str | None:
     for image in row.images:
         if not isinstance(image, bytes) and not str(image).strip():
             return "missing image: the image's name is empty"
-        if not isinstance(image, bytes) and not _is_text(str(image)):
+        if not isinstance(image, bytes) and not _is_unicode(str(image)):
             return f"missing image: {image!r} is not a file name"
-    if not all(_is_text(str(text)) for text in (row.id, *row.references)):
+    if not all(_is_unicode(str(text)) for text in (row.id, *row.references)):
         return "bad text: its id or a reference holds half of a surrogate pair, which is not a character"
     return None
 
 
-def _is_text(text: str) -> bool:
+def _is_unicode(text: str) -> bool:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -50,11 +48,11 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def _roles(messages: list[dict[str, Any]]) -> str | None:
+def _role_problem(messages: list[Message]) -> str | None:
     roles = [m["role"] for m in messages]
-    strange = next((r for r in roles if r not in ("system", "user", "assistant")), None)
-    if strange is not None:
-        return f"role order: {strange!r} is not system, user or assistant"
+    unknown = next((r for r in roles if r not in ("system", "user", "assistant")), None)
+    if unknown is not None:
+        return f"role order: {unknown!r} is not system, user or assistant"
     if "assistant" not in roles:
         return "no answer: no assistant turn"
     turns = roles[1:] if roles[0] == "system" else roles
@@ -66,13 +64,13 @@ def _roles(messages: list[dict[str, Any]]) -> str | None:
     return None
 
 
-def _contents(messages: list[dict[str, Any]]) -> str | None:
+def _content_problem(messages: list[Message]) -> str | None:
     for i, message in enumerate(messages, 1):
         images = any(p["type"] == "image" for p in message["content"])
         if images and message["role"] != "user":
             return f"image count: turn {i} is {message['role']}'s and holds an image; only user turns can"
         if not images and not message_text(message).strip():
             return "empty answer: the assistant says nothing" if message["role"] == "assistant" else f"empty turn: turn {i} is empty"
-        if not _is_text(message_text(message)):
+        if not _is_unicode(message_text(message)):
             return f"bad text: turn {i} holds half of a surrogate pair, which is not a character"
     return None

@@ -1,38 +1,66 @@
-"""Sample: the one format everything after `prepare` reads; Row and Bad: what a source yields."""
+"""Rows as sources yield them (Row, BadRow) and as every later step reads them (Sample), with the messages they hold."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from .images import open_image
 
 if TYPE_CHECKING:
     from PIL import Image
 
-IMAGE = {"type": "image"}
+
+class TextPart(TypedDict):
+    type: Literal["text"]
+    text: str
 
 
-def text_part(text: str) -> dict[str, str]:
+class ImagePart(TypedDict):
+    """The position of the next image of the row."""
+
+    type: Literal["image"]
+
+
+Part = TextPart | ImagePart
+
+
+class Message(TypedDict):
+    """One turn. role: `system`, `user` or `assistant`. content: texts and image positions in order."""
+
+    role: str
+    content: list[Part]
+
+
+def text_part(text: str) -> TextPart:
     return {"type": "text", "text": text}
 
 
-def user_turn(n_images: int, text: str | None = None) -> dict[str, Any]:
-    """A user's message: `n_images` image parts, then the text if there is one."""
-    return {"role": "user", "content": [dict(IMAGE) for _ in range(n_images)] + ([text_part(text)] if text else [])}
+def image_parts(count: int) -> list[Part]:
+    return [{"type": "image"} for _ in range(count)]
 
 
-def assistant_turn(text: str) -> dict[str, Any]:
+def user_turn(n_images: int, text: str | None = None) -> Message:
+    """A user message: `n_images` image parts, then the text if there is one."""
+    return {"role": "user", "content": image_parts(n_images) + ([text_part(text)] if text else [])}
+
+
+def assistant_turn(text: str) -> Message:
     return {"role": "assistant", "content": [text_part(text)]}
 
 
-def message_text(message: dict[str, Any]) -> str:
-    """The text parts of one message, in order, nothing between them."""
-    return "".join(part["text"] for part in message["content"] if part["type"] == "text")
+def text_of(parts: Iterable[Part]) -> str:
+    """The text parts joined without a separator."""
+    return "".join(part["text"] for part in parts if part["type"] == "text")
+
+
+def message_text(message: Message) -> str:
+    return text_of(message["content"])
 
 
 @dataclass(frozen=True)
@@ -40,15 +68,14 @@ class Sample:
     """One row of a prepared data set.
 
     images: files below `root`, posix paths, in the order of the image parts of `messages`.
-    messages: [{"role": "system|user|assistant", "content": [{"type": "image"} | {"type": "text", "text": str}]}];
-        the last one is the assistant's answer.
-    references: every caption or answer known, the training answer first.
+    messages: the last one is the assistant's answer.
+    references: all known captions or answers, the training answer first.
     sha256: the content hash of each image file, in the order of `images`.
     """
 
     id: str
     images: tuple[str, ...]
-    messages: list[dict[str, Any]]
+    messages: list[Message]
     references: tuple[str, ...]
     root: str
     sha256: tuple[str, ...] = ()
@@ -58,37 +85,37 @@ class Sample:
         return [Path(self.root, *image.split("/")) for image in self.images]
 
     def load_images(self) -> list[Image.Image]:
-        """The images, RGB. Errors raised: ImageError naming the file, also one that is not what it was when it was prepared."""
+        """The images as RGB. Raises ImageError with the file's name, also for a file whose content has changed since preparation."""
         hashes = self.sha256 or (None,) * len(self.images)
         return [open_image(path, sha256=sha256) for path, sha256 in zip(self.image_paths, hashes, strict=True)]
 
     @cached_property
     def content(self) -> str:
-        """sha256 of what shapes this row's tokens: its messages and images."""
-        told = json.dumps([self.messages, self.sha256], ensure_ascii=False)
-        return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
+        """sha256 of what determines this row's tokens: its messages and images."""
+        text = json.dumps([self.messages, self.sha256], ensure_ascii=False)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def answer_text(self) -> str:
-        """The text of the last message: what the model is to say."""
+        """The text of the last message, which the model is trained to write."""
         return message_text(self.messages[-1])
 
     @property
     def prompt_text(self) -> str:
-        """The text of the message before the answer; empty for a bare caption."""
+        """The text of the message before the answer; empty for a caption without a prompt."""
         return message_text(self.messages[-2]) if len(self.messages) > 1 else ""
 
 
 @dataclass
 class Row:
-    """What a source yields for one row it could read; `prepare` checks it.
+    """A row that a source could read; `prepare` checks it.
 
     images: paths (absolute, or relative to the source's data root) or the encoded bytes of an image file.
-    where: names the row for people: `captions.csv:17`.
+    where: names the row in messages to the user: `captions.csv:17`.
     """
 
     images: list[str | bytes]
-    messages: list[dict[str, Any]]
+    messages: list[Message]
     references: list[str] = field(default_factory=list)
     id: str | None = None
     split: str | None = None
@@ -96,8 +123,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Bad:
-    """A row the source could not read. `reason` is `kind: detail`; kinds are counted in the report."""
+class BadRow:
+    """A row that the source could not read. reason: `kind: detail`; the report counts rows by kind."""
 
     where: str
     reason: str

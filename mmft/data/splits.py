@@ -1,11 +1,10 @@
-"""Which row goes to which split, decided by image content: an image is never in two splits."""
+"""Assign rows to splits by image content: an image is never in two splits."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from .sources.base import Splits
 
 TRAIN, VALIDATION, TEST, DROPPED = 0, 1, 2, 3
 NAMES = ("train", "validation", "test")
-# The words data sets use for their splits; "restval" is COCO's, images meant to be trained on.
+# Names that data sets use for their splits; COCO's "restval" are images meant for training.
 ALIASES = {
     "train": TRAIN, "training": TRAIN, "trainval": TRAIN, "restval": TRAIN,
     "validation": VALIDATION, "valid": VALIDATION, "val": VALIDATION, "dev": VALIDATION, "eval": VALIDATION,
@@ -24,28 +23,28 @@ ALIASES = {
 
 @dataclass
 class Assignment:
-    """codes: (rows,) int8 of TRAIN, VALIDATION, TEST or DROPPED; dropped: row -> reason; notes: lines for people."""
+    """codes: (rows,) int8 of TRAIN, VALIDATION, TEST or DROPPED; dropped: row -> reason; notes: lines for the user."""
 
     codes: np.ndarray
     dropped: dict[int, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
-def assign(own: np.ndarray, offsets: np.ndarray, contents: np.ndarray, digests: Iterable[bytes], splits: Splits) -> Assignment:
+def assign(given: np.ndarray, offsets: np.ndarray, contents: np.ndarray, digests: Iterable[bytes], splits: Splits) -> Assignment:
     """The split of every row.
 
-    own: (rows,) int8, the split a row came with, -1 for none. contents: image content numbers of all rows one after
-    another, row i's at offsets[i]:offsets[i + 1] (offsets: (rows + 1,)). digests: sha256 of content 0, 1, ...
-    Errors raised: UserError if train or a split that was asked for would have no rows.
+    given: (rows,) int8, the split code that a row came with, -1 for none. contents: image content numbers of all rows in
+    sequence, row i's at offsets[i]:offsets[i + 1] (offsets: (rows + 1,)). digests: sha256 of content 0, 1, ...
+    Raises UserError if train or a requested split would have no rows.
     """
-    result = Assignment(np.where(own < 0, TRAIN, own).astype(np.int8))
+    result = Assignment(np.where(given < 0, TRAIN, given).astype(np.int8))
     n_contents = int(contents.max()) + 1 if len(contents) else 0
-    if (own >= 0).any():
-        _part(result, offsets, contents, n_contents)
+    if (given >= 0).any():
+        _drop_leaks(result, offsets, contents, n_contents)
     pool = np.flatnonzero(result.codes == TRAIN)
     wanted = {TEST: splits.test, VALIDATION: splits.validation}
     for code in (TEST, VALIDATION):
-        if (own == code).any():
+        if (given == code).any():
             if wanted[code]:
                 result.notes.append(f"{NAMES[code]}: the data's own split is used, data.splits.{NAMES[code]}={wanted[code]} is not")
             wanted[code] = 0
@@ -62,7 +61,7 @@ def assign(own: np.ndarray, offsets: np.ndarray, contents: np.ndarray, digests: 
         if smallest > 1:
             reason = f"; rows that share an image stay together, and the fewest that do are {smallest}"
     for code in (TRAIN, VALIDATION, TEST):
-        needed = code == TRAIN or wanted.get(code) or (own == code).any()
+        needed = code == TRAIN or wanted.get(code) or (given == code).any()
         if needed and not (result.codes == code).any():
             raise UserError(f"the {NAMES[code]} split has no rows ({total} rows to divide, "
                             f"data.splits.validation={splits.validation} data.splits.test={splits.test}{reason}); "
@@ -70,20 +69,20 @@ def assign(own: np.ndarray, offsets: np.ndarray, contents: np.ndarray, digests: 
     return result
 
 
-def _part(result: Assignment, offsets: np.ndarray, contents: np.ndarray, n_contents: int) -> None:
+def _drop_leaks(result: Assignment, offsets: np.ndarray, contents: np.ndarray, n_contents: int) -> None:
     """Drop validation rows that show a test image, then training rows that show a held-out one."""
-    codes, held = result.codes, np.zeros(n_contents, dtype=bool)
+    codes, held_out = result.codes, np.zeros(n_contents, dtype=bool)
     for code in (TEST, VALIDATION, TRAIN):
         for row in np.flatnonzero(codes == code):
-            if held[contents[offsets[row]:offsets[row + 1]]].any():
+            if held_out[contents[offsets[row]:offsets[row + 1]]].any():
                 codes[row] = DROPPED
                 result.dropped[int(row)] = f"image in two splits: this {NAMES[code]} row shows an image of a held-out split"
         for row in np.flatnonzero(codes == code):
-            held[contents[offsets[row]:offsets[row + 1]]] = True
+            held_out[contents[offsets[row]:offsets[row + 1]]] = True
 
 
 def _groups(pool: np.ndarray, offsets: np.ndarray, contents: np.ndarray, n_contents: int) -> np.ndarray:
-    """(pool,) int64: a number for each set of rows that share images, directly or through others."""
+    """(pool,) int64: a group number; rows that share images, directly or through other rows, are in one group."""
     parent = np.arange(n_contents, dtype=np.int64)
 
     def find(item: int) -> int:
@@ -107,13 +106,13 @@ def _groups(pool: np.ndarray, offsets: np.ndarray, contents: np.ndarray, n_conte
 
 def _order(pool: np.ndarray, groups: np.ndarray, offsets: np.ndarray, contents: np.ndarray,
            digests: Iterable[bytes], splits: Splits) -> np.ndarray:
-    """Group numbers, those to be held out first in front."""
+    """Group numbers in the order in which they are held out."""
     n_groups = int(groups.max()) + 1 if len(groups) else 0
     if splits.by == "last":
         last = np.zeros(n_groups, dtype=np.int64)
         np.maximum.at(last, groups, pool)
         return np.argsort(-last, kind="stable")
-    # A draw from the image's own hash: the same on every machine, whatever the order of the rows or the files' names.
+    # drawn from the image's hash: the same on every machine, independent of row order and file names
     salt = f"{splits.seed}:".encode()
     draws = np.fromiter((_draw(salt + digest) for digest in digests), np.uint64)
     group_of_row = np.full(len(offsets) - 1, -1, dtype=np.int64)
@@ -132,7 +131,7 @@ def _draw(data: bytes) -> int:
 
 
 def _cut(result: Assignment, pool: np.ndarray, groups: np.ndarray, order: np.ndarray, code: int, count: int) -> np.ndarray:
-    """Move whole groups of `count` rows together to split `code`; returns the order of the groups left."""
+    """Move whole groups with `count` rows in total to split `code`; returns the order of the remaining groups."""
     sizes = np.bincount(groups, minlength=int(groups.max()) + 1)
     chosen = choose(sizes[order], count)
     taken = order[chosen]
@@ -150,7 +149,7 @@ def choose(sizes: np.ndarray, count: int) -> np.ndarray:
     """
     sizes = np.asarray(sizes, dtype=np.int64)
     chosen, left = np.zeros(len(sizes), dtype=bool), count
-    for i, size in enumerate(sizes):  # taking what fits, in order, is exact unless large groups are about
+    for i, size in enumerate(sizes):  # taking what fits, in order, is exact unless large groups remain
         if left == 0:
             break
         if size <= left:
@@ -165,7 +164,7 @@ def choose(sizes: np.ndarray, count: int) -> np.ndarray:
             take = min(step, available)
             items.append((kind, take))
             available, step = available - take, step * 2
-    made_by = np.full(count + 1, -1, dtype=np.int64)  # the last item of a way to each sum
+    last_item = np.full(count + 1, -1, dtype=np.int64)  # the last item of one way to reach each sum
     reachable = np.zeros(count + 1, dtype=bool)
     reachable[0] = True
     for number, (kind, take) in enumerate(items):
@@ -173,34 +172,17 @@ def choose(sizes: np.ndarray, count: int) -> np.ndarray:
         new = np.zeros_like(reachable)
         new[weight:] = reachable[: count + 1 - weight]
         new &= ~reachable
-        made_by[new] = number
+        last_item[new] = number
         reachable |= new
     best = int(np.flatnonzero(reachable)[-1])
     if best == count - left:
         return chosen
     need: dict[int, int] = {}
     while best:
-        kind, take = items[made_by[best]]
+        kind, take = items[last_item[best]]
         need[kind] = need.get(kind, 0) + take
         best -= kind * take
     chosen[:] = False
     for kind, number in need.items():
         chosen[np.flatnonzero(sizes == kind)[:number]] = True
     return chosen
-
-
-def split_rows(prepared: Any, evaluation: dict[str, Any]) -> tuple[Any, Any]:
-    """(training rows, held-out rows or None). Errors raised: UserError for a split the set does not have."""
-    from ..evaluation.evaluate import Subset
-
-    if not prepared.splits.get("train"):
-        raise UserError(f"{prepared.path}: the set has no training rows; it holds {prepared.splits}")
-    name = evaluation["split"]
-    if name is None:
-        return prepared.split("train"), None
-    if not prepared.splits.get(name):
-        raise UserError(
-            f"evaluation.split={name}: the prepared set has no such rows, it holds {prepared.splits}; set data.splits.{name}=0.1,"
-            " or evaluation.split=null to train without measuring"
-        )
-    return prepared.split("train"), Subset(prepared.split(name), evaluation["max_samples"])

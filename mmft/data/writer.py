@@ -1,4 +1,4 @@
-"""The files of a prepared data set as they are written: rows, splits, images and the report."""
+"""Write the files of a prepared data set: rows, splits, images and the report."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ import json
 from array import array
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .image_index import Index, Record
+from .image_index import ImageIndex, ImageRecord
+from .prepared import SplitCounts
 from .sample import Row
 from .splits import DROPPED, NAMES, Assignment
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 BATCH = 1000  # rows of one Arrow record batch
 
 
-def _schema() -> Any:
+def _schema() -> pa.Schema:
     import pyarrow as pa
 
     return pa.schema([
@@ -28,7 +32,7 @@ def _schema() -> Any:
 
 
 class Report:
-    """report.jsonl: a line for each row dropped or changed, with the reason."""
+    """report.jsonl: one line for each row that was dropped or changed, with the reason."""
 
     def __init__(self, path: Path):
         self._file = path.open("w", encoding="utf-8", newline="\n")
@@ -39,7 +43,7 @@ class Report:
         self.counts[action] += 1
         if action != "note":
             self.kinds[reason.split(":")[0]] += 1
-        # ASCII, because a row may be bad for the very reason that its text cannot be written as UTF-8
+        # ASCII, because a text that cannot be written as UTF-8 may be what makes the row unusable
         self._file.write(json.dumps({"where": where, "id": id, "action": action, "reason": reason}) + "\n")
 
     def close(self) -> None:
@@ -47,7 +51,7 @@ class Report:
 
 
 class RowFile:
-    """All good rows in one Arrow stream in batches, and the little that dividing them needs in arrays of numbers."""
+    """Usable rows as one Arrow stream; what the division into splits needs is kept in memory (13 bytes a row)."""
 
     def __init__(self, path: Path):
         import pyarrow as pa
@@ -57,20 +61,31 @@ class RowFile:
         self._sink = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_stream(self._sink, self._schema)
         self._columns: list[list[Any]] = [[] for _ in self._schema]
-        self._own, self._offsets, self._contents = array("b"), array("q", [0]), array("i")
+        self._given_splits, self._offsets, self._contents = array("b"), array("q", [0]), array("i")
 
-    own = property(lambda self: np.frombuffer(self._own, dtype=np.int8) if self._own else np.zeros(0, np.int8))
-    offsets = property(lambda self: np.frombuffer(self._offsets, dtype=np.int64))
-    contents = property(lambda self: np.frombuffer(self._contents, dtype=np.int32) if self._contents else np.zeros(0, np.int32))
+    @property
+    def given_splits(self) -> np.ndarray:
+        """(rows,) int8: the split code that each row came with, -1 for none."""
+        return np.frombuffer(self._given_splits, dtype=np.int8) if self._given_splits else np.zeros(0, np.int8)
 
-    def add(self, id: str, row: Row, images: list[Record], own: int) -> None:
+    @property
+    def offsets(self) -> np.ndarray:
+        """(rows + 1,) int64: row i's images are contents[offsets[i]:offsets[i + 1]]."""
+        return np.frombuffer(self._offsets, dtype=np.int64)
+
+    @property
+    def contents(self) -> np.ndarray:
+        """(images of all rows,) int32: content numbers."""
+        return np.frombuffer(self._contents, dtype=np.int32) if self._contents else np.zeros(0, np.int32)
+
+    def add(self, id: str, row: Row, images: list[ImageRecord], given_split: int) -> None:
         cells = (
             id, [r.path for r in images], [r.sha256 for r in images], any(r.stored for r in images),
             json.dumps(row.messages, ensure_ascii=False, separators=(",", ":")), row.references, row.where,
         )
         for column, cell in zip(self._columns, cells):
             column.append(cell)
-        self._own.append(own)
+        self._given_splits.append(given_split)
         self._contents.extend(r.content for r in images)
         self._offsets.append(len(self._contents))
         if len(self._columns[0]) == BATCH:
@@ -85,8 +100,8 @@ class RowFile:
             column.clear()
 
     def release(self) -> None:
-        """Let go of the arrays, which grow with the rows (13 bytes each), once the rows are divided."""
-        self._own, self._offsets, self._contents = array("b"), array("q", [0]), array("i")
+        """Free the arrays once the rows are divided."""
+        self._given_splits, self._offsets, self._contents = array("b"), array("q", [0]), array("i")
 
     def close(self) -> None:
         if self._writer is not None:
@@ -97,29 +112,28 @@ class RowFile:
             self._writer = None
 
 
-def divide(folder: Path, rows: Path, assignment: Assignment, index: Index, report: Report) -> tuple[dict, str, int]:
-    """Write one Arrow file a split and images.arrow. Returns ({split: {rows, images}}, fingerprint, number of images).
+def divide(folder: Path, rows: Path, assignment: Assignment, index: ImageIndex, report: Report) -> tuple[dict[str, SplitCounts], str, int]:
+    """Write one Arrow file a split, and images.arrow. Returns (counts of each split, fingerprint, number of images).
 
-    The fingerprint hashes (split, id, messages, references, image hashes) in order: it does not depend on where the
-    files lie or what they are called.
+    The fingerprint hashes (split, id, messages, references, image hashes) in order; paths and file names do not enter it.
     """
     import pyarrow as pa
 
     schema = _schema()
     codes = assignment.codes
     present = [c for c in range(DROPPED) if (codes == c).any()]
-    used = {c: _Seen() for c in present}
+    used = {c: _DigestSet() for c in present}
     hashes = {c: hashlib.sha256() for c in present}
     sinks = {c: pa.OSFile(str(folder / f"{NAMES[c]}.arrow"), "wb") for c in present}
     writers = {c: pa.ipc.new_stream(sinks[c], schema) for c in present}
     start = 0
-    with pa.OSFile(str(rows), "rb") as source:  # not mapped: each batch is read once and let go
+    with pa.OSFile(str(rows), "rb") as source:  # not mapped: each batch is read once and then freed
         for batch in pa.ipc.open_stream(source):
-            mine = codes[start:start + batch.num_rows]
-            for i in np.flatnonzero(mine == DROPPED):
+            batch_codes = codes[start:start + batch.num_rows]
+            for i in np.flatnonzero(batch_codes == DROPPED):
                 report.add(batch["where"][i].as_py(), batch["id"][i].as_py(), "dropped", assignment.dropped[start + int(i)])
             for code in present:
-                part = batch.filter(pa.array(mine == code)).select(schema.names)
+                part = batch.filter(pa.array(batch_codes == code)).select(schema.names)
                 if part.num_rows:
                     writers[code].write_batch(part)
                     _hash(hashes[code], used[code], part)
@@ -131,32 +145,32 @@ def divide(folder: Path, rows: Path, assignment: Assignment, index: Index, repor
     for code in present:
         total.update(f"{NAMES[code]}:{hashes[code].hexdigest()}\n".encode())
     images = _write_images(folder, index, used)
-    parts = {NAMES[c]: {"rows": int((codes == c).sum()), "images": len(used[c])} for c in present}
+    parts: dict[str, SplitCounts] = {NAMES[c]: {"rows": int((codes == c).sum()), "images": len(used[c])} for c in present}
     return parts, total.hexdigest(), images
 
 
-class _Seen:
-    """The images of one split: 8 bytes of each one's sha256 in a sorted array, enough to count and look up."""
+class _DigestSet:
+    """The images of one split: 8 bytes of each sha256 in a sorted array, enough to count and to look up."""
 
     def __init__(self) -> None:
-        self._known: np.ndarray = np.zeros(0, np.uint64)
+        self._sorted: np.ndarray = np.zeros(0, np.uint64)
 
     def update(self, digests: list[str]) -> None:
         if digests:
             new = np.unique(np.fromiter((int(d[:16], 16) for d in digests), np.uint64, len(digests)))
-            if not np.isin(new, self._known).all():
-                self._known = np.union1d(self._known, new)
+            if not np.isin(new, self._sorted).all():
+                self._sorted = np.union1d(self._sorted, new)
 
     def __contains__(self, digest: str) -> bool:
         value = np.uint64(int(digest[:16], 16))
-        at = int(np.searchsorted(self._known, value))
-        return at < len(self._known) and self._known[at] == value
+        at = int(np.searchsorted(self._sorted, value))
+        return at < len(self._sorted) and self._sorted[at] == value
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._sorted)
 
 
-def _hash(digest: Any, used: _Seen, part: Any) -> None:
+def _hash(digest: hashlib._Hash, used: _DigestSet, part: pa.RecordBatch) -> None:
     sha256 = part["sha256"]
     used.update(sha256.flatten().to_pylist())
     for cells in zip(*(part[name].to_pylist() for name in ("id", "messages", "references", "sha256"))):
@@ -164,8 +178,8 @@ def _hash(digest: Any, used: _Seen, part: Any) -> None:
         digest.update(b"\n")
 
 
-def _write_images(folder: Path, index: Index, used: dict[int, _Seen]) -> int:
-    """images.arrow: each image file a sample shows. Copies that only dropped rows showed are removed."""
+def _write_images(folder: Path, index: ImageIndex, used: dict[int, _DigestSet]) -> int:
+    """Write images.arrow: each image file of a sample. Copies that only dropped rows used are deleted."""
     import pyarrow as pa
 
     schema = pa.schema([

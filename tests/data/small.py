@@ -16,7 +16,7 @@ from PIL import Image
 from mmft.data.prepare import prepare
 from mmft.data.prepared import PreparedData
 from mmft.data.sample import Row, assistant_turn, user_turn
-from mmft.data.sources.base import Source
+from mmft.data.sources.base import BaseSource
 
 
 def png(number: int, side: int = 4) -> bytes:
@@ -58,7 +58,7 @@ def caption_row(image: str | bytes | list, text: str = "a caption", where: str =
 
 
 @dataclass(kw_only=True)
-class Given(Source):
+class Given(BaseSource):
     """A source of the rows it is given."""
 
     given: list = field(default_factory=list)
@@ -78,7 +78,7 @@ def all_rows(prepared: PreparedData) -> list:
     return [s for name in prepared.splits for s in prepared.split(name)]
 
 
-def make(source: Source, tmp_path: Path) -> PreparedData:
+def make(source: BaseSource, tmp_path: Path) -> PreparedData:
     return prepare(source, tmp_path / "prepared")
 
 

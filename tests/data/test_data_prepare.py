@@ -15,7 +15,7 @@ from small import Given, all_rows, caption_row, make, pictures, png, report
 from mmft.common.errors import UserError
 from mmft.data import prepare
 from mmft.data.prepared import PreparedData, describe
-from mmft.data.sample import Bad, Row, assistant_turn, user_turn
+from mmft.data.sample import BadRow, Row, assistant_turn, user_turn
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -79,7 +79,7 @@ def bad_rows(root):
         (Row(["a.png"], []), "no answer"),
         (caption_row("a.png", "half \ud800"), "bad text"),
         (caption_row("a.png", split="holdout"), "unknown split: 'holdout'"),
-        (Bad("", "wrong number of cells: 3, the header has 2"), "wrong number of cells"),
+        (BadRow("", "wrong number of cells: 3, the header has 2"), "wrong number of cells"),
     ]
 
 
@@ -88,7 +88,7 @@ def test_every_fault_is_dropped_counted_and_named(tmp_path):
     faults = bad_rows(root)
     rows = [caption_row("a.png", id="good", where="list.csv:1")]
     for i, (row, _) in enumerate(faults, 2):
-        rows.append(Bad(f"list.csv:{i}", row.reason) if isinstance(row, Bad) else Row(row.images, row.messages, row.references, row.id, row.split, f"list.csv:{i}"))
+        rows.append(BadRow(f"list.csv:{i}", row.reason) if isinstance(row, BadRow) else Row(row.images, row.messages, row.references, row.id, row.split, f"list.csv:{i}"))
     prepared = make(Given(root=str(root), given=rows, max_bad_share=0.99), tmp_path)
     assert [s.id for s in all_rows(prepared)] == ["good"]
     lines = {line["where"]: line for line in report(prepared)}
@@ -198,7 +198,7 @@ def test_a_changed_image_is_prepared_again(tmp_path, capsys):
     first = make(source, tmp_path)
     (root / "b.png").write_bytes(png(200, 9))
     assert make(source, tmp_path).fingerprint != first.fingerprint
-    assert "b.png is not what it was" in capsys.readouterr().err
+    assert "b.png has changed since" in capsys.readouterr().err
 
 
 def test_a_prepared_set_with_its_own_images_can_be_moved(tmp_path):

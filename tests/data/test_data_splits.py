@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmft.common.errors import UserError
-from mmft.data.sources.base import Source, Splits
+from mmft.data.sources.base import BaseSource, Splits
 from mmft.data.splits import DROPPED, TEST, TRAIN, VALIDATION, assign, choose
 
 
@@ -142,4 +142,4 @@ def test_splits_refuses(bad):
 
 def test_source_names_a_wrong_key():
     with pytest.raises(UserError, match="data.splits.validaton: no such key. Did you mean validation"):
-        Source(splits={"validaton": 4})
+        BaseSource(splits={"validaton": 4})

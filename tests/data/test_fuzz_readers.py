@@ -1,4 +1,4 @@
-"""Row readers and prepare against arbitrary bytes and arbitrary JSON: a UserError, a Bad row, or a row; nothing lost, no traceback."""
+"""Row readers and prepare against arbitrary bytes and arbitrary JSON: a UserError, a BadRow row, or a row; nothing lost, no traceback."""
 
 import csv
 import io
@@ -15,8 +15,8 @@ from small import Given, all_rows, png
 
 from mmft.common.errors import UserError
 from mmft.data.prepare import prepare
-from mmft.data.row_checks import problem, tidy
-from mmft.data.sample import Bad, Row
+from mmft.data.row_checks import problem, strip_texts
+from mmft.data.sample import BadRow, Row
 from mmft.data.sources import readers
 from mmft.data.sources.columns import Columns
 from mmft.data.sources.conversations import Conversations
@@ -62,7 +62,7 @@ def read_all(path: Path) -> list | None:
 def test_any_bytes_under_any_suffix(suffix, data):
     path = written(f"x{suffix}", data)
     for item in read_all(path) or ():
-        assert isinstance(item, Bad) or isinstance(item[1], dict)
+        assert isinstance(item, BadRow) or isinstance(item[1], dict)
     readers.count([path])
 
 
@@ -91,7 +91,7 @@ def test_csv_round_trip_loses_no_cell(rows):
     csv.writer(buffer).writerows([["image", "text"], *rows])
     found = read_all(written("x.csv", buffer.getvalue().encode()))
     assert found is not None
-    kept = [list(values.values()) for _, values in (i for i in found if not isinstance(i, Bad))]
+    kept = [list(values.values()) for _, values in (i for i in found if not isinstance(i, BadRow))]
     # what Python's own writer wrote and its reader reads: carriage returns and nulls as they are
     assert kept == [r for r in csv.reader(io.StringIO(buffer.getvalue(), newline="")) if r][1:] == rows
 
@@ -112,11 +112,11 @@ def test_any_record_becomes_a_row_or_says_why_not(row, position):
     for reader in columns:
         made = reader.row(row, "x:1", position=position)
         if isinstance(made, Row):
-            tidy(made)
+            strip_texts(made)
             reason = problem(made, text_only=True)
             assert reason is None or ": " in reason
         else:
-            assert isinstance(made, Bad) and made.reason
+            assert isinstance(made, BadRow) and made.reason
 
 
 @pytest.mark.parametrize("source", ["messages", "conversations", "table"])

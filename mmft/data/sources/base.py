@@ -1,4 +1,4 @@
-"""Source: what every data source has in common; a subclass reads one format, in one file."""
+"""Source: what `prepare` needs from a data source. BaseSource: the keys that all data sources of a config share."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar
 
 from ...common.errors import UserError, nearest
 from ..download import Download
-from ..sample import Bad, Row
+from ..sample import BadRow, Row, Sample
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
 class Splits:
-    """How rows are held out: `validation` and `test` as a count of rows (int) or a share (float below 1).
+    """How many rows are held out: `validation` and `test` as a number of rows (int) or a share (float below 1).
 
-    by: `last` takes rows from the end, test after validation; `random` draws, the same on every machine for a seed.
+    by: `last` takes rows from the end, test after validation; `random` draws by image content, the same on every machine for a seed.
     """
 
     validation: int | float = 0
@@ -35,14 +40,43 @@ class Splits:
             raise UserError(f"data.splits.by={self.by}: must be random or last")
 
 
+class FileStamp(TypedDict):
+    """Identifies the content of a file without reading it."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+Settings = dict[str, Any]  # all keys of a source as JSON values
+Stamp = dict[str, Any]  # identifies the content of a source: FileStamps, hub revisions (JSON)
+
+
+class Source(Protocol):
+    """What `prepare` uses of a data source. BaseSource documents each member."""
+
+    name: str
+    splits: Splits
+    max_bad_share: float
+    text_only: bool
+
+    @property
+    def downloader(self) -> Download | None: ...
+    def limited_rows(self) -> Iterator[Row | BadRow]: ...
+    def settings(self) -> Settings: ...
+    def stamp(self) -> Stamp: ...
+    def data_root(self) -> Path | None: ...
+    def total(self) -> int | None: ...
+    def export(self, folder: Path, final: Path, samples: Iterator[Sample]) -> None: ...
+
+
 @dataclass(kw_only=True)
-class Source:
+class BaseSource:
     """The keys that all data sources share.
 
-    name: the word for this set in file names. splits: see Splits. max_bad_share: stop if a larger part of the rows
-    read is bad. root: the folder image paths are relative to, and must lie below (null: the source knows).
-    limit: use only the first so many rows. text_only: keep rows without any image. download: see Download; null: rows
-    that name an image by URL are dropped.
+    name: the data set's name in file names. splits: see Splits. max_bad_share: preparation stops if a larger share of the rows is
+    unusable. root: the folder that image paths are relative to and must lie below (null: the source's default). limit: use only the
+    first rows. text_only: keep rows without images. download: see Download; null: rows that name an image by URL are dropped.
     """
 
     name: str = "data"
@@ -65,52 +99,57 @@ class Source:
         if not self.name or any(c in '<>:"/\\|?*' or ord(c) < 32 for c in self.name) or self.name.strip(". ") != self.name:
             raise UserError(f"data.name={self.name!r}: use letters, digits, - and _; it becomes part of a folder's name")
 
-    # -- what a subclass gives --
+    # -- for subclasses --
 
-    def rows(self) -> Iterator[Row | Bad]:
-        """The rows in their order, one at a time. Errors raised: UserError if a file, column or folder is missing."""
+    def rows(self) -> Iterator[Row | BadRow]:
+        """The rows in order, one at a time. Raises UserError if a file, column or folder is missing."""
         raise NotImplementedError
 
-    def stamp(self) -> dict[str, Any]:
-        """What tells this content from another without reading it all: paths, sizes, times, hub revisions (JSON)."""
+    def stamp(self) -> Stamp:
+        """Identifies the content without reading all of it: paths, sizes, times, hub revisions (JSON)."""
         return {}
 
     def data_root(self) -> Path | None:
-        """Where relative image paths start; None for a source whose images are all bytes."""
+        """The folder that relative image paths start from; None for a source whose images are all bytes."""
         return Path(self.root) if self.root else None
 
     def total(self) -> int | None:
-        """About how many rows there are, for the progress bar; None if not known beforehand."""
+        """The approximate number of rows, for the progress bar; None if unknown."""
         return None
 
-    # -- what prepare uses --
+    def export(self, folder: Path, final: Path, samples: Iterator[Sample]) -> None:
+        """Write further files of this source into the prepared `folder`, which is then moved to `final`."""
 
-    def first_rows(self) -> Iterator[Row | Bad]:
+    # -- for prepare --
+
+    @property
+    def downloader(self) -> Download | None:
+        assert self.download is None or isinstance(self.download, Download)  # __post_init__ built it from its keys
+        return self.download
+
+    def limited_rows(self) -> Iterator[Row | BadRow]:
         """The rows up to `limit`."""
         return islice(self.rows(), self.limit)
 
-    def export(self, folder: Path, final: Path, samples: Iterator[Any]) -> None:
-        """Write further files of this source's own into the prepared `folder`, which will be moved to `final`."""
-
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Settings:
         """All keys as JSON values, for the manifest and the key of the prepared set."""
         keys = dataclasses.asdict(self)
         if self.download is None:
-            del keys["download"]  # sets that were prepared before there was this key keep theirs
+            del keys["download"]  # sets prepared before this key existed keep their key
         return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **keys}
 
 
-def from_keys(cls: type, values: Mapping[str, Any] | None, where: str) -> Any:
-    """A dataclass from a mapping of a config. Errors raised: UserError naming a key it does not have."""
-    known = [f.name for f in dataclasses.fields(cls)]
+def from_keys(cls: type[T], values: Mapping[str, Any] | None, where: str) -> T:
+    """A dataclass built from a mapping of a config. Raises UserError for a key that the class does not have."""
+    names = [f.name for f in dataclasses.fields(cls)]
     for key in values or {}:
-        if key not in known:
-            raise UserError(f"{where}.{key}: no such key.{nearest(str(key), known)} There are: {', '.join(known)}.")
+        if key not in names:
+            raise UserError(f"{where}.{key}: no such key.{nearest(str(key), names)} There are: {', '.join(names)}.")
     return cls(**(values or {}))
 
 
-def file_stamp(path: Path) -> dict[str, Any]:
-    """Path, size and time of a file. Errors raised: UserError if it cannot be read."""
+def file_stamp(path: Path) -> FileStamp:
+    """Path, size and modification time of a file. Raises UserError if it cannot be read."""
     try:
         stat = path.stat()
     except OSError as error:

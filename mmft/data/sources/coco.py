@@ -1,4 +1,4 @@
-"""CocoCaptions: COCO's captions from a local COCO folder, from ModelScope or from a copy on the Hugging Face hub."""
+"""CocoCaptions: COCO captions from a local COCO folder, from ModelScope or from a copy on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...common.errors import UserError
-from ..sample import Bad, Row, Sample, assistant_turn, user_turn
+from ..sample import BadRow, Row, Sample, assistant_turn, user_turn
 from . import readers
-from .base import Source, file_stamp
+from .base import BaseSource, Stamp, file_stamp
 from .coco_captions import caption_table, stored_images, streamed_images
 from .hub import check_hub, load, resolve_revision
 from .saved import named_splits
@@ -23,12 +22,12 @@ IMAGE_FOLDERS = ("images", "train2014", "val2014", "train2017", "val2017", "imag
 
 
 @dataclass(kw_only=True)
-class CocoCaptions(Source):
+class CocoCaptions(BaseSource):
     """path: a COCO folder; null: the data set `dataset` of `hub`. limit counts images.
 
-    captions: `first` gives a row an image with its first caption, `all` a row for every caption; the references are
-    always all captions of the image. annotations: the captions_*.json (null: found below path). images: the folder of
-    the pictures (null: found). The recipes' coco-2024-dataset.csv and data_vl.json are written beside the rows.
+    captions: `first` gives one row an image with its first caption, `all` one row a caption; the references are always all
+    captions of the image. annotations: the captions_*.json (null: searched below path). images: the image folder (null:
+    searched). The recipes' coco-2024-dataset.csv and data_vl.json are written beside the prepared rows.
     """
 
     path: str | None = None
@@ -48,22 +47,22 @@ class CocoCaptions(Source):
         if self.captions not in ("first", "all"):
             raise UserError(f"data.captions={self.captions}: must be first (a row an image) or all (a row a caption)")
 
-    # -- where it is --
+    # -- where the files are --
 
     def annotation_file(self) -> Path:
         folder = readers.existing(self.path or "", folder=True)
         if self.annotations:
             given = folder / self.annotations
             return given if given.is_file() else readers.existing(self.annotations if Path(self.annotations).is_file() else given, "data.annotations")
-        found = [p for pattern in ("captions_*.json", "*/captions_*.json", "*/*/captions_*.json") for p in folder.glob(pattern)]
-        if not found:
+        candidates = [p for pattern in ("captions_*.json", "*/captions_*.json", "*/*/captions_*.json") for p in folder.glob(pattern)]
+        if not candidates:
             raise UserError(f"data.path={self.path}: holds no captions_*.json (looked two folders deep); name it with data.annotations=...")
-        return min(found, key=lambda p: ("train" not in p.name, p.name))
+        return min(candidates, key=lambda p: ("train" not in p.name, p.name))
 
     def data_root(self) -> Path | None:
         return Path(self.root or self.path) if self.path else None
 
-    def stamp(self) -> dict[str, Any]:
+    def stamp(self) -> Stamp:
         root = self.data_root()
         if root:
             return {"files": [file_stamp(self.annotation_file())], "root": root.resolve().as_posix()}
@@ -73,15 +72,15 @@ class CocoCaptions(Source):
     def total(self) -> int | None:
         return self.limit if self.captions == "first" else None
 
-    def first_rows(self) -> Iterator[Row | Bad]:
-        return self.rows()  # limit counts images, and rows() keeps it
+    def limited_rows(self) -> Iterator[Row | BadRow]:
+        return self.rows()  # limit counts images here; rows() applies it
 
-    def rows(self) -> Iterator[Row | Bad]:
+    def rows(self) -> Iterator[Row | BadRow]:
         return self._local_rows() if self.path else self._hub_rows()
 
-    def _rows_of(self, name: str, image: str | bytes, captions: list[str], where: str) -> Iterator[Row | Bad]:
+    def _rows_of(self, name: str, image: str | bytes, captions: list[str], where: str) -> Iterator[Row | BadRow]:
         if not captions:
-            yield Bad(where, "empty answer: the image has no caption", name)
+            yield BadRow(where, "empty answer: the image has no caption", name)
             return
         for number, caption in enumerate(captions if self.captions == "all" else captions[:1], 1):
             references = [caption, *(c for c in captions if c != caption)]
@@ -90,7 +89,7 @@ class CocoCaptions(Source):
 
     # -- a COCO folder --
 
-    def _local_rows(self) -> Iterator[Row | Bad]:
+    def _local_rows(self) -> Iterator[Row | BadRow]:
         file = self.annotation_file()
         folder: Path | None = None
         with caption_table() as captions:
@@ -100,13 +99,13 @@ class CocoCaptions(Source):
                     break
                 name, where = str(image.get("id")), f"{file.name}[{number}]"
                 if not image.get("file_name"):
-                    yield Bad(where, "missing image: the entry has no file_name", name)
+                    yield BadRow(where, "missing image: the entry has no file_name", name)
                     continue
                 folder = folder or self._image_folder(image["file_name"])
                 yield from self._rows_of(name, str(folder / image["file_name"]), captions.of(name), where)
 
     def _image_folder(self, first: str) -> Path:
-        """The folder, absolute, that holds the first picture. Errors raised: UserError if none does."""
+        """The absolute path of the folder with the first image. Raises UserError if there is none."""
         base = readers.existing(self.path or "", folder=True).resolve()
         if self.images:
             return readers.existing(base / self.images, "data.images", folder=True)
@@ -114,13 +113,13 @@ class CocoCaptions(Source):
             if (base / name / first).is_file():
                 return base / name
         present = next((n for n in IMAGE_FOLDERS[:-1] if (base / n).is_dir()), None)
-        if present:  # the first picture may just be missing; every missing one is reported by name
+        if present:  # only the first image may be missing; every missing one is reported by name
             return base / present
         raise UserError(f"data.path={self.path}: no folder of pictures (looked for {first} in {', '.join(IMAGE_FOLDERS[:5])}); name it with data.images=...")
 
     # -- a hub --
 
-    def _hub_rows(self) -> Iterator[Row | Bad]:
+    def _hub_rows(self) -> Iterator[Row | BadRow]:
         sha = getattr(self, "_sha", None) or self.stamp()["revision"]
         subset = self.subset or ("coco_2014_caption" if self.hub == "modelscope" else None)
         streaming = self.hub == "huggingface" and self.limit is not None
@@ -138,17 +137,17 @@ class CocoCaptions(Source):
             try:
                 cells = image_cells(cell)
             except TurnError as error:
-                yield Bad(where, str(error), name)
+                yield BadRow(where, str(error), name)
                 continue
             if len(cells) == 1:
                 yield from self._rows_of(name, cells[0], captions, where)
             else:
-                yield Bad(where, f"image count: {len(cells)} images in one caption's row", name)
+                yield BadRow(where, f"image count: {len(cells)} images in one caption's row", name)
 
-    # -- the recipes' own files --
+    # -- the recipes' files --
 
     def export(self, folder: Path, final: Path, samples: Iterator[Sample]) -> None:
-        """coco-2024-dataset.csv (image_path, caption) and data_vl.json (conversations), with absolute paths as the recipes have them."""
+        """Write coco-2024-dataset.csv (image_path, caption) and data_vl.json (conversations), with absolute paths as in the recipes."""
         with (folder / "coco-2024-dataset.csv").open("w", encoding="utf-8", newline="") as table, \
                 (folder / "data_vl.json").open("w", encoding="utf-8", newline="\n") as chat:
             rows = csv.writer(table, lineterminator="\n")

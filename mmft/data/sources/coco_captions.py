@@ -1,4 +1,4 @@
-"""All captions of each image of a COCO copy, whatever way the copy lays them out, in memory that does not grow."""
+"""Collect all captions of each image of a COCO copy, in any of the usual layouts, with flat memory use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IMAGE_COLUMNS = ("image", "img", "jpg")
 CAPTION_COLUMNS = ("captions", "caption", "sentences", "sentences_raw", "text", "answer")
 ID_COLUMNS = ("image_id", "cocoid", "imgid", "img_id", "filename", "file_name", "id")
 
-#: The id of an image, what its cell holds, its captions, and the words that name it for people.
+#: (image id, image cell, captions, name of the row in messages)
 Captioned = tuple[str, Any, list[str], str]
 
 
@@ -34,16 +34,16 @@ class Captions:
         self._db.execute("BEGIN")
 
     def add(self, pairs: Iterable[tuple[str, Any]]) -> None:
-        """pairs: (image id, a caption or a list of them), all there are: call once."""
+        """Add all pairs (image id, a caption or a list of captions); called once."""
         self._db.executemany("INSERT INTO captions VALUES (?, ?)", ((i, t) for i, cell in pairs for t in texts(cell)))
         self._db.execute("CREATE INDEX by_image ON captions (image)")
 
     def of(self, image: str) -> list[str]:
-        found = self._db.execute("SELECT caption FROM captions WHERE image = ? ORDER BY rowid", (image,))
-        return list(dict.fromkeys(text for (text,) in found))
+        rows = self._db.execute("SELECT caption FROM captions WHERE image = ? ORDER BY rowid", (image,))
+        return list(dict.fromkeys(text for (text,) in rows))
 
     def first_time(self, image: str) -> bool:
-        """Whether this is asked about `image` for the first time."""
+        """True at the first call for `image`."""
         return self._db.execute("INSERT OR IGNORE INTO used VALUES (?)", (image,)).rowcount == 1
 
     def close(self) -> None:
@@ -61,7 +61,7 @@ def caption_table() -> Iterator[Captions]:
 
 
 def columns_of(names: Iterable[str], label: str) -> tuple[str, str, str | None]:
-    """The columns of image, caption and image id. Errors raised: UserError if one of the first two is not there."""
+    """The columns of image, caption and image id. Raises UserError without an image or caption column."""
     names = list(names)
     image, caption, key = (next((c for c in known if c in names), None) for known in (IMAGE_COLUMNS, CAPTION_COLUMNS, ID_COLUMNS))
     if image is None or caption is None:
@@ -71,7 +71,7 @@ def columns_of(names: Iterable[str], label: str) -> tuple[str, str, str | None]:
 
 
 def stored_images(dataset: Any, label: str, limit: int | None) -> Iterator[Captioned]:
-    """Each image of a data set on disk, once, in the order of its first row, with the captions of all its rows."""
+    """Each image of a stored data set once, in the order of first rows, with the captions of all its rows."""
     image, caption, key = columns_of(dataset.column_names, label)
 
     def name_of(record: dict[str, Any], number: int) -> str:
@@ -80,26 +80,26 @@ def stored_images(dataset: Any, label: str, limit: int | None) -> Iterator[Capti
     with caption_table() as captions:
         words = dataset.select_columns([c for c in (key, caption) if c])
         captions.add((name_of(r, n), r[caption]) for n, r in enumerate(records(words), 1))
-        given = 0
+        count = 0
         for number, record in enumerate(records(dataset, fetch), 1):
             name = name_of(record, number)
             if captions.first_time(name):
                 yield name, record[image], captions.of(name), f"{label}[{number}]"
-                given += 1
-                if given == limit:
+                count += 1
+                if count == limit:
                     return
 
 
 def streamed_images(dataset: Any, label: str, limit: int) -> Iterator[Captioned]:
-    """The first `limit` images of a stream, with the captions seen until the next image begins: the rest is not downloaded."""
-    found: dict[str, Captioned] = {}
+    """The first `limit` images of a stream with the captions read so far; the rest is not downloaded."""
+    images: dict[str, Captioned] = {}
     for number, record in enumerate(records(dataset, fetch), 1):
         image, caption, key = columns_of(record, label)
         name = str(record[key]) if key and record[key] is not None else str(number)
-        if name not in found:
-            if len(found) == limit:
+        if name not in images:
+            if len(images) == limit:
                 break
-            found[name] = (name, record[image], [], f"{label}[{number}]")
-        captions = found[name][2]
+            images[name] = (name, record[image], [], f"{label}[{number}]")
+        captions = images[name][2]
         captions.extend(t for t in texts(record[caption]) if t not in captions)
-    yield from found.values()
+    yield from images.values()

@@ -1,25 +1,24 @@
-"""Conversations: LLaVA's chat.json beside a folder of images, and the Qwen form with the path inside the text."""
+"""Conversations: LLaVA's chat.json beside a folder of images, also in Qwen's form with image paths in the text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...common.errors import UserError, nearest
-from ..sample import Bad, Row
+from ..sample import BadRow, Row
 from . import readers
-from .base import Source, file_stamp
+from .base import BaseSource, Stamp, file_stamp
 from .turns import POSITIONS, conversation_row
 
 
 @dataclass(kw_only=True)
-class Conversations(Source):
+class Conversations(BaseSource):
     """Rows {id, image | images, conversations: [{from | role, value | content}]} of a JSON or JSONL file.
 
-    path: the file, or a folder that holds `file` and, if named, the folder `images`. Image paths are relative to
-    `root`, or to the images' folder. image_position: see turns.read_turns.
+    path: the file, or a folder with `file` and optionally the folder `images`. Image paths are relative to `root`, or to
+    the folder of the images. image_position: see turns.read_turns.
     """
 
     path: str
@@ -43,16 +42,16 @@ class Conversations(Source):
         folder = self.json_file().parent
         return readers.existing(folder / self.images, "data.images", folder=True) if self.images else folder
 
-    def stamp(self) -> dict[str, Any]:
+    def stamp(self) -> Stamp:
         return {"files": [file_stamp(self.json_file())], "root": self.data_root().resolve().as_posix()}
 
     def total(self) -> int | None:
         return readers.count([self.json_file()])
 
-    def rows(self) -> Iterator[Row | Bad]:
+    def rows(self) -> Iterator[Row | BadRow]:
         first = True
         for record in readers.read(self.json_file()):
-            if isinstance(record, Bad):
+            if isinstance(record, BadRow):
                 yield record
                 continue
             where, values = record

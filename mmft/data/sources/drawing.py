@@ -1,4 +1,4 @@
-"""Draws small scenes of flat shapes: seeded, without overlap, the same on every machine."""
+"""Draw small scenes of flat, non-overlapping shapes; the same on every machine for a seed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Protocol
 
 from PIL import Image, ImageDraw
 
 from ...common.errors import UserError
+from .base import Stamp
 
 KINDS = ("circle", "square", "triangle", "star", "diamond", "cross", "heart", "ring")
 COLORS = {
@@ -32,17 +33,24 @@ PLACES = (
     ("left", "center", "right"),
     ("bottom left", "bottom", "bottom right"),
 )
-#: Half the width of a shape, in parts of the picture's side. The ranges are far apart: nothing is "between" them.
+#: Half the width of a shape as a share of the image's side. The ranges are far apart, so that sizes are unambiguous.
 RADII = {"small": (0.075, 0.080, 0.085), "big": (0.130, 0.135, 0.140)}
-#: How far from its cell's edge a shape stays, in parts of the picture's side. It keeps neighbours from touching.
+#: Minimum distance from the edge of its cell, as a share of the image's side, so that neighbours do not touch.
 MARGIN = 0.012
-#: A mask is drawn this many times larger and averaged down: that is the whole anti-aliasing.
+#: Anti-aliasing: a mask is drawn this many times larger and averaged down.
 OVERSAMPLE = 4
+
+
+class DrawnSource(Protocol):
+    """The keys that Scenes and Shapes share."""
+
+    fewest: int
+    most: int
 
 
 @dataclass(frozen=True)
 class Item:
-    """One shape. `row` and `column` name its cell of the 3 x 3 grid, `x`, `y`, `radius` are pixels."""
+    """One shape. `row` and `column` are its cell of the 3 x 3 grid, `x`, `y`, `radius` are pixels."""
 
     kind: str
     color: str
@@ -88,8 +96,8 @@ def _random_item(rng: Random, side: int, row: int, column: int) -> Item:
     return Item(kind, color, size, row, column, x, y, radius)
 
 
-def check_drawing(source: Any) -> None:
-    """The keys that Scenes and Shapes share. Errors raised: UserError naming the key."""
+def check_drawing(source: DrawnSource) -> None:
+    """Check the keys that Scenes and Shapes share. Raises UserError naming the key."""
     for key, low, high in (("pictures", 1, 10**7), ("side", 48, 4096), ("fewest", 1, 9), ("most", 1, 9)):
         value = getattr(source, key)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -98,8 +106,8 @@ def check_drawing(source: Any) -> None:
         raise UserError(f"data.fewest={source.fewest} is more than data.most={source.most}")
 
 
-def code_stamp() -> dict[str, Any]:
-    """A hash of the code that draws and asks: after a change of it, a set prepared earlier is not taken for the new one."""
+def code_stamp() -> Stamp:
+    """A hash of the drawing code: after a change of the code, sets prepared earlier are not used again."""
     here = Path(__file__).parent
     code = [(here / name).read_text(encoding="utf-8") for name in ("drawing.py", "scenes.py", "shapes.py")]
     return {"code": hashlib.sha256("".join(code).encode()).hexdigest()}
@@ -114,7 +122,7 @@ def draw(scene: Scene) -> Image.Image:
 
 
 def png(picture: Image.Image) -> bytes:
-    """The picture as the bytes of a PNG file; the light compression is a third of the time of the strongest."""
+    """The image as PNG bytes; light compression takes a third of the time of the strongest."""
     target = io.BytesIO()
     picture.save(target, "PNG", compress_level=3)
     return target.getvalue()

@@ -1,4 +1,4 @@
-"""HubDataset: any data set of the Hugging Face hub or ModelScope by its id, at a revision that is recorded."""
+"""HubDataset: a data set of the Hugging Face hub or ModelScope by its id; the revision used is recorded."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import UserError
-from ..sample import Bad, Row
-from .base import Source, from_keys
+from ..sample import BadRow, Row
+from .base import BaseSource, Stamp, from_keys
 from .columns import Columns
 from .saved import dataset_rows, is_remote, named_splits
 
@@ -19,13 +19,13 @@ HUBS = ("huggingface", "modelscope")
 
 
 @dataclass(kw_only=True)
-class HubDataset(Source):
-    """dataset: `owner/name`. hub: huggingface or modelscope. subset: its configuration. split: use only this one; null:
-    all, each kept as the split it is. revision: branch, tag or commit (null: the default branch).
-    prompt: the user's words where no column has them.
+class HubDataset(BaseSource):
+    """dataset: `owner/name`. hub: huggingface or modelscope. subset: its configuration. split: use only this split; null:
+    all, each under its own split name. revision: branch, tag or commit (null: the default branch).
+    prompt: the user's text for rows without a prompt column.
 
-    Mirrors are chosen by HF_ENDPOINT and MODELSCOPE_ENDPOINT. With `limit`, rows of the
-    Hugging Face hub are streamed and the rest is not downloaded.
+    HF_ENDPOINT and MODELSCOPE_ENDPOINT choose mirrors. With `limit`, rows of the Hugging Face hub are streamed and the
+    rest is not downloaded.
     """
 
     dataset: str
@@ -43,14 +43,14 @@ class HubDataset(Source):
         if not isinstance(self.columns, Columns):
             self.columns = from_keys(Columns, self.columns, "data.columns")
 
-    def stamp(self) -> dict[str, Any]:
+    def stamp(self) -> Stamp:
         self._sha = resolve_revision(self.dataset, self.revision, self.hub)
         return {"hub": self.hub, "dataset": self.dataset, "revision": self._sha}
 
     def data_root(self) -> None:
         return None
 
-    def rows(self) -> Iterator[Row | Bad]:
+    def rows(self) -> Iterator[Row | BadRow]:
         sha = getattr(self, "_sha", None) or self.stamp()["revision"]
         loaded = load(self.dataset, self.hub, self.subset, self.split, sha, streaming=self.hub == "huggingface" and self.limit is not None)
         for name, dataset in named_splits(loaded, self.split, self.dataset):
@@ -63,7 +63,7 @@ def check_hub(hub: str) -> None:
 
 
 def resolve_revision(dataset: str, revision: str | None, hub: str) -> str:
-    """The commit that `revision` is now. Errors raised: UserError naming the data set."""
+    """The commit that `revision` points to. Raises UserError naming the data set."""
     try:
         return _huggingface_sha(dataset, revision) if hub == "huggingface" else _modelscope_sha(dataset, revision)
     except UserError:
@@ -80,15 +80,15 @@ def _huggingface_sha(dataset: str, revision: str | None) -> str:
         return HfApi().dataset_info(dataset, revision=revision).sha
     except (HfHubHTTPError, HFValidationError):
         raise
-    except Exception:  # no network: the commit of the last download
-        known = Path(constants.HF_HUB_CACHE, f"datasets--{dataset.replace('/', '--')}", "refs", revision or "main")
-        if not known.is_file():
+    except Exception:  # no network: use the commit of the last download
+        cached = Path(constants.HF_HUB_CACHE, f"datasets--{dataset.replace('/', '--')}", "refs", revision or "main")
+        if not cached.is_file():
             raise
-        return known.read_text(encoding="utf-8").strip()
+        return cached.read_text(encoding="utf-8").strip()
 
 
 def _modelscope_sha(dataset: str, revision: str | None) -> str:
-    """The branch or tag with a hash of its list of files: ModelScope gives no commit, and loads by branch or tag only."""
+    """`branch@hash of its file list`: ModelScope reports no commit, and loads by branch or tag only."""
     from modelscope.hub.api import HubApi
 
     revision = revision or "master"
@@ -102,12 +102,12 @@ def _modelscope_sha(dataset: str, revision: str | None) -> str:
 
 
 def load(dataset: str, hub: str, subset: str | None, split: str | None, sha: str, streaming: bool = False) -> Any:
-    """What datasets.load_dataset (or ModelScope's MsDataset.load) gives: one data set or a mapping of splits."""
+    """The result of datasets.load_dataset (or ModelScope's MsDataset.load): one data set or a mapping of splits. Raises UserError."""
     try:
         if hub == "huggingface":
             from datasets import load_dataset
 
-            # no `split=` here: an unknown one is then answered with the names there are
+            # without `split=`, so that the message for an unknown split can list the existing ones
             return load_dataset(dataset, name=subset, revision=sha, streaming=streaming)
         from modelscope.msdatasets import MsDataset
 
@@ -124,7 +124,7 @@ def _plain(dataset: Any) -> Any:
 
 
 def hub_error(error: Exception, dataset: str, revision: str | None, hub: str) -> UserError:
-    """One line for what a hub's client raised."""
+    """A hub client's exception as a one-line UserError."""
     kind, text = type(error).__name__, " ".join(str(error).split())
     place = "the Hugging Face hub" if hub == "huggingface" else "ModelScope"
     variable = "HF_ENDPOINT" if hub == "huggingface" else "MODELSCOPE_ENDPOINT"
@@ -143,12 +143,12 @@ def hub_error(error: Exception, dataset: str, revision: str | None, hub: str) ->
 
 
 def fetch(path: str) -> bytes | str:
-    """The bytes of an image that a hub's data set names by path: from the hub itself, or a file in its cache, nothing else."""
+    """The bytes of an image that a hub data set names by path, from the hub itself or its cache; any other path unchanged."""
     import datasets
     from huggingface_hub import constants
 
     if is_remote(path):
-        # chains such as zip://a.jpg::hf://... end in the hub's own address
+        # chains such as zip://a.jpg::hf://... end in an address of the hub
         if not path.split("::")[-1].startswith("hf://"):
             return path
         from datasets.download.streaming_download_manager import xopen

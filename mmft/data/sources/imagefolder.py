@@ -1,25 +1,24 @@
-"""ImageFolder: a folder of images with metadata.jsonl or metadata.csv (file_name and text), also one for each split."""
+"""ImageFolder: a folder of images with metadata.jsonl or metadata.csv (file_name and text), optionally one for each split."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ...common.errors import UserError
-from ..sample import Bad, Row
+from ..sample import BadRow, Row
 from ..splits import ALIASES
 from . import readers
-from .base import Source, file_stamp, from_keys
+from .base import BaseSource, Stamp, file_stamp, from_keys
 from .columns import Columns
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 @dataclass(kw_only=True)
-class ImageFolder(Source):
-    """path: the folder. Metadata lies in it, or in its folders train, validation, test, which then are the splits.
+class ImageFolder(BaseSource):
+    """path: the folder. The metadata file lies in it, or in its subfolders train, validation and test, which then are the splits.
 
     columns.image is `file_name`, relative to the metadata file (`file_names` for several images a row).
     """
@@ -45,19 +44,19 @@ class ImageFolder(Source):
     def data_root(self) -> Path:
         return Path(self.root or self.path)
 
-    def stamp(self) -> dict[str, Any]:
+    def stamp(self) -> Stamp:
         return {"files": [file_stamp(f) for f in self.files()]}
 
     def total(self) -> int | None:
         return readers.count(self.files())
 
-    def rows(self) -> Iterator[Row | Bad]:
+    def rows(self) -> Iterator[Row | BadRow]:
         folder = readers.existing(self.path, folder=True)
         for file in self.files():
             inner = "" if file.parent == folder else file.parent.name + "/"
             checked = False
             for record in readers.read(file):
-                if isinstance(record, Bad):
+                if isinstance(record, BadRow):
                     yield record
                     continue
                 where, values = record

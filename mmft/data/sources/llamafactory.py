@@ -1,4 +1,4 @@
-"""LlamaFactory: a data set that a LLaMA-Factory dataset_info.json describes (alpaca and sharegpt formatting)."""
+"""LlamaFactory: an entry of a LLaMA-Factory dataset_info.json (alpaca, sharegpt or openai formatting)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import UserError, nearest
-from ..sample import Bad, Row
+from ..sample import BadRow, Row
 from . import readers
-from .base import Source, file_stamp
+from .base import BaseSource, Stamp, file_stamp
 from .table import find_files
 from .turns import conversation_row
 
-# What LLaMA-Factory takes where an entry does not say.
+# LLaMA-Factory's defaults for what an entry leaves out.
 SHAREGPT_TAGS = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt", "system_tag": "system"}
 OPENAI_TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant", "system_tag": "system"}
 ALPACA_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
@@ -23,8 +23,11 @@ REMOTE = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_na
 
 
 @dataclass(kw_only=True)
-class LlamaFactory(Source):
-    """path: the folder of dataset_info.json (or the file). dataset: the entry's name. Image paths are relative to `root`, or to that folder."""
+class LlamaFactory(BaseSource):
+    """path: the folder of dataset_info.json (or the file). dataset: the name of the entry.
+
+    Image paths are relative to `root`, or to that folder.
+    """
 
     path: str
     dataset: str
@@ -34,7 +37,7 @@ class LlamaFactory(Source):
         return place if place.is_dir() else place.parent
 
     def entry(self) -> dict[str, Any]:
-        """The entry of the data set. Errors raised: UserError if it is not there or is of a kind that cannot be trained on here."""
+        """The entry of the data set. Raises UserError if there is none, or if its format cannot be trained on."""
         place = readers.existing(self.path)
         info = readers.existing(place / "dataset_info.json", folder=False) if place.is_dir() else place
         try:
@@ -59,13 +62,13 @@ class LlamaFactory(Source):
     def data_root(self) -> Path:
         return Path(self.root) if self.root else self.folder()
 
-    def stamp(self) -> dict[str, Any]:
+    def stamp(self) -> Stamp:
         return {"entry": self.entry(), "files": [file_stamp(f) for f in self.files()], "root": self.data_root().resolve().as_posix()}
 
     def total(self) -> int | None:
         return readers.count(self.files())
 
-    def rows(self) -> Iterator[Row | Bad]:
+    def rows(self) -> Iterator[Row | BadRow]:
         entry = self.entry()
         columns = entry.get("columns", {})
         alpaca = entry.get("formatting", "alpaca") == "alpaca"
@@ -73,7 +76,7 @@ class LlamaFactory(Source):
         for file in self.files():
             first = True
             for record in readers.read(file):
-                if isinstance(record, Bad):
+                if isinstance(record, BadRow):
                     yield record
                     continue
                 where, values = record
@@ -85,7 +88,7 @@ class LlamaFactory(Source):
                 first = False
                 yield self._alpaca(values, columns, where) if alpaca else self._sharegpt(values, columns, entry, where)
 
-    def _alpaca(self, values: dict[str, Any], columns: dict[str, str], where: str) -> Row | Bad:
+    def _alpaca(self, values: dict[str, Any], columns: dict[str, str], where: str) -> Row | BadRow:
         cell = {k: values.get(columns.get(k, default)) for k, default in ALPACA_COLUMNS.items()}
         words = "\n".join(str(cell[k]) for k in ("prompt", "query") if cell[k])
         turns = []
@@ -94,14 +97,14 @@ class LlamaFactory(Source):
         turns += [{"role": "user", "content": words}, {"role": "assistant", "content": cell["response"] or ""}]
         return self._row(values, turns, columns, where)
 
-    def _sharegpt(self, values: dict[str, Any], columns: dict[str, str], entry: dict[str, Any], where: str) -> Row | Bad:
+    def _sharegpt(self, values: dict[str, Any], columns: dict[str, str], entry: dict[str, Any], where: str) -> Row | BadRow:
         tags = {**(OPENAI_TAGS if entry["formatting"] == "openai" else SHAREGPT_TAGS), **entry.get("tags", {})}
         roles = {tags["user_tag"]: "user", tags["assistant_tag"]: "assistant", tags["system_tag"]: "system"}
         turns = values.get(columns.get("messages", "conversations"))
         return self._row(values, turns, columns, where, roles=roles, role_key=tags["role_tag"], text_key=tags["content_tag"])
 
     @staticmethod
-    def _row(values: dict[str, Any], turns: Any, columns: dict[str, str], where: str, **keys: Any) -> Row | Bad:
+    def _row(values: dict[str, Any], turns: Any, columns: dict[str, str], where: str, **keys: Any) -> Row | BadRow:
         images = values.get(columns["images"]) if columns.get("images") else None
         system = values.get(columns["system"]) if columns.get("system") else None
         name = values.get("id")

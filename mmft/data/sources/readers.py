@@ -1,4 +1,4 @@
-"""Files of rows, read one row at a time: (where, dict) from CSV, TSV, JSON, JSONL, parquet and Arrow."""
+"""Read files of rows one row at a time, as (where, dict): CSV, TSV, JSON, JSONL, parquet and Arrow."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import UserError, nearest
-from ..sample import Bad
+from ..sample import BadRow
 
-CHUNK = 1 << 20  # characters of JSON read at once; also the most of a file that is held
-LONGEST = 1 << 28  # characters of one element; a fault early in a file must not pull the rest of it into memory
+CHUNK = 1 << 20  # characters of JSON read at once, which limits memory use
+LONGEST = 1 << 28  # characters of one element; after a syntax error early in a file the rest is not read into memory
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow")
 
-Record = tuple[str, dict[str, Any]]
+Record = tuple[str, dict[str, Any]]  # (where the row stands, its cells as read)
 
 
 def existing(path: str | Path, key: str = "data.path", folder: bool | None = None) -> Path:
-    """`path` if it is there (and a folder, or a file, where that is asked). Errors raised: UserError with the nearest name."""
-    found = Path(path).expanduser()
-    wanted = {True: found.is_dir, False: found.is_file, None: found.exists}[folder]
-    if wanted():
-        return found
+    """`path` if it exists (and, if `folder` is given, is a folder or a file). Raises UserError with the nearest name."""
+    place = Path(path).expanduser()
+    exists = {True: place.is_dir, False: place.is_file, None: place.exists}[folder]
+    if exists():
+        return place
     kind = {True: "folder", False: "file", None: "file or folder"}[folder]
-    parent = found.parent
+    parent = place.parent
     while not parent.is_dir() and parent != parent.parent:
-        found, parent = parent, parent.parent
+        place, parent = parent, parent.parent
     try:
         names = sorted(p.name for p in parent.iterdir())
     except OSError:
         names = []
-    hint = nearest(found.name, names)
-    raise UserError(f"{key}={path}: no such {kind} ({parent} has no {found.name}).{hint}" if not found.exists()
+    hint = nearest(place.name, names)
+    raise UserError(f"{key}={path}: no such {kind} ({parent} has no {place.name}).{hint}" if not place.exists()
                     else f"{key}={path}: is not a {kind}")
 
 
-def read(path: Path) -> Iterator[Record | Bad]:
-    """The rows of one file by its suffix. Errors raised: UserError for an unknown suffix or a file that is broken as a whole."""
-    readers: dict[str, Callable[[Path], Iterator[Record | Bad]]] = {
+def read(path: Path) -> Iterator[Record | BadRow]:
+    """The rows of one file, read by its suffix. Raises UserError for an unknown suffix or a file that cannot be parsed at all."""
+    readers: dict[str, Callable[[Path], Iterator[Record | BadRow]]] = {
         ".csv": lambda p: _separated(p, ","), ".tsv": lambda p: _separated(p, "\t"), ".json": _json, ".jsonl": _lines,
         ".parquet": _parquet, ".arrow": _arrow,
     }
@@ -56,7 +56,7 @@ def read(path: Path) -> Iterator[Record | Bad]:
         raise UserError(f"{path}: is not a table of separated values: {error}") from None
 
 
-def _separated(path: Path, delimiter: str) -> Iterator[Record | Bad]:
+def _separated(path: Path, delimiter: str) -> Iterator[Record | BadRow]:
     csv.field_size_limit(1 << 30)  # the default refuses long conversations
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file, delimiter=delimiter)
@@ -70,28 +70,28 @@ def _separated(path: Path, delimiter: str) -> Iterator[Record | Bad]:
             if not cells:
                 continue
             if len(cells) != len(header):
-                yield Bad(where, f"wrong number of cells: {len(cells)}, the header has {len(header)}")
+                yield BadRow(where, f"wrong number of cells: {len(cells)}, the header has {len(header)}")
             else:
                 yield where, dict(zip(header, cells))
 
 
-def _lines(path: Path) -> Iterator[Record | Bad]:
+def _lines(path: Path) -> Iterator[Record | BadRow]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield _record(f"{path.name}:{number}", line)
 
 
-def _record(where: str, text: str) -> Record | Bad:
+def _record(where: str, text: str) -> Record | BadRow:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        return Bad(where, f"broken JSON: {error}")
-    return (where, value) if isinstance(value, dict) else Bad(where, "broken JSON: the row is not an object")
+        return BadRow(where, f"broken JSON: {error}")
+    return (where, value) if isinstance(value, dict) else BadRow(where, "broken JSON: the row is not an object")
 
 
-def _json(path: Path) -> Iterator[Record | Bad]:
-    """A JSON array of objects, or JSON Lines under the wrong name. Rows are named by their place in the array, from 1."""
+def _json(path: Path) -> Iterator[Record | BadRow]:
+    """A JSON array of objects, or JSON Lines in a .json file. Rows are numbered from 1."""
     with path.open(encoding="utf-8-sig") as file:
         head = file.read(CHUNK).lstrip()
     if head.startswith("{"):
@@ -101,13 +101,13 @@ def _json(path: Path) -> Iterator[Record | Bad]:
         raise UserError(f"{path}: must hold a JSON array of objects")
     for number, (value, _) in enumerate(json_array(path), 1):
         where = f"{path.name}[{number}]"
-        yield (where, value) if isinstance(value, dict) else Bad(where, "broken JSON: the row is not an object")
+        yield (where, value) if isinstance(value, dict) else BadRow(where, "broken JSON: the row is not an object")
 
 
 def json_array(path: Path, key: str | None = None) -> Iterator[tuple[Any, int]]:
-    """The elements of a JSON array one by one with the characters read so far; of the array under `key` if the file is one object.
+    """The elements of a JSON array with the number of characters read so far; of the array under `key` if the file is one object.
 
-    Only a chunk and one element are held in memory. Errors raised: UserError where the text is not JSON.
+    Only a chunk and one element are in memory. Raises UserError where the text is not JSON.
     """
     decoder = json.JSONDecoder()
     with path.open(encoding="utf-8-sig") as file:
@@ -115,7 +115,7 @@ def json_array(path: Path, key: str | None = None) -> Iterator[tuple[Any, int]]:
 
         def more() -> bool:
             nonlocal text, position, done
-            chunk = file.read(max(CHUNK, len(text) - position))  # doubling: a long element is not rescanned often
+            chunk = file.read(max(CHUNK, len(text) - position))  # doubled each time, so that a long element is not rescanned often
             done += position
             text, position = text[position:] + chunk, 0
             return bool(chunk)
@@ -135,15 +135,15 @@ def json_array(path: Path, key: str | None = None) -> Iterator[tuple[Any, int]]:
             peek()
             while True:
                 try:
-                    found, end = decoder.raw_decode(text, position)
+                    element, end = decoder.raw_decode(text, position)
                 except (ValueError, RecursionError) as error:
                     if len(text) - position > LONGEST or not more():
                         raise UserError(f"{path}: broken JSON near character {done + position}: {error}") from None
                     continue
-                if end == len(text) and more():  # a number may go on in the next chunk
+                if end == len(text) and more():  # a number may continue in the next chunk
                     continue
                 position = end
-                return found
+                return element
 
         def expect(characters: str) -> str:
             nonlocal position
@@ -163,8 +163,8 @@ def json_array(path: Path, key: str | None = None) -> Iterator[tuple[Any, int]]:
                 return
 
 
-def _seek_key(key: str, path: Path, expect: Callable, peek: Callable, value: Callable) -> None:
-    """Stand before the value of `key` in the object that the file is."""
+def _seek_key(key: str, path: Path, expect: Callable[[str], str], peek: Callable[[], str], value: Callable[[], Any]) -> None:
+    """Move to the value of `key` in the object that the file consists of."""
     expect("{")
     while peek() != "}":
         name = value()
@@ -177,7 +177,7 @@ def _seek_key(key: str, path: Path, expect: Callable, peek: Callable, value: Cal
     raise UserError(f"{path}: has no {key!r}")
 
 
-def _parquet(path: Path) -> Iterator[Record | Bad]:
+def _parquet(path: Path) -> Iterator[Record | BadRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -192,7 +192,7 @@ def _parquet(path: Path) -> Iterator[Record | Bad]:
         raise UserError(f"{path}: is not a parquet file: {' '.join(str(error).split())}") from None
 
 
-def _arrow(path: Path) -> Iterator[Record | Bad]:
+def _arrow(path: Path) -> Iterator[Record | BadRow]:
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as source:
@@ -204,7 +204,7 @@ def _arrow(path: Path) -> Iterator[Record | Bad]:
                 batches = (file.get_batch(i) for i in range(file.num_record_batches))
             number = 0
             for batch in batches:
-                # offsets that a flipped bit sends out of the file would end this process, not raise
+                # corrupt offsets would crash the process instead of raising
                 batch.validate(full=True)
                 for record in batch.to_pylist():
                     number += 1
@@ -214,7 +214,7 @@ def _arrow(path: Path) -> Iterator[Record | Bad]:
 
 
 def count(files: list[Path]) -> int | None:
-    """About how many rows the files hold: exact for parquet and JSONL, a guess from the first rows for JSON arrays."""
+    """The approximate number of rows: exact for parquet and JSONL, estimated from the first rows for JSON arrays."""
     totals = [_count(f) for f in files]
     known = [n for n in totals if n is not None]
     return sum(known) if len(known) == len(totals) else None
@@ -231,12 +231,12 @@ def _count(path: Path) -> int | None:
             with path.open("rb") as file:
                 return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
         if suffix == ".json":
-            seen: tuple[int, int] | None = None
+            read_so_far: tuple[int, int] | None = None
             for n, (_, characters) in enumerate(json_array(path), 1):
-                seen = n, characters
+                read_so_far = n, characters
                 if n == 200:
                     break
-            return None if not seen else max(seen[0], seen[0] * path.stat().st_size // max(1, seen[1]))
-    except Exception:  # a bar without its end is better than no data set; the reader itself will say what is wrong
+            return None if not read_so_far else max(read_so_far[0], read_so_far[0] * path.stat().st_size // max(1, read_so_far[1]))
+    except Exception:  # the count only serves the progress bar; the reader reports what is wrong with the file
         pass
     return None

@@ -1,4 +1,4 @@
-"""SavedDataset: a folder written by `datasets.save_to_disk`, one Dataset or a DatasetDict with splits."""
+"""SavedDataset: a folder written by `datasets.save_to_disk`, a Dataset or a DatasetDict."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import UserError, nearest
-from ..sample import Bad, Row
+from ..sample import BadRow, Row
 from ..splits import ALIASES
 from . import readers
-from .base import Source, file_stamp, from_keys
+from .base import BaseSource, Stamp, file_stamp, from_keys
 from .columns import Columns
 
-BATCH = 64  # rows taken from Arrow at once; each may hold the bytes of images
+BATCH = 64  # rows read from Arrow at once; each may contain the bytes of images
 
 
 @dataclass(kw_only=True)
-class SavedDataset(Source):
-    """path: the folder. split: use only this one of a DatasetDict; null: all, each kept as the split it is.
+class SavedDataset(BaseSource):
+    """path: the folder. split: use only this split of a DatasetDict; null: all, each under its own split name.
 
-    prompt: the user's words where no column has them.
+    prompt: the user's text for rows without a prompt column.
     """
 
     path: str
@@ -39,7 +39,7 @@ class SavedDataset(Source):
     def data_root(self) -> Path:
         return Path(self.root or self.path)
 
-    def stamp(self) -> dict[str, Any]:
+    def stamp(self) -> Stamp:
         folder = readers.existing(self.path, folder=True)
         files = sorted([*folder.rglob("state.json"), *folder.rglob("*.arrow")])
         if not files:
@@ -54,15 +54,15 @@ class SavedDataset(Source):
         except Exception as error:
             raise UserError(f"data.path={self.path}: cannot be read as a saved data set: {' '.join(str(error).split())[:300]}") from None
 
-    def rows(self) -> Iterator[Row | Bad]:
+    def rows(self) -> Iterator[Row | BadRow]:
         for name, dataset in named_splits(self.load(), self.split, self.path):
             yield from dataset_rows(dataset, name, self.columns, self.prompt, self.image_position, name or Path(self.path).name)
 
 
 def named_splits(loaded: Any, wanted: str | None, where: str) -> list[tuple[str | None, Any]]:
-    """[(split or None, data set)] of what a load gave. A single split, or one asked for, is rows to be divided: None.
+    """[(split name, data set)] of a loaded data set. The name is None if there is one split only, or `wanted`: its rows will be divided.
 
-    Errors raised: UserError for a split that is not there or whose name says nothing.
+    Raises UserError for a split that does not exist, or whose name is not a known split name.
     """
     if not isinstance(loaded, Mapping):
         return [(None, loaded)]
@@ -73,15 +73,15 @@ def named_splits(loaded: Any, wanted: str | None, where: str) -> list[tuple[str 
         return [(None, loaded[wanted])]
     if len(names) == 1:
         return [(None, loaded[names[0]])]
-    strange = [n for n in names if n.lower() not in ALIASES]
-    if strange:
-        raise UserError(f"data.split must be given: {where} has the splits {', '.join(names)}, and {strange[0]} is not a known word for one")
+    unknown = [n for n in names if n.lower() not in ALIASES]
+    if unknown:
+        raise UserError(f"data.split must be given: {where} has the splits {', '.join(names)}, and {unknown[0]} is not a known name for one")
     return [(n, loaded[n]) for n in names]
 
 
 def dataset_rows(dataset: Any, split: str | None, columns: Columns, prompt: str | None, position: str, label: str,
-                 fetch: Callable[[str], bytes | str] | None = None) -> Iterator[Row | Bad]:
-    """Rows of a datasets.Dataset or IterableDataset. fetch: turns the path of an image without bytes into its bytes."""
+                 fetch: Callable[[str], bytes | str] | None = None) -> Iterator[Row | BadRow]:
+    """Rows of a datasets.Dataset or IterableDataset. fetch: returns the bytes of an image that is given by its path."""
     for number, record in enumerate(records(dataset, fetch), 1):
         if number == 1:
             columns.check(record, label)
@@ -92,7 +92,7 @@ def dataset_rows(dataset: Any, split: str | None, columns: Columns, prompt: str 
 
 
 def records(dataset: Any, fetch: Callable[[str], bytes | str] | None = None) -> Iterator[dict[str, Any]]:
-    """Records as Arrow holds them: images as {bytes, path}, never decoded here; class labels as their names."""
+    """Records as stored in Arrow: images as {bytes, path}, not decoded; class labels as their names."""
     features = getattr(dataset, "features", None) or {}
     labels = {name: f.names for name, f in features.items() if type(f).__name__ == "ClassLabel"}
     for table in dataset.with_format("arrow").iter(batch_size=BATCH):

@@ -1,29 +1,28 @@
-"""Source `Scenes`: drawn pictures with captions and plain questions, what the tiny base model is pretrained on."""
+"""Scenes: drawn images with captions and simple questions, the pretraining data of the tiny base model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
-from ..sample import Row, assistant_turn, user_turn
-from .base import Source
+from ..sample import Message, Row, assistant_turn, user_turn
+from .base import BaseSource, Stamp
 from .drawing import COLORS, KINDS, PLACES, Item, Scene, check_drawing, code_stamp, draw, png, random_scene
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ALL_PLACES = tuple(place for row in PLACES for place in row)
-#: A question and its answer. A question the scene does not allow ("the star" where there are two) is None instead.
+#: A question and its answer; None for a question that the scene does not allow ("the star" where there are two).
 Turn = tuple[str, str]
 
 
 @dataclass(kw_only=True)
-class Scenes(Source):
-    """`pictures` drawings, each with `turns` questions of different kinds about it, as one chat of several turns.
+class Scenes(BaseSource):
+    """`pictures` images, each with `turns` questions of different kinds, as one chat of several turns.
 
-    A share `captions` of the pictures has the caption as its only turn: captions name every shape with all it has, and
-    a model learns to see from them first. `side` is the picture's size in pixels, `fewest` and `most` the number of
-    shapes (1 to 9), `seed` draws another set.
+    A share `captions` of the images has the caption as its only turn: captions name all attributes of every shape, so a
+    model learns from them first. side: image size in pixels. fewest, most: number of shapes (1 to 9). seed: another seed
+    draws another set.
     """
 
     name: str = "scenes"
@@ -46,7 +45,7 @@ class Scenes(Source):
             turns = [_caption(rng, scene)] if rng.random() < self.captions else several_turns(rng, scene, self.turns)
             yield drawn_row(f"scene-{number:06d}", scene, turns)
 
-    def stamp(self) -> dict[str, Any]:
+    def stamp(self) -> Stamp:
         return code_stamp()
 
     def total(self) -> int:
@@ -54,20 +53,20 @@ class Scenes(Source):
 
 
 def drawn_row(name: str, scene: Scene, turns: list[Turn]) -> Row:
-    """The row of one scene: its picture goes before the first question."""
-    messages: list[dict[str, Any]] = []
+    """The row of one scene; its image stands before the first question."""
+    messages: list[Message] = []
     for question, answer in turns:
         messages += [user_turn(0 if messages else 1, question), assistant_turn(answer)]
     return Row(id=name, images=[png(draw(scene))], messages=messages, references=[turns[-1][1]], where=name)
 
 
 def several_turns(rng: Random, scene: Scene, count: int) -> list[Turn]:
-    """`count` questions in a random order, each of another kind as far as the scene has kinds left."""
+    """`count` questions in random order, of different kinds as far as the scene allows."""
     turns: list[Turn] = []
     while len(turns) < count:
         kinds = rng.sample(QUESTIONS, len(QUESTIONS))
-        found = [turn for ask in kinds if (turn := ask(rng, scene)) is not None]
-        turns += found[: count - len(turns)]
+        possible = [turn for ask in kinds if (turn := ask(rng, scene)) is not None]
+        turns += possible[: count - len(turns)]
     return turns
 
 
@@ -131,7 +130,7 @@ def _at(rng: Random, scene: Scene) -> Turn:
 
 
 def _is_there(rng: Random, scene: Scene) -> Turn:
-    """Half of the answers are yes; the others ask with one word changed, so that both words must be looked at."""
+    """Half of the answers are yes; the others ask with one word changed, so that both words matter."""
     item = rng.choice(scene.items)
     color, kind = item.color, item.kind
     if rng.random() < 0.5:

@@ -1,20 +1,19 @@
-"""Source `Shapes`: drawn pictures with forms of answer that the tiny base model was never taught."""
+"""Shapes: drawn images with answer formats that the tiny base model was not trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 from ..sample import Row
-from .base import Source
+from .base import BaseSource, Stamp
 from .drawing import Item, Scene, check_drawing, code_stamp, random_scene
 from .scenes import Turn, drawn_row, seen_at
 
 INVENTORY = "Write the inventory."
 MAP = "Write the map."
-#: A question about the outermost shape, and what it compares: the grid's columns or rows, the smallest number wins.
+#: A question about the outermost shape, and the grid column or row that it compares; the smallest number wins.
 COMPARISONS: tuple[tuple[str, Callable[[Item], int]], ...] = (
     ("Which shape is furthest left?", lambda item: item.column),
     ("Which shape is furthest right?", lambda item: -item.column),
@@ -24,10 +23,10 @@ COMPARISONS: tuple[tuple[str, Callable[[Item], int]], ...] = (
 
 
 @dataclass(kw_only=True)
-class Shapes(Source):
-    """`pictures` drawings with one question each: half ask for the inventory, half for the map.
+class Shapes(BaseSource):
+    """`pictures` images with one question each: half ask for the inventory, half for the map.
 
-    A share `comparisons` of the pictures asks which shape is outermost instead. `side` is the picture's size in pixels,
+    A share `comparisons` of the images asks which shape is outermost instead. `side` is the image size in pixels,
     `fewest` and `most` the number of shapes, `seed` draws another set.
     """
 
@@ -50,7 +49,7 @@ class Shapes(Source):
             turn = comparison(rng, scene) if rng.random() < self.comparisons else None
             yield drawn_row(f"shape-{number:06d}", scene, [turn or rng.choice((inventory, positions))(scene)])
 
-    def stamp(self) -> dict[str, Any]:
+    def stamp(self) -> Stamp:
         return code_stamp()
 
     def total(self) -> int:
@@ -63,12 +62,12 @@ def inventory(scene: Scene) -> Turn:
 
 
 def positions(scene: Scene) -> Turn:
-    """The places first, in the same order: `in the top left: red star; in the center: blue circle`."""
+    """The same with the places first: `in the top left: red star; in the center: blue circle`."""
     return MAP, "; ".join(f"{seen_at(item.place)}: {item.color} {item.kind}" for item in scene.items)
 
 
 def comparison(rng: Random, scene: Scene) -> Turn | None:
-    """The shape that is alone in the outermost row or column; None where no direction has one (a full 2 x 2 block)."""
+    """A question about the only shape in an outermost row or column; None if there is no such shape."""
     for question, key in rng.sample(COMPARISONS, len(COMPARISONS)):
         first, *others = sorted(scene.items, key=key)
         if not others or key(first) < key(others[0]):

@@ -1,4 +1,4 @@
-"""Table: CSV, TSV, JSON, JSONL, parquet or Arrow files, read by the names of their columns."""
+"""Table: rows of CSV, TSV, JSON, JSONL, parquet or Arrow files, read by column names."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import glob
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ...common.errors import UserError
-from ..sample import Bad, Row
+from ..sample import BadRow, Row
 from . import readers
-from .base import Source, file_stamp, from_keys
+from .base import BaseSource, Stamp, file_stamp, from_keys
 from .columns import Columns
 
 
 @dataclass(kw_only=True)
-class Table(Source):
-    """path: a file, a folder of them, or a pattern (`shards/*.parquet`). prompt: the user's words where no column has them.
+class Table(BaseSource):
+    """path: a file, a folder of files, or a pattern (`shards/*.parquet`). prompt: the user's text for rows without a prompt column.
 
-    Image paths are relative to `root`, or to the (first) file's folder.
+    Image paths are relative to `root`, or to the folder of the (first) file.
     """
 
     path: str
@@ -37,19 +36,19 @@ class Table(Source):
     def data_root(self) -> Path:
         return Path(self.root) if self.root else self.files()[0].parent
 
-    def stamp(self) -> dict[str, Any]:
+    def stamp(self) -> Stamp:
         return {"files": [file_stamp(f) for f in self.files()], "root": self.data_root().resolve().as_posix()}
 
     def total(self) -> int | None:
         return readers.count(self.files())
 
-    def rows(self) -> Iterator[Row | Bad]:
+    def rows(self) -> Iterator[Row | BadRow]:
         if self.root:
             readers.existing(self.root, "data.root", folder=True)
         for file in self.files():
             checked = False
             for record in readers.read(file):
-                if isinstance(record, Bad):
+                if isinstance(record, BadRow):
                     yield record
                     continue
                 where, values = record
@@ -60,7 +59,7 @@ class Table(Source):
 
 
 def find_files(path: str) -> list[Path]:
-    """The table files that `path` names. Errors raised: UserError."""
+    """The table files that `path` names. Raises UserError if there are none, or files of several formats."""
     if any(c in path for c in "*?[") and not Path(path).exists():
         found = sorted(Path(p) for p in glob.glob(path, recursive=True))
         if not found:

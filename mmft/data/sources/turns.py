@@ -1,20 +1,21 @@
-"""Conversations of every common shape, as messages and the images they show, in order."""
+"""Convert conversations of all common formats to messages and a list of their images in order."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.request import url2pathname
 
-from ..sample import IMAGE, Bad, Row, text_part
+from ..sample import BadRow, Message, Part, Row, image_parts, text_of, text_part
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 PLACEHOLDER = "<image>"
 POSITIONS = ("kept", "first", "added")
-# Qwen's text form of an image: a path between the two marks, or pad tokens that stand for the row's next image.
+# Qwen's text form of an image: a path between the two tokens, or pad tokens for the next image of the row
 _QWEN = re.compile(r"<\|vision_start\|>(.*?)<\|vision_end\|>", re.DOTALL)
 _QWEN_PAD = re.compile(r"(<\|image_pad\|>)+")
 
@@ -25,25 +26,25 @@ class TurnError(ValueError):
 
 def conversation_row(record: Mapping[str, Any], turns: Any, images: Any, where: str, *, id: str | None = None,
                      split: str | None = None, position: str = "kept", roles: Mapping[str, str] = ROLES,
-                     role_key: str | None = None, text_key: str | None = None, system: str | None = None) -> Row | Bad:
-    """A row from `turns` (see read_turns) and the row's own `images`: None, one, or a list of paths, bytes or {bytes, path}."""
+                     role_key: str | None = None, text_key: str | None = None, system: str | None = None) -> Row | BadRow:
+    """A row from `turns` (see read_turns) and the row's `images`: None, one, or a list of paths, bytes or {bytes, path}."""
     try:
         given = image_cells(images)
-        messages, shown = read_turns(turns, given, position=position, roles=roles, role_key=role_key, text_key=text_key)
+        messages, ordered = read_turns(turns, given, position=position, roles=roles, role_key=role_key, text_key=text_key)
     except TurnError as error:
-        return Bad(where, str(error), id)
+        return BadRow(where, str(error), id)
     if system:
         messages.insert(0, {"role": "system", "content": [text_part(system)]})
-    return Row(shown, messages, [], id, split, where)
+    return Row(ordered, messages, [], id, split, where)
 
 
 def image_cells(value: Any) -> list[str | bytes]:
-    """The images that one cell of a table holds. Errors raised: TurnError."""
+    """The images in one cell of a table, as paths or encoded bytes. Raises TurnError."""
     if value is None or value == "":
         return []
     if isinstance(value, (list, tuple)):
         return [image for item in value for image in (image_cells(item) or [""])]
-    if isinstance(value, Mapping):  # datasets' and parquet's form of an image
+    if isinstance(value, Mapping):  # an image as stored by datasets and in parquet files
         if value.get("bytes") is not None:
             return [_bytes(value["bytes"])]
         return image_cells(value.get("path") or value.get("url"))
@@ -51,7 +52,7 @@ def image_cells(value: Any) -> list[str | bytes]:
         return [bytes(value)]
     if isinstance(value, str):
         return [image_address(value)]
-    if hasattr(value, "save") and hasattr(value, "mode"):  # a Pillow picture
+    if hasattr(value, "save") and hasattr(value, "mode"):  # a Pillow image
         import io
 
         buffer = io.BytesIO()
@@ -61,15 +62,15 @@ def image_cells(value: Any) -> list[str | bytes]:
 
 
 def _bytes(value: Any) -> bytes:
-    """The bytes of an image file, also as JSON writes them, a list of numbers. Errors raised: TurnError."""
-    whole = isinstance(value, (list, tuple)) and all(isinstance(n, int) and 0 <= n < 256 for n in value)
-    if not whole and not isinstance(value, (bytes, bytearray, memoryview)):  # bytes(10**12) would be a terabyte of zeros
+    """The bytes of an image file, also from JSON's list of numbers. Raises TurnError."""
+    byte_list = isinstance(value, (list, tuple)) and all(isinstance(n, int) and 0 <= n < 256 for n in value)
+    if not byte_list and not isinstance(value, (bytes, bytearray, memoryview)):  # bytes(10**12) would be a terabyte of zeros
         raise TurnError(f"unreadable image: its bytes are a {type(value).__name__}")
     return bytes(value)
 
 
 def image_address(text: str) -> str | bytes:
-    """A path as it is, the bytes of a data: URI, the path of a file: URI. Other URLs are refused when the image is opened."""
+    """The bytes of a data: URI, the path of a file: URI, or the text unchanged. Other URLs are refused when the image is opened."""
     if text.startswith("data:"):
         head, _, body = text.partition(",")
         try:
@@ -82,45 +83,46 @@ def image_address(text: str) -> str | bytes:
 
 
 def read_turns(turns: Any, images: list[str | bytes], *, position: str = "kept", roles: Mapping[str, str] = ROLES,
-               role_key: str | None = None, text_key: str | None = None) -> tuple[list[dict[str, Any]], list[str | bytes]]:
-    """Messages and the images in the order of their image parts.
+               role_key: str | None = None, text_key: str | None = None) -> tuple[list[Message], list[str | bytes]]:
+    """Messages, and the images in the order of their image parts.
 
-    A turn is {from|role: ..., value|content: ...} (or the keys given); its content is a string or a list of parts. In a
-    user's string, `<image>` stands for the row's next image and `<|vision_start|>path<|vision_end|>` for that file;
-    in a row without images of its own, `<image>` is plain text. The newline next to a placeholder belongs to it.
+    A turn is {from|role: ..., value|content: ...} (or has the given keys); its content is a string or a list of parts. In a
+    user's string, `<image>` is the position of the row's next image and `<|vision_start|>path<|vision_end|>` that of a file;
+    in a row without `images`, `<image>` is plain text. One newline next to a placeholder is removed with it.
     position: `kept` leaves images where the text has them, `first` moves them before the text of their turn, `added`
-    puts the row's images before the first user turn where no turn has a placeholder.
-    Errors raised: TurnError.
+    puts the row's images before the first user turn if no turn has a placeholder. Raises TurnError.
     """
     if not isinstance(turns, (list, tuple)) or not turns:
         raise TurnError("no answer: the row has no turns")
-    shown: list[str | bytes] = []
+    ordered: list[str | bytes] = []
     queue = list(images)
     missing = 0
-    messages: list[dict[str, Any]] = []
+    messages: list[Message] = []
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, Mapping):
             raise TurnError(f"broken turn: turn {number} is not an object")
-        word = turn.get(role_key) if role_key else turn.get("from", turn.get("role"))
+        name = turn.get(role_key) if role_key else turn.get("from", turn.get("role"))
         content = turn.get(text_key) if text_key else turn.get("value", turn.get("content"))
-        role = roles.get(word, word) if isinstance(word, str) else str(word)
-        parts = _split_parts(content, number) if isinstance(content, (list, tuple)) else _split_text(content, role, bool(images))
-        for i, part in enumerate(parts):
-            if part["type"] != "image":
+        role = roles.get(name, name) if isinstance(name, str) else str(name)
+        pieces = _split_parts(content, number) if isinstance(content, (list, tuple)) else _split_text(content, role, bool(images))
+        parts: list[Part] = []
+        for piece in pieces:
+            if isinstance(piece, str):
+                parts.append(text_part(piece))
                 continue
-            if "image" in part:
-                shown.append(part["image"])
+            parts += image_parts(1)
+            if piece.image is not None:
+                ordered.append(piece.image)
             elif queue:
-                shown.append(queue.pop(0))
+                ordered.append(queue.pop(0))
             else:
                 missing += 1
-            parts[i] = dict(IMAGE)
         messages.append({"role": role, "content": parts})
-    if position == "added" and images and len(queue) == len(images) and not missing and not shown:
+    if position == "added" and images and len(queue) == len(images) and not missing and not ordered:
         first = next((m for m in messages if m["role"] == "user"), None)
         if first is not None:
-            first["content"][:0] = [dict(IMAGE) for _ in queue]
-            shown, queue = queue, []
+            first["content"][:0] = image_parts(len(queue))
+            ordered, queue = queue, []
     if queue or missing:
         placeholders = len(images) - len(queue) + missing
         hint = " (data.image_position=added puts it first)" if placeholders == 0 else ""
@@ -129,78 +131,78 @@ def read_turns(turns: Any, images: list[str | bytes], *, position: str = "kept",
     if position == "first":
         for message in messages:
             message["content"] = _images_first(message["content"])
-    return messages, shown
+    return messages, ordered
 
 
-def _images_first(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _images_first(parts: list[Part]) -> list[Part]:
     images = [p for p in parts if p["type"] == "image"]
-    text = "".join(p["text"] for p in parts if p["type"] == "text")
+    text = text_of(parts).strip()
     if not images:
         return parts
-    return images + ([text_part(text.strip())] if text.strip() else [])
+    return images + ([text_part(text)] if text else [])
 
 
-def _split_text(content: Any, role: str, own_images: bool) -> list[dict[str, Any]]:
-    """The parts of a turn's string; only a user's is searched for images."""
+@dataclass
+class _Image:
+    """An image in the content of a turn; without `image`, the next of the row's images."""
+
+    image: str | bytes | None = None
+
+
+def _split_text(content: Any, role: str, has_images: bool) -> list[str | _Image]:
+    """The texts and images of a turn's string; only user turns can hold images."""
     if content is None:
         return []
     text = content if isinstance(content, str) else str(content)
     if role != "user":
-        return [text_part(text)]
-    parts: list[dict[str, Any]] = []
-    pieces: list[Any] = []
+        return [text]
+    pieces: list[str | _Image] = []
     position = 0
     for match in _QWEN.finditer(text):
         inside = match.group(1).strip()
-        if _QWEN_PAD.fullmatch(inside):
-            if not own_images:
-                continue
-            image: dict[str, Any] = dict(IMAGE)
-        elif inside:
-            image = {"type": "image", "image": image_address(inside)}
-        else:
+        is_pad = _QWEN_PAD.fullmatch(inside) is not None
+        if not inside or is_pad and not has_images:
             continue
-        pieces += [text[position:match.start()], image]
+        pieces += [*_split_placeholders(text[position:match.start()], has_images), _Image(None if is_pad else image_address(inside))]
         position = match.end()
-    pieces.append(text[position:])
-    for piece in pieces:
-        if isinstance(piece, dict):
-            parts.append(piece)
-        elif own_images:
-            for i, words in enumerate(piece.split(PLACEHOLDER)):
-                parts += [dict(IMAGE)] * (i > 0) + [text_part(words)]
-        else:
-            parts.append(text_part(piece))
-    return _trim(parts)
+    return _trim([*pieces, *_split_placeholders(text[position:], has_images)])
 
 
-def _trim(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """In a turn that has images, take off one newline next to each and the white space at both ends.
+def _split_placeholders(text: str, has_images: bool) -> list[str | _Image]:
+    if not has_images:
+        return [text]
+    pieces: list[str | _Image] = []
+    for i, between in enumerate(text.split(PLACEHOLDER)):
+        pieces += [_Image(), between] if i else [between]
+    return pieces
 
-    White space between an image and words that stand between two images is kept.
+
+def _trim(pieces: list[str | _Image]) -> list[str | _Image]:
+    """In a turn with images, remove one newline next to each image and the white space at both ends of the turn.
+
+    White space between an image and a text that stands between two images is kept.
     """
-    if all(p["type"] == "text" for p in parts):
-        return parts
-    for i, part in enumerate(parts):
-        if part["type"] != "text":
+    if all(isinstance(p, str) for p in pieces):
+        return pieces
+    for i, piece in enumerate(pieces):
+        if not isinstance(piece, str):
             continue
-        text = part["text"]
         if i > 0:
-            text = text.removeprefix("\r\n").removeprefix("\n")
-        if i + 1 < len(parts):
-            text = text.removesuffix("\n").removesuffix("\r")
-        part["text"] = text
-    texts = [p for p in parts if p["type"] == "text" and p["text"].strip()]
-    if texts and (len(texts) == 1 or parts[0] is texts[0]):
-        texts[0]["text"] = texts[0]["text"].lstrip()
-    if texts and (len(texts) == 1 or parts[-1] is texts[-1]):
-        texts[-1]["text"] = texts[-1]["text"].rstrip()
-    return [p for p in parts if p["type"] == "image" or p["text"].strip()]
+            piece = piece.removeprefix("\r\n").removeprefix("\n")
+        if i + 1 < len(pieces):
+            piece = piece.removesuffix("\n").removesuffix("\r")
+        pieces[i] = piece
+    texts = [i for i, p in enumerate(pieces) if isinstance(p, str) and p.strip()]
+    if texts and (len(texts) == 1 or texts[0] == 0):
+        pieces[texts[0]] = str(pieces[texts[0]]).lstrip()
+    if texts and (len(texts) == 1 or texts[-1] == len(pieces) - 1):
+        pieces[texts[-1]] = str(pieces[texts[-1]]).rstrip()
+    return [p for p in pieces if not isinstance(p, str) or p.strip()]
 
 
-def _split_parts(content: Any, number: int) -> list[dict[str, Any]]:
-    """OpenAI-style and transformers-style content parts."""
-    parts: list[dict[str, Any]] = []
+def _split_parts(content: Sequence[Any], number: int) -> list[str | _Image]:
+    """The texts and images of OpenAI-style and transformers-style content parts. Raises TurnError."""
+    pieces: list[str | _Image] = []
     for part in content:
         if isinstance(part, str):
             part = {"type": "text", "text": part}
@@ -208,13 +210,13 @@ def _split_parts(content: Any, number: int) -> list[dict[str, Any]]:
             raise TurnError(f"broken turn: turn {number} holds a part that is not an object")
         kind = part.get("type")
         if kind in ("text", "input_text", "output_text"):
-            parts.append(text_part(str(part.get("text") or "")))
+            pieces.append(str(part.get("text") or ""))
         elif kind in ("image", "image_url", "input_image"):
             value = next((part[k] for k in ("image", "image_url", "url", "path") if part.get(k) is not None), None)
             if isinstance(value, Mapping) and "url" in value:
                 value = value["url"]
             cells = image_cells(value)
-            parts.append({"type": "image", "image": cells[0]} if cells else dict(IMAGE))
+            pieces.append(_Image(cells[0] if cells else None))
         else:
             raise TurnError(f"broken turn: turn {number} holds a part of type {kind!r}; text, image and image_url can be used")
-    return parts
+    return pieces
