@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmft.models.load import end_token_ids, load_model, load_skeleton, locate_model
+from mmft.models.load import build_collator, load_model, load_skeleton, locate_model
 
 
 def compare(words: list[str], steps: int = 6) -> dict[str, Any]:
@@ -23,32 +23,34 @@ def compare(words: list[str], steps: int = 6) -> dict[str, Any]:
     """
     import torch
 
-    from mmft.adapters import lora
+    from mmft.adapters.attach import attach_adapter
     from mmft.adapters.freeze import freeze
-    from mmft.audit import counts, estimate
-    from mmft.audit.allocation_tracker import held
+    from mmft.adapters.plan import plan_adapter
+    from mmft.audit.allocation_tracker import track_allocations
+    from mmft.audit.counts import count_tokens
+    from mmft.audit.estimate import estimate
     from mmft.config.build import build
     from mmft.config.compose import compose
-    from mmft.config.validate import to_plain
+    from mmft.config.plain import to_plain
     from mmft.data.prepare import prepared_data
     from mmft.models.device import mixed_precision
     from mmft.training.trainer import SupervisedTrainer, training_settings
 
     cfg = compose([*words, "logger=none"])
     settings = to_plain(cfg)
-    family = build(cfg.model)
+    family = build(cfg.model, "model")
     rows = prepared_data(cfg).split("train")
     located = locate_model(family)
-    plan = lora.plan(load_skeleton(family, located), settings["lora"])
+    plan = plan_adapter(load_skeleton(family, located), settings["lora"])
     loaded = load_model(family, full_training=plan.method == "full", located=located)
     model = loaded.model
-    collator = build(cfg.collator, processor=loaded.processor, family=family, model_config=model.config, end_token_ids=end_token_ids(family, loaded))
-    model = lora.attach(model, plan)
+    collator = build_collator(cfg.collator, family, loaded)
+    model = attach_adapter(model, plan)
     freeze(model)
     trainer = settings["trainer"]
     if trainer.get("activation_checkpointing"):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=trainer.get("activation_checkpointing_kwargs"))
-    guess = estimate.estimate(model, collator, rows, counts.count(collator, rows, 200), trainer)
+    guess = estimate(model, collator, rows, count_tokens(collator, rows, 200), trainer)
 
     def train(n: int) -> list[float]:
         own = {**mixed_precision(loaded.dtype, loaded.device, plan.method == "full"), **trainer, "max_steps": n, "learning_rate": 0.0, "save_strategy": "no", "logging_strategy": "no"}
@@ -84,9 +86,9 @@ def compare(words: list[str], steps: int = 6) -> dict[str, Any]:
         train(steps)
         memory = float(torch.cuda.max_memory_allocated())
     else:
-        with held() as watched:
+        with track_allocations() as tracker:
             train(steps)
-        memory = weights + watched.highest
+        memory = weights + tracker.peak
     return {
         "words": " ".join(words), "device": loaded.device, "memory_estimated": guess.memory, "memory_measured": memory,
         "seconds_estimated": guess.seconds, "seconds_measured": seconds,

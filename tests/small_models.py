@@ -6,6 +6,7 @@ makes one; the fixtures of conftest.py make each kind once a session.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -362,13 +363,15 @@ def build(kind: str, folder: Path) -> Path:
 
 def family(kind: str, folder: Path, **keys: Any) -> Any:
     """The Family object that conf/model/<group>.yaml builds for this kind."""
-    from omegaconf import OmegaConf
+    return _family_class(GROUP[kind])(path=str(folder), **keys)
 
+
+@functools.cache
+def _family_class(group: str) -> Any:
+    from mmft.config.compose import compose
     from mmft.config.guard.targets import resolve
-    from mmft.config.library_keys import CONFIG_DIR
 
-    target = resolve(OmegaConf.load(CONFIG_DIR / "model" / f"{GROUP[kind]}.yaml")["_target_"])
-    return target(path=str(folder), **keys)
+    return resolve(compose([f"model={group}"]).model._target_, "model")
 
 
 def collator(kind: str, folder: Path, config: Any = None, **keys: Any) -> Any:

@@ -52,7 +52,7 @@ def interval(values: list[float], seed: int = 0) -> tuple[float, float]:
 def main() -> None:
     from PIL import Image
 
-    from mmft.audit.checks import Swapped
+    from mmft.audit.checks import SwappedImages
     from mmft.config.compose import compose
     from mmft.data.prepare import prepared_data
     from mmft.runs.open import open_any
@@ -74,9 +74,9 @@ def main() -> None:
         wrong = [0.0] * len(rows)
         for seed in range(SHUFFLES):
             at = others(photos, seed)
-            for i, loss in enumerate(row_losses(opened, [Swapped(r, [picture[at[r.images[0]]]]) for r in rows])):
+            for i, loss in enumerate(row_losses(opened, [SwappedImages(r, [picture[at[r.images[0]]]]) for r in rows])):
                 wrong[i] += loss / SHUFFLES
-        blank = row_losses(opened, [Swapped(r, [grey]) for r in rows])
+        blank = row_losses(opened, [SwappedImages(r, [grey]) for r in rows])
         gain = {p: [w - a for a, w, r in zip(right, wrong, rows, strict=True) if r.images[0] == p] for p in photos}
         each = [sum(v) / len(v) for v in gain.values()]
         low, high = interval(each)

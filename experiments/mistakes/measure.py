@@ -71,14 +71,14 @@ def answers(found: Any, rows: list[Any]) -> tuple[float, float, float]:
 
 
 def blip2_rows(runs: list[Path]) -> list[str]:
-    from mmft.audit.checks import Swapped
+    from mmft.audit.checks import SwappedImages
 
     lines = ["| collator | seed | first step | last step | own picture | another's picture | difference |", "|---|---|---|---|---|---|---|"]
     for run in runs:
         found = opened(run)
         rows = held_out(found)
         # a row of another colour in each row's place; colours follow one another in the set
-        moved = [Swapped(row, rows[(i + 1) % len(rows)].load_images()) for i, row in enumerate(rows)]
+        moved = [SwappedImages(row, rows[(i + 1) % len(rows)].load_images()) for i, row in enumerate(rows)]
         assert all(row.references != rows[(i + 1) % len(rows)].references for i, row in enumerate(rows))
         own, other = loss(found, found.collator, rows), loss(found, found.collator, moved)
         difference = "0, to the bit" if other == own else f"{other - own:+.6f}"

@@ -25,7 +25,7 @@ ANSWERS = 12
 def main() -> None:
     from PIL import Image
 
-    from mmft.audit.checks import Swapped
+    from mmft.audit.checks import SwappedImages
     from mmft.config.compose import compose
     from mmft.data.prepare import prepared_data
     from mmft.runs.open import open_run
@@ -38,8 +38,8 @@ def main() -> None:
     grey = Image.new("RGB", (224, 224), (128, 128, 128))
     shown = {
         "its own": rows,
-        "another": [Swapped(r, [picture[at[r.id]]]) for r in rows],
-        "grey": [Swapped(r, [grey]) for r in rows],
+        "another": [SwappedImages(r, [picture[at[r.id]]]) for r in rows],
+        "grey": [SwappedImages(r, [grey]) for r in rows],
     }
     lines = ["| model | picture | held-out loss | own better by (95 % interval) | CIDEr | token F1 | exact match |", "|---|---|---|---|---|---|---|"]
     said: dict[str, list[dict]] = {}

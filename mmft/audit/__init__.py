@@ -1,1 +1,1 @@
-"""What the model will see and learn, looked at before training: tokens, checks, counts, cost."""
+"""Audit: what a model will see and learn from a data set, and what training will cost."""

@@ -1,58 +1,61 @@
-"""How many bytes tensors hold at most, where the device keeps no such count: every new storage is watched until it dies."""
+"""Track peak tensor memory on devices without an allocator counter."""
 
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
-class Watched:
-    """now, highest: bytes of the storages made since the watch began."""
+class AllocationTracker:
+    """Counts the bytes of storages while they are alive. current, peak: in bytes."""
 
     def __init__(self) -> None:
-        self.now = 0
-        self.highest = 0.0
-        self._alive: set[int] = set()
+        self.current = 0
+        self.peak = 0
+        self._alive: set[int] = set()  # addresses
 
-    def see(self, storage: Any) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._alive:
+    def add(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage until it is freed; a storage that is counted already is ignored."""
+        address, size = storage.data_ptr(), storage.nbytes()
+        if address in self._alive or size == 0:
             return
-        self._alive.add(key)
-        self.now += size
-        self.highest = max(self.highest, float(self.now))
-        weakref.finalize(storage, self._gone, key, size)
+        self._alive.add(address)
+        self.current += size
+        self.peak = max(self.peak, self.current)
+        weakref.finalize(storage, self._free, address, size)
 
-    def _gone(self, key: int, size: int) -> None:
-        self._alive.discard(key)
-        self.now -= size
+    def _free(self, address: int, size: int) -> None:
+        self._alive.discard(address)
+        self.current -= size
 
 
-def held() -> Any:
-    """`with held() as watched`: results of operations count, what existed before does not (results that are views of it neither)."""
+@contextmanager
+def track_allocations() -> Iterator[AllocationTracker]:
+    """`with track_allocations() as tracker`: results of operations are counted, tensors made before are not, nor views of them."""
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
-    watched = Watched()
+    tracker = AllocationTracker()
 
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            before = {t.untyped_storage()._cdata for t in _tensors(tree_leaves((args, kwargs)))}
-            out = function(*args, **(kwargs or {}))
-            for tensor in _tensors(tree_leaves(out)):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in before:
-                    watched.see(storage)
-            return out
+    class Track(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+            inputs = {storage.data_ptr() for storage in _storages(tree_leaves((args, kwargs)))}
+            result = function(*args, **(kwargs or {}))
+            for storage in _storages(tree_leaves(result)):
+                if storage.data_ptr() not in inputs:
+                    tracker.add(storage)
+            return result
 
-        def __enter__(self) -> Watched:
-            super().__enter__()
-            return watched
-
-    return Watch()
+    with Track():
+        yield tracker
 
 
-def _tensors(leaves: list[Any]) -> list[Any]:
+def _storages(leaves: list[Any]) -> list[torch.UntypedStorage]:
     import torch
 
-    return [t for t in leaves if isinstance(t, torch.Tensor) and t.layout is torch.strided]
+    return [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided]

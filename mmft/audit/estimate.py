@@ -1,43 +1,49 @@
-"""What a training step takes, in memory and time, from a few small steps measured on this machine.
+"""Estimate memory and time of a training step from a few small steps measured on this machine.
 
-    memory = weights + optimizer + the larger of activations and UPDATE x gradients
-      weights      the bytes of all parameters and buffers as they are loaded
-      optimizer    8 bytes for each trained weight with AdamW (others: disk.STATES)
-      activations  a + b x tokens: what a forward and a backward pass hold at most beside the gradients. Measured here on
-                   one row and on a few, and drawn out to a batch in a straight line, since all but the attention's small
-                   part grows with the tokens
-      gradients    as large as the trained weights; they are there when the activations are gone, and the update makes
-                   copies of its own (UPDATE). Kept over several micro-batches they come on top of the activations
-    seconds  = a + b x tokens, measured in the same steps (collating, forward, backward, clipping, update)
+    memory = weights + optimizer + max(activations, UPDATE x gradients)
+      weights      bytes of all parameters and buffers as loaded
+      optimizer    8 bytes per trained weight with AdamW (others: training/disk_space.py)
+      activations  a + b x tokens: the peak of a forward and backward pass without gradients. Measured for one row and for a few, and
+                   extrapolated linearly to a batch, since all but attention's small part grows linearly with the tokens
+      gradients    as large as the trained weights. They are complete when the activations are freed, and the update makes
+                   temporary copies (UPDATE). With gradient accumulation they add to the activations
+    seconds  = a + b x tokens, measured in the same steps (collate, forward, backward, clip, update)
 
-For a GPU that is not here: frozen weights and activations at two bytes a number, RESERVED for CUDA itself, SLACK for
-what its allocator cannot use; time from the counted operations, at USED of the GPU's rate. That last figure is rough.
+For a GPU that is not present: frozen weights and activations take two bytes per number, RESERVED is for CUDA itself, SLACK for
+what its allocator cannot use. Time follows from the counted operations at USED of the GPU's peak rate, which is rough.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..collators.base import Collator
+from ..collators.types import BatchMaker
 from ..common.model_parts import size
 from ..common.tensors import to_device
 from ..losses.supervised import supervised_loss
 from ..training.disk_space import optimizer_bytes
+from .allocation_tracker import track_allocations
+from .counts import TokenCounts
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..data.sample import Sample
 
 RESERVED = 0.6e9  # bytes: CUDA context and libraries
 SLACK = 1.08
-USED = 0.35  # of the rate on paper; what training loops of this size commonly reach
+USED = 0.35  # of the GPU's peak rate; what training loops of this size commonly reach
 RATES = {12: 50, 16: 65, 24: 70, 32: 100, 48: 150, 80: 312, 96: 400, 141: 800}  # GB -> dense bf16 Tflop/s of common GPUs
-UPDATE = 3  # gradients, and two temporary copies while all of them are updated at once
+UPDATE = 3  # gradients and two temporary copies while all weights are updated at once
 MANY = 4  # rows of the larger measured batch
 
 
 @dataclass
-class Measured:
-    """One small step: tokens of the padded batch, seconds, most bytes held by activations, operations."""
+class MeasuredStep:
+    """One small step. tokens: of the padded batch. activations: peak bytes. flops: floating-point operations."""
 
     rows: int
     tokens: int
@@ -48,7 +54,10 @@ class Measured:
 
 @dataclass
 class Estimate:
-    """Bytes and seconds of a step of `batch` rows, `tokens` an average batch has and `longest` the largest can have."""
+    """Bytes and seconds of a step of `batch` rows. tokens: of an average padded batch; longest: of the largest possible one.
+
+    working: max(activations, UPDATE x gradients) of an average batch, working_longest of the largest. trained, frozen: weights.
+    """
 
     batch: int
     tokens: int
@@ -62,7 +71,7 @@ class Estimate:
     flops: float
     trained: int
     frozen: int
-    bytes_each: int  # of an activation here
+    bytes_each: int  # of one activation on this machine
 
     @property
     def memory(self) -> float:
@@ -76,15 +85,18 @@ class Estimate:
         return asdict(self) | {"memory": self.memory, "memory_longest": self.memory_longest}
 
 
-def estimate(model: Any, collator: Collator, rows: Sequence[Any], counts: Any, trainer: dict[str, Any]) -> Estimate:
-    """Measure a model that is ready to be trained (adapter attached, frozen parts frozen) and draw the line to a batch."""
+def estimate(model: torch.nn.Module, collator: BatchMaker, rows: Sequence[Sample], counts: TokenCounts, trainer: dict[str, Any]) -> Estimate:
+    """Measure a model that is ready for training (adapter attached, other parts frozen) and extrapolate to a batch.
+
+    trainer: the config section.
+    """
     batch = trainer.get("per_device_train_batch_size", 8)
     few, many = measure(model, collator, rows, 1), None
     if batch > 1:
         many = measure(model, collator, rows, min(MANY if few.seconds < 20 else 2, batch))
     tokens, longest = counts.padded(batch), batch * max(counts.lengths)
 
-    def drawn(key: str, at: int) -> float:
+    def extrapolated(key: str, at: int) -> float:
         a, b = getattr(few, key), getattr(many or few, key)
         if many is None or many.tokens <= few.tokens or b <= a:
             return max(a, b) * at / (many or few).tokens
@@ -97,21 +109,21 @@ def estimate(model: Any, collator: Collator, rows: Sequence[Any], counts: Any, t
     gradients = float(sum(p.nbytes for p in trained))
 
     def working(at: int) -> float:
-        return max(drawn("activations", at) + gradients * (accumulate > 1), UPDATE * gradients)
+        return max(extrapolated("activations", at) + gradients * (accumulate > 1), UPDATE * gradients)
 
     return Estimate(
         batch=batch, tokens=tokens, longest=longest,
         weights=float(sum(t.nbytes for t in [*model.parameters(), *model.buffers()])), gradients=gradients,
         optimizer=float(number * optimizer_bytes(trainer.get("optim", "adamw_torch"))),
         working=working(tokens), working_longest=working(longest),
-        seconds=drawn("seconds", tokens) * accumulate, flops=drawn("flops", tokens) * accumulate,
+        seconds=extrapolated("seconds", tokens) * accumulate, flops=extrapolated("flops", tokens) * accumulate,
         trained=number, frozen=sum(size(p) for p in model.parameters() if not p.requires_grad),
         bytes_each=min((p.element_size() for p in floats), default=4),
     )  # fmt: skip
 
 
-def measure(model: Any, collator: Collator, rows: Sequence[Any], n: int) -> Measured:
-    """Steps over `n` rows: one to warm up and count operations, three timed, one watched. The weights stay what they are."""
+def measure(model: Any, collator: BatchMaker, rows: Sequence[Sample], n: int) -> MeasuredStep:
+    """Run steps over `n` rows: one to warm up and count operations, three timed, one for its memory. The weights do not change."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -145,16 +157,16 @@ def measure(model: Any, collator: Collator, rows: Sequence[Any], n: int) -> Meas
         tokens = backward()
     optimizer.zero_grad(set_to_none=True)
     seconds = sorted(step() for _ in range(3))[1]
-    for parameter in trained:  # with gradients in place, what is made on the way is activations alone
+    for parameter in trained:  # gradients exist already, so that all new tensors are activations
         parameter.grad = torch.zeros_like(parameter)
     activations = _peak(backward, kind)
     optimizer.zero_grad(set_to_none=True)
     model.train(was_training)
-    return Measured(n, tokens, seconds, activations, float(operations.get_total_flops()))
+    return MeasuredStep(n, tokens, seconds, activations, float(operations.get_total_flops()))
 
 
-def _peak(work: Any, kind: str) -> float:
-    """The most bytes that tensors made during `work()` hold at one time."""
+def _peak(work: Callable[[], object], kind: str) -> float:
+    """Peak bytes of the tensors made during `work()`."""
     import torch
 
     if kind == "cuda":
@@ -164,16 +176,14 @@ def _peak(work: Any, kind: str) -> float:
         work()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    from .allocation_tracker import held
-
-    with held() as watched:
+    with track_allocations() as tracker:
         work()
-    return watched.highest
+    return float(tracker.peak)
 
 
 @dataclass
-class OnGpu:
-    """The same training on a GPU of `gigabytes`: memory in bytes, whether it fits, the largest batch, rough seconds."""
+class GpuEstimate:
+    """The same training on a GPU of `gigabytes`. memory: bytes. seconds: of a step, roughly. tflops: the rate assumed."""
 
     gigabytes: float
     memory: float
@@ -183,15 +193,14 @@ class OnGpu:
     tflops: float
 
 
-def on_gpu(here: Estimate, gigabytes: float, tflops: float | None, bits: int = 16) -> OnGpu:
-    """`bits`: 16, or 8 and 4 for a quantised base."""
-    # frozen weights are counted anew: here they may be fp32, there they are bf16 or quantised
+def on_gpu(here: Estimate, gigabytes: float, tflops: float | None, bits: int = 16) -> GpuEstimate:
+    """Estimate for a GPU. bits: of a frozen weight there, 16, or 8 or 4 for a quantised base (here they may be fp32)."""
     fixed = here.frozen * {16: 2.0, 8: 1.05, 4: 0.56}[bits] + here.trained * 4 + here.optimizer
     scale = min(2 / here.bytes_each, 1.0)
     rate = tflops or RATES[min(RATES, key=lambda size_: (abs(size_ - gigabytes), size_))]
-    room = gigabytes * 1e9 - RESERVED - fixed * SLACK
-    a_row = here.working_longest * scale * SLACK / here.batch
-    return OnGpu(
-        gigabytes, (fixed + here.working_longest * scale) * SLACK + RESERVED, room >= a_row * here.batch,
-        max(int(room // a_row), 0), here.flops / (rate * 1e12 * USED), rate,
+    available = gigabytes * 1e9 - RESERVED - fixed * SLACK
+    per_row = here.working_longest * scale * SLACK / here.batch
+    return GpuEstimate(
+        gigabytes, (fixed + here.working_longest * scale) * SLACK + RESERVED, available >= per_row * here.batch,
+        max(int(available // per_row), 0), here.flops / (rate * 1e12 * USED), rate,
     )  # fmt: skip

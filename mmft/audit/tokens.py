@@ -1,13 +1,17 @@
-"""A collated row as coloured pieces: prompt, image, loss, pad; in colour, with marks where there is none, or for the page."""
+"""Show a collated row token by token, by kind (prompt, image, loss, pad): in colour, with marks, or for the page."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..collators.base import IGNORE, Collator
+from ..collators.base import IGNORE
+from ..collators.types import Batch, BatchMaker
 
-# kind -> (style on a terminal, the next token's style, mark before, mark after). Two styles take turns, so borders show.
+if TYPE_CHECKING:
+    from rich.text import Text
+
+# kind -> (style on a terminal, style of every second token, mark before, mark after). Alternating styles show where tokens end.
 STYLES = {
     "prompt": ("default", "bright_black", "", ""),
     "image": ("black on cyan", "black on cyan", "[", "]"),
@@ -18,50 +22,50 @@ STYLES = {
 
 @dataclass(frozen=True)
 class Piece:
-    """One token, or a run of image or padding tokens. text: what it stands for in the row."""
+    """One token, or a run of image or padding tokens. text: as it appears in the row."""
 
     kind: str
     text: str
     ids: tuple[int, ...]
 
 
-def pieces(collator: Collator, batch: dict[str, Any], row: int) -> list[Piece]:
-    """The tokens of one row of a training batch, in order; together they hold every id of the row."""
+def pieces(collator: BatchMaker, batch: Batch, row: int) -> list[Piece]:
+    """All tokens of one row of a training batch, in order."""
     ids, mask, labels = (batch[k][row].tolist() for k in ("input_ids", "attention_mask", "labels"))
     image = collator.image_token_id
     kinds = [
-        "pad" if not there else "image" if token == image else "loss" if label != IGNORE else "prompt"
-        for token, there, label in zip(ids, mask, labels, strict=True)
+        "pad" if not attended else "image" if token == image else "loss" if label != IGNORE else "prompt"
+        for token, attended, label in zip(ids, mask, labels, strict=True)
     ]
-    found: list[Piece] = []
-    i = behind = 0
+    result: list[Piece] = []
+    i = previous = 0
     while i < len(ids):
         kind, end = kinds[i], i + 1
         if kind in ("image", "pad"):
             while end < len(ids) and kinds[end] == kind:
                 end += 1
             text = collator.tokenizer.decode(ids[i]) if kind == "image" else "pad"
-            found.append(Piece(kind, f"{text} x{end - i}", tuple(ids[i:end])))
+            result.append(Piece(kind, f"{text} x{end - i}", tuple(ids[i:end])))
         else:
-            text = _text(collator.tokenizer, ids, behind, i, end)
-            # a character whose bytes are spread over tokens becomes readable with its last one
+            text = _text(collator.tokenizer, ids, previous, i, end)
+            # the bytes of one character may be spread over several tokens; it can be decoded with its last one
             while "\ufffd" in text and end - i < 8 and end < len(ids) and kinds[end] == kind:
                 end += 1
-                text = _text(collator.tokenizer, ids, behind, i, end)
-            found.append(Piece(kind, text, tuple(ids[i:end])))
-        i, behind = end, i
-    return found
+                text = _text(collator.tokenizer, ids, previous, i, end)
+            result.append(Piece(kind, text, tuple(ids[i:end])))
+        i, previous = end, i
+    return result
 
 
-def _text(tokenizer: Any, ids: list[int], behind: int, start: int, end: int) -> str:
-    """The text of ids[start:end] behind the piece ids[behind:start]: a leading space shows only behind something."""
-    before = tokenizer.decode(ids[behind:start], skip_special_tokens=False) if start else ""
-    whole = tokenizer.decode(ids[behind:end], skip_special_tokens=False)
+def _text(tokenizer: Any, ids: list[int], previous: int, start: int, end: int) -> str:
+    """The text of ids[start:end] after the piece ids[previous:start]; some tokenizers drop a leading space at the start of a text."""
+    before = tokenizer.decode(ids[previous:start], skip_special_tokens=False) if start else ""
+    whole = tokenizer.decode(ids[previous:end], skip_special_tokens=False)
     return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(ids[start:end], skip_special_tokens=False)
 
 
 def marked(row: list[Piece]) -> str:
-    """Plain text: `[image x9]`, `[[what carries loss]]`, `(pad x3)`; a line break is written as \\n and broken."""
+    """Plain text: `[image x9]`, `[[tokens with loss]]`, `(pad x3)`; a line break is shown as \\n and starts a new line."""
     out, last = [], "prompt"
     for piece in row:
         if piece.kind != last or piece.kind in ("image", "pad"):
@@ -71,8 +75,8 @@ def marked(row: list[Piece]) -> str:
     return "".join([*out, STYLES[last][3]])
 
 
-def coloured(row: list[Piece]) -> Any:
-    """The same as rich's Text."""
+def coloured(row: list[Piece]) -> Text:
+    """The row in colour."""
     from rich.text import Text
 
     text = Text()
@@ -81,7 +85,8 @@ def coloured(row: list[Piece]) -> Any:
     return text
 
 
-def legend(colour: bool) -> Any:
+def legend(colour: bool) -> Text | str:
+    """How the kinds of tokens look, in colour or with marks."""
     if not colour:
         return "prompt  [image]  [[carries loss]]  (padding)"
     from rich.text import Text

@@ -1,1 +1,1 @@
-"""Merge an adapter, write a model card, upload a model."""
+"""Export a trained model: merge an adapter, write a model card, upload to a hub."""

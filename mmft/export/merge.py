@@ -1,49 +1,52 @@
-"""Merge an adapter into its base, save it the way plain transformers loads it, and measure what the saved model computes."""
+"""Merge an adapter into its base model and save it for plain transformers, in memory and on disk."""
 
 from __future__ import annotations
 
-import math
+import json
+import shutil
 import warnings
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
-from ..common.tensors import eval_mode, to_device
+from ..models.load import load_model
+from ..runs.adapter import load_adapter
+from ..runs.directory import Run
+from ..runs.open import OpenedRun
 
-# The largest difference of a logit that rounding explains, as a share of the largest logit of base and adapter. Adapter and base add their
-# products in the computing dtype, the merged weight is rounded once to it: some tens of roundings (2^-24, 2^-11, 2^-8),
-# summed over the layers. Losing an adapter that learned something shows as more.
-# fp32: adapters of every part of a deep model were seen to round to 2.1e-4; one that is lost moves logits by a thousand times as much
-SHARE = {"float32": 5e-4, "float16": 1e-2, "bfloat16": 6e-2}
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 
-def merged(model: Any) -> Any:
-    """The base with the adapter in its weights, no peft layers left. `model`: a PeftModel over an unquantised base.
+def merge_adapter(model: PeftModel) -> PreTrainedModel:
+    """The base model with the adapter added to its weights, without peft layers. The base must not be quantised.
 
-    Errors raised: UserError when peft cannot merge this adapter, or its weights are not finite.
+    Raises UserError if peft cannot merge this adapter or a merged weight is not finite.
     """
     untie(model.get_base_model())
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # peft warns of tied weights, which are untied here
-            plain = model.merge_and_unload(safe_merge=True)
+            warnings.simplefilter("ignore", UserWarning)  # peft warns about tied weights, which are untied here
+            merged = model.merge_and_unload(safe_merge=True)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UserError(f"this adapter cannot be merged: {' '.join(str(error).split())[:300]}") from None
-    left = [n for n, _ in plain.named_modules() if "lora_" in n or n.endswith("modules_to_save")]
+    left = [n for n, _ in merged.named_modules() if "lora_" in n or n.endswith("modules_to_save")]
     if left:
         raise UserError(f"this adapter cannot be merged: peft left {left[0]} in the model")
-    head, table = plain.get_output_embeddings(), plain.get_input_embeddings()
+    head, table = merged.get_output_embeddings(), merged.get_input_embeddings()
     if head is not None and table is not None and head.weight.data_ptr() != table.weight.data_ptr():
-        for config in (plain.config, plain.config.get_text_config()):
-            config.tie_word_embeddings = False  # or loading would put the table over the trained head
-    return plain.eval()
+        for config in (merged.config, merged.config.get_text_config()):
+            config.tie_word_embeddings = False  # otherwise loading would overwrite the trained head with the table
+    return merged.eval()
 
 
-def untie(model: Any) -> None:
-    """Give the language head weights of its own where an adapter sits on it or on the token table.
+def untie(model: PreTrainedModel) -> None:
+    """Give the language head its own weights if an adapter sits on it or on the embedding table.
 
-    Both may be one tensor; what is added to one would change the other too.
+    Both may be one tensor, and then what is added to one would change the other too.
     """
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -56,10 +59,23 @@ def untie(model: Any) -> None:
         inner[0].weight = torch.nn.Parameter(inner[0].weight.detach().clone(), requires_grad=False)
 
 
-def save(model: Any, processor: Any, generation_config: Any | None, folder: Path, max_shard_size: str) -> None:
-    """Weights, configuration, processor, chat template and generation settings into `folder`, for transformers and for servers.
+def unquantised(opened: OpenedRun, weights: Path, base: str) -> PeftModel:
+    """The adapter of `weights` over an unquantised base in the run's dtype.
 
-    preprocessor_config.json repeats the image part of processor_config.json: loaders older than it look for that name.
+    base: `dequantised` (the weights the adapter was trained on) or `original` (the base's own files).
+    """
+    dtype = opened.loaded.dtype
+    if base == "original":
+        family = replace(opened.family, quantization=None, dtype=str(dtype).removeprefix("torch."))
+        return load_adapter(load_model(family, located=opened.loaded.located).model, weights)
+    quantised = load_model(opened.family, located=opened.loaded.located).model
+    return load_adapter(quantised.dequantize(dtype), weights)
+
+
+def save_merged(model: PreTrainedModel, processor: ProcessorMixin, generation_config: GenerationConfig | None, folder: Path, max_shard_size: str) -> None:
+    """Write weights, config, processor, chat template and generation config, for transformers and for serving engines.
+
+    preprocessor_config.json repeats the image part of processor_config.json: older loaders look for that name. Raises UserError.
     """
     if generation_config is not None:
         model.generation_config = generation_config
@@ -71,23 +87,21 @@ def save(model: Any, processor: Any, generation_config: Any | None, folder: Path
     processor.image_processor.save_pretrained(folder)
 
 
-def lacking(folder: Path, chat: bool) -> list[str]:
-    """What a serving engine's loader (vLLM's) looks for and would not find in a saved model; [] when all is there."""
-    import json
-
+def missing_files(folder: Path, chat: bool) -> list[str]:
+    """What a serving engine (vLLM) looks for and would not find in a saved model. chat: whether it needs a chat template."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     names = ["generation_config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json"]
-    found = [name for name in names if not (folder / name).is_file()]
-    found += [f"{key} in config.json" for key in ("architectures", "model_type") if not config.get(key)]
+    missing = [name for name in names if not (folder / name).is_file()]
+    missing += [f"{key} in config.json" for key in ("architectures", "model_type") if not config.get(key)]
     if "quantization_config" in config:
-        found.append("a config.json without quantization_config")
+        missing.append("a config.json without quantization_config")
     if chat and not (folder / "chat_template.jinja").is_file():
-        found.append("chat_template.jinja")
-    return found
+        missing.append("chat_template.jinja")
+    return missing
 
 
-def reload(folder: Path, dtype: Any, device: str, attention: str | None) -> tuple[Any, Any]:
-    """(model, processor) of a saved folder through plain transformers. Errors raised: UserError when a weight is missing or left over."""
+def load_plain(folder: Path, dtype: torch.dtype, device: str, attention: str | None) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """(model, processor) of a saved folder through plain transformers. Raises UserError if a weight is missing or unused."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     model, info = AutoModelForImageTextToText.from_pretrained(
@@ -99,56 +113,16 @@ def reload(folder: Path, dtype: Any, device: str, attention: str | None) -> tupl
     return model.to(device).eval(), AutoProcessor.from_pretrained(folder)
 
 
-def batches(collator: Any, rows: Sequence[Any]) -> list[dict[str, Any]]:
-    """One training batch a row (no padding, whose logits mean nothing)."""
-    made = [collator([rows[i]]) for i in range(len(rows))]
-    for batch in made:
-        batch.pop("row_ids", None)
-    return made
+def generation_config(run: Run) -> GenerationConfig | None:
+    """The run's stored generation config (limits and end tokens); None without one: then the base's stays."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig.from_pretrained(run / "adapter") if (run / "adapter" / "generation_config.json").is_file() else None
 
 
-def answer_logits(model: Any, made: list[dict[str, Any]]) -> list[Any]:
-    """The logits that predict each row's answer, (answer tokens, V) float32 on the CPU."""
-    import torch
-
-    from ..collators.base import IGNORE
-    from ..losses.supervised import takes_logits_to_keep
-
-    found = []
-    with torch.no_grad(), eval_mode(model):
-        for batch in made:
-            labels = batch["labels"]
-            keep = torch.zeros_like(labels, dtype=torch.bool)
-            keep[:, :-1] = labels[:, 1:] != IGNORE
-            inputs = to_device({k: v for k, v in batch.items() if k != "labels"}, model.device)
-            options = {"logits_to_keep": keep.to(model.device)} if takes_logits_to_keep(model) else {}
-            logits = model(**inputs, use_cache=False, **options).logits
-            logits = logits[keep.to(logits.device)] if logits.dim() == 3 else logits
-            found.append(logits.float().cpu())
-    return found
-
-
-def largest_difference(first: list[Any], second: list[Any]) -> float:
-    """The largest absolute difference between two models' logits; infinite where one is not a number."""
-    gaps = [float((a - b).abs().max()) for a, b in zip(first, second, strict=True)]
-    return max(math.inf if math.isnan(gap) else gap for gap in gaps)
-
-
-def largest(logits: list[Any]) -> float:
-    return max(float(x.abs().max()) for x in logits)
-
-
-def tolerance(dtype: str, logits: list[Any]) -> float:
-    """SHARE of the largest logit, of the base's or with the adapter."""
-    return SHARE[dtype] * largest(logits)
-
-
-def same_inputs(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> str | None:
-    """The first key of a batch that two processors make differently, or None."""
-    import torch
-
-    for a, b in zip(first, second, strict=True):
-        for key in [*a, *(k for k in b if k not in a)]:
-            if key not in a or key not in b or not (torch.equal(a[key], b[key]) if torch.is_tensor(a[key]) else a[key] == b[key]):
-                return key
-    return None
+def check_disk_space(model: Any, folder: Path) -> None:
+    """Raises UserError if the merged model does not fit on the disk of `folder`."""
+    needed = sum(p.numel() * p.element_size() for p in model.parameters()) + (64 << 20)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(f"{folder}: {free >> 20} MB free, the merged model needs {needed >> 20} MB; free some, or choose another out=...")

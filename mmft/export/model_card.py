@@ -1,33 +1,37 @@
-"""The model card (README.md) of an adapter, a trained model or a merged one, from a run directory's files alone."""
+"""Write the model card (README.md) of an adapter, a trained or a merged model, from the files of a run directory."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
 from ..common.files import read_json, read_text, read_yaml
-from ..config.library_keys import METRICS
+from ..common.records import Environment, ModelIdentity, PlanReport, Summary
+from ..config.choices import METRICS
 from ..reports import numbers
-from ..reports.files import is_number
+from ..reports.numbers import is_number
+from ..runs.directory import Run
 
 KINDS = {"adapter": "LoRA adapter", "model": "fine-tuned model", "merged": "fine-tuned model (a LoRA adapter merged into its base)"}
 
 
-def write_card(run: Any) -> Path | None:
-    """README.md beside a run's trained weights, over the one that peft leaves; None where nothing was saved."""
+def write_card(run: Run) -> Path | None:
+    """Write README.md beside a run's trained weights, in place of peft's; None if nothing was saved."""
     kind = next((k for k in ("adapter", "model") if (run / k).is_dir()), None)
     return run.write_text(f"{kind}/README.md", card(run.path, kind)) if kind else None
 
 
 def card(run: Path, kind: str, notes: Sequence[str] = ()) -> str:
-    """The card's text. kind: adapter | model | merged; notes: further lines about how the weights were made."""
-    summary, env, plan = (read_json(run / f"{name}.json") for name in ("summary", "env", "lora_plan"))
+    """The card's text. kind: adapter | model | merged. notes: further lines about how the weights were made."""
+    summary = cast("Summary", read_json(run / "summary.json"))
+    env = cast("Environment", read_json(run / "env.json"))
+    plan = cast("PlanReport", read_json(run / "lora_plan.json"))
     settings = read_yaml(run / "snapshot.yaml")
-    base = env.get("model") or {}
+    base: ModelIdentity = env.get("model") or {}
     parts = [
         _front_matter(kind, base),
         f"# {_plain(summary.get('name') or run.resolve().name)}",
@@ -43,17 +47,17 @@ def card(run: Path, kind: str, notes: Sequence[str] = ()) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(kind: str, base: dict[str, Any]) -> str:
-    """The fields a hub reads. A licence is not known here; `other` is what hubs take until somebody states one."""
+def _front_matter(kind: str, base: ModelIdentity) -> str:
+    """The fields that a hub reads. The licence is unknown; hubs accept `other` until somebody states one."""
     fields: dict[str, Any] = {"library_name": "peft" if kind == "adapter" else "transformers", "pipeline_tag": "image-text-to-text"}
-    if base.get("hub") in ("huggingface", "modelscope"):  # a hub looks the base up under this name
+    if base.get("hub") in ("huggingface", "modelscope"):  # the name under which a hub links the base
         fields |= {"base_model": base["path"], "base_model_relation": "adapter" if kind == "adapter" else "finetune"}
     fields["tags"] = ["mmft", *(["lora"] if kind != "model" else [])]
     fields |= {"license": "other", "license_name": "not-stated", "license_link": "LICENSE"}
     return "---\n" + yaml.safe_dump(fields, sort_keys=False, allow_unicode=True) + "---"
 
 
-def _base_name(base: dict[str, Any]) -> str:
+def _base_name(base: ModelIdentity) -> str:
     path = str(base.get("path") or "an unknown base")
     if base.get("hub") == "huggingface":
         return f"[{path}](https://huggingface.co/{path}) (commit `{str(base.get('revision'))[:12]}`)"
@@ -63,7 +67,7 @@ def _base_name(base: dict[str, Any]) -> str:
     return f"`{Path(path).name}` ({where}, files `{str(base.get('revision'))[:19]}`)"
 
 
-def _use(kind: str, base: dict[str, Any]) -> str:
+def _use(kind: str, base: ModelIdentity) -> str:
     path = base.get("path") if base.get("hub") in ("huggingface", "modelscope") else "PATH_TO_THE_BASE_MODEL"
     if kind == "adapter":
         lines = [
@@ -81,7 +85,7 @@ def _use(kind: str, base: dict[str, Any]) -> str:
     return "```python\n" + "\n".join(lines) + "\n```"
 
 
-def _figures(summary: dict[str, Any]) -> str:
+def _figures(summary: Summary) -> str:
     base, tuned = summary.get("base_metrics") or {}, summary.get("metrics") or {}
     rows = [(m, base.get(m), tuned.get(m)) for m in METRICS if m in base or m in tuned]
     rows.append(("loss (lower is better)", summary.get("base_eval_loss"), summary.get("eval_loss")))
@@ -94,7 +98,7 @@ def _figures(summary: dict[str, Any]) -> str:
     return f"On {held} held-out rows, none of whose pictures was trained on. Fractions of 1; CIDEr goes to 10.\n\n" + "\n".join(table)
 
 
-def _data(summary: dict[str, Any], env: dict[str, Any], settings: dict[str, Any]) -> str:
+def _data(summary: Summary, env: Environment, settings: dict[str, Any]) -> str:
     data = settings.get("data") or {}
     lines = [f"set: `{_plain(data.get('name'))}`"] if data.get("name") else []
     if data.get("dataset"):
@@ -104,7 +108,7 @@ def _data(summary: dict[str, Any], env: dict[str, Any], settings: dict[str, Any]
     return _list(lines)
 
 
-def _training(run: Path, summary: dict[str, Any], env: dict[str, Any], plan: dict[str, Any], settings: dict[str, Any]) -> str:
+def _training(run: Path, summary: Summary, env: Environment, plan: PlanReport, settings: dict[str, Any]) -> str:
     lora, packages = settings.get("lora") or {}, env.get("packages") or {}
     words = [w for w in (read_text(run / "overrides.txt") or "").splitlines() if w and not w.startswith(("output_dir=", "run_dir="))]
     if plan.get("method") == "lora":
@@ -127,7 +131,7 @@ def _training(run: Path, summary: dict[str, Any], env: dict[str, Any], plan: dic
     return f"```bash\nmmft {_plain(' '.join(map(without_folders, words)))}\n```\n\n" + _list(lines)
 
 
-def _limits(summary: dict[str, Any]) -> str:
+def _limits(summary: Summary) -> str:
     if summary.get("metrics"):
         return (
             "The figures above are all that was measured: rows held out of the same set, answered with the generation settings stored beside the"
@@ -136,7 +140,7 @@ def _limits(summary: dict[str, Any]) -> str:
     return "Nothing was measured on held-out rows."
 
 
-def _licence(base: dict[str, Any]) -> str:
+def _licence(base: ModelIdentity) -> str:
     name = Path(str(base.get("path"))).name if base.get("hub") == "local" else base.get("path")
     return (
         f"Not stated by the run. These weights derive from {name or 'the base model'} and from the training data; whoever publishes them"
@@ -145,18 +149,18 @@ def _licence(base: dict[str, Any]) -> str:
 
 
 def without_folders(word: str) -> str:
-    """An override whose absolute path is cut to its last part: a card is published, a home directory is nobody's business."""
+    """An override with an absolute path cut to its last part: a card is published and must not show a home directory."""
     key, equals, value = word.partition("=")
-    bare = value.strip("\"'")
-    if re.match(r"(/|~|[A-Za-z]:[\\/])", bare):
-        value = ".../" + re.split(r"[\\/]", bare.rstrip("\\/"))[-1]
+    unquoted = value.strip("\"'")
+    if re.match(r"(/|~|[A-Za-z]:[\\/])", unquoted):
+        value = ".../" + re.split(r"[\\/]", unquoted.rstrip("\\/"))[-1]
     return f"{key}{equals}{value}"
 
 
-def _list(lines: Any) -> str:
+def _list(lines: Sequence[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
 def _plain(value: Any) -> str:
-    """Text on one line that ends no code block."""
+    """Text on one line without backticks, which would end a code block."""
     return " ".join(str(value).split()).replace("`", "'")

@@ -10,7 +10,7 @@ from ..models.hub import HUBS
 
 
 def check(repo: str, hub: str) -> None:
-    """What can be wrong before hours of work: the name, the hub, nobody logged in. Errors raised: UserError."""
+    """Checks that need no upload: the name, the hub, the login. Raises UserError."""
     if hub not in HUBS:
         raise UserError(f"hub={hub}: no such hub.{nearest(hub, HUBS)} There are: {', '.join(HUBS)}.")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo):
@@ -27,12 +27,12 @@ def check(repo: str, hub: str) -> None:
 
 
 def push(folder: Path, repo: str, hub: str, private: bool) -> str:
-    """Make the repository and upload `folder`; its address. Errors raised: UserError, also when the repository exists."""
+    """Create the repository, upload `folder`, and return the repository's address. Raises UserError, also if it exists already."""
     try:
         return (_huggingface if hub == "huggingface" else _modelscope)(folder, repo, private)
     except UserError:
         raise
-    except Exception as error:  # each client raises its own, its transport's and builtin kinds
+    except Exception as error:  # of the hub's client, its HTTP library or Python
         by_hand = f"hf upload {repo} {folder}" if hub == "huggingface" else f"modelscope upload {repo} {folder}"
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"push={repo}: {first} (the merged model is complete in {folder}; later: {by_hand})") from None
@@ -55,16 +55,17 @@ def _huggingface(folder: Path, repo: str, private: bool) -> str:
 
 def _modelscope(folder: Path, repo: str, private: bool) -> str:
     from modelscope_hub.api import HubApi
+    from modelscope_hub.config import get_default_config
     from modelscope_hub.errors import AlreadyExistsError
 
     api = HubApi(token=_modelscope_token())
     try:
-        # the client would state Apache-2.0 where nothing is said
+        # without a licence the client would state Apache-2.0
         api.create_repo(repo, "model", visibility="private" if private else "public", license="other")
     except AlreadyExistsError:
         raise _taken(repo, folder, "modelscope upload") from None
     api.upload_folder(repo, "model", folder, commit_message="Merged by mmft", use_cache=False, disable_tqdm=True)
-    return api.get_model_url(repo) if hasattr(api, "get_model_url") else f"{api._config.endpoint}/models/{repo}"
+    return f"{get_default_config().endpoint}/models/{repo}"
 
 
 def _taken(repo: str, folder: Path, command: str) -> UserError:

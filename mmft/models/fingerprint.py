@@ -8,7 +8,7 @@ import mmap
 import threading
 from pathlib import Path
 
-from ..config.guard.targets import trusts_remote_code
+from ..config.guard.remote_code import trusts_remote_code
 from ..system import startup
 
 # Weights come as safetensors only: a pickle from a hub can run code.

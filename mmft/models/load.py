@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from ..collators.types import BatchMaker
 from ..common.errors import UserError, nearest
 from ..config.build import build
-from ..config.guard.targets import trusts_remote_code
+from ..config.guard.remote_code import trusts_remote_code
 from ..rewrites.apply import rewrite_loaded
 from ..system import startup
 from .device import choose_device, choose_dtype, choose_quantization
@@ -182,7 +182,7 @@ def _keep_4bit_trainable_on_cpu(model: PreTrainedModel) -> None:
 def build_collator(node: DictConfig, family: Family, loaded: Loaded) -> BatchMaker:
     """The collator that a config's `collator` node describes, for this model; training and every verb build it here."""
     return build(
-        node, processor=loaded.processor, family=family, model_config=loaded.model.config, end_token_ids=end_token_ids(family, loaded)
+        node, "collator", processor=loaded.processor, family=family, model_config=loaded.model.config, end_token_ids=end_token_ids(family, loaded)
     )
 
 

@@ -14,8 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from ..collators.types import BatchMaker
 from ..common.errors import UserError, nearest
 from ..config.build import build
+from ..config.plain import resolved
 from ..config.settings import Settings
-from ..config.validate import check, to_plain
+from ..config.validate import check
 from ..models.families.base import Family
 from ..models.fingerprint import import_while_hashing
 from ..models.load import Loaded, build_collator, load_model, load_processor, locate_model
@@ -68,10 +69,10 @@ def open_any(path: str | Path | None, cfg: DictConfig, overrides: list[str], che
     if path is not None:
         return open_run(path, cfg, overrides, checkpoint)
     import_while_hashing("transformers", "peft", model=cfg.model.get("path"))
-    family = build(cfg.model)
+    family = build(cfg.model, "model")
     loaded = load_model(family)
     collator = build_collator(cfg.collator, family, loaded)
-    return OpenedRun(None, cfg, to_plain(cfg), family, loaded, loaded.model, collator)
+    return OpenedRun(None, cfg, resolved(cfg), family, loaded, loaded.model, collator)
 
 
 def any_config(path: str | Path | None, cfg: DictConfig, overrides: list[str], checkpoint: int | None = None) -> tuple[Run | None, DictConfig]:
@@ -137,7 +138,7 @@ def open_run(path: str | Path, cfg: DictConfig, overrides: list[str], checkpoint
     run, kept = run_config(path, cfg, overrides)
     weights, full = trained_weights(run, checkpoint)
     import_while_hashing("transformers", "peft", model=str(weights) if full else kept.model.get("path"))
-    family = build(kept.model)
+    family = build(kept.model, "model")
     env = run.read_json("env.json")
     if full:
         family.path, family.hub, family.revision = str(weights), "huggingface", None
@@ -153,7 +154,7 @@ def open_run(path: str | Path, cfg: DictConfig, overrides: list[str], checkpoint
     loaded.processor = load_processor(family, located, run / "adapter" if (run / "adapter").is_dir() else weights)
     model = loaded.model if full else load_adapter(loaded.model, weights)
     collator = build_collator(kept.collator, family, loaded)
-    return OpenedRun(run, kept, to_plain(kept), family, loaded, model, collator)
+    return OpenedRun(run, kept, resolved(kept), family, loaded, model, collator)
 
 
 def trained_weights(run: Run, checkpoint: int | None) -> tuple[Path, bool]:

@@ -1,1 +1,1 @@
-"""One verb a file; a task is called with the composed config."""
+"""The verbs of the command line, one per file. A verb is a dataclass of its keys, called with the composed config."""

@@ -1,18 +1,21 @@
-"""`mmft prepare data=...`: turn a data set into mmft's format and report what became of every row."""
+"""`mmft prepare data=...`: convert a data set into mmft's format and report dropped and changed rows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+
+from omegaconf import DictConfig
 
 from ..data.prepare import prepared_data
+from ..data.prepared import PreparedData
 
 
 @dataclass
 class Prepare:
-    """Prepare the configured data set below output_dir/data and print what is in it."""
+    """The keys of conf/task/prepare.yaml."""
 
-    def __call__(self, cfg: Any, overrides: list[str]) -> Any:
+    def __call__(self, cfg: DictConfig, overrides: list[str]) -> PreparedData:
+        """Prepare the configured data set below output_dir/data and print what is in it. Raises UserError."""
         from ..data.prepared import describe
 
         prepared = prepared_data(cfg, download=True)

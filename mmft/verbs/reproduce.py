@@ -1,18 +1,21 @@
-"""`mmft reproduce run=DIR [key=value ...]`: run a snapshot again in a new directory, then compare the two runs."""
+"""`mmft reproduce run=DIR [key=value ...]`: train a run's snapshot again in a new directory, then compare the two runs."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
 from ..common.errors import Incomplete, UserError
 from ..config.build import build
-from ..config.library_keys import GROUPS
+from ..config.groups import GROUPS
 from ..config.validate import check
 from ..runs.directory import Run
+
+if TYPE_CHECKING:
+    from ..runs.compare import RunComparison
 
 log = logging.getLogger("mmft")
 
@@ -21,14 +24,15 @@ TRAIN = "mmft.verbs.train.Train"
 
 @dataclass
 class Reproduce:
-    """Exit code 1 when the runs differ although nothing was changed on purpose. Errors raised: UserError."""
+    """The keys of conf/task/reproduce.yaml. Further words change the new run."""
 
     run: str
     against: str | None = None
 
-    def __call__(self, cfg: Any, overrides: list[str]) -> dict[str, Any]:
+    def __call__(self, cfg: DictConfig, overrides: list[str]) -> RunComparison:
+        """Train, compare, and return the comparison. Raises UserError; Incomplete (exit code 1) if unchanged runs differ."""
         from ..reports import terminal
-        from ..runs.compare import DIFFERENT, compare_runs, table
+        from ..runs.compare import DIFFERENT, compare_runs, comparison_table
         from ..runs.open import run_folder
 
         first = Run(run_folder(self.run))
@@ -38,14 +42,15 @@ class Reproduce:
                 raise UserError(f"{changes[0]}: against={self.against} compares two finished runs, so there is nothing to change; drop this word")
             second = Run(run_folder(self.against))
         else:
-            kept = laid_over(first, cfg, changes)
+            changed = changed_config(first, cfg, changes)
             parent = {"run": first.name, "path": first.path.as_posix(), "changes": changes}
             words = ["reproduce", *(w.removeprefix("task.") for w in overrides if not w.startswith("task="))]
-            second = build(kept.task)(kept, words, parent)
-        result = {"changes": changes, **compare_runs(first.path, second.path)}
+            second = build(changed.task, "task")(changed, words, parent)
+        result = compare_runs(first.path, second.path)
+        result["changes"] = changes
         second.write_json("reproduce.json", result)
         second.record("reproduce", overrides, [second / "reproduce.json"])
-        rows = table(result) | ({"changed on purpose": " ".join(changes)} if changes else {})
+        rows = comparison_table(result) | ({"changed on purpose": " ".join(changes)} if changes else {})
         terminal.show(terminal.pairs_table("Reproduced" if self.against is None else "Run against run", rows))
         for text in result["why"]:
             log.info("  %s", text)
@@ -54,10 +59,10 @@ class Reproduce:
         return result
 
 
-def laid_over(run: Run, cfg: DictConfig, changes: list[str]) -> DictConfig:
-    """The run's snapshot with the command's changes over it, checked; where it is written is the command's word.
+def changed_config(run: Run, cfg: DictConfig, changes: list[str]) -> DictConfig:
+    """The run's snapshot with the command's changes and its output directory, checked.
 
-    Errors raised: UserError for a run that never finished, a snapshot of another verb, a change that cannot be laid over.
+    Raises UserError for a run that never finished, a snapshot of another verb, and a change that a snapshot cannot take.
     """
     from ..runs.open import read_snapshot
 
@@ -80,7 +85,7 @@ def laid_over(run: Run, cfg: DictConfig, changes: list[str]) -> DictConfig:
         if key in GROUPS:
             kept[key] = cfg[key]
             if key == "model":
-                kept.collator = cfg.collator  # a model brings its collator
+                kept.collator = cfg.collator  # each model has its own default collator
         else:
             OmegaConf.update(kept, key, OmegaConf.select(cfg, key), force_add=True)
     kept.output_dir, kept.run_dir = cfg.output_dir, cfg.run_dir
@@ -90,9 +95,7 @@ def laid_over(run: Run, cfg: DictConfig, changes: list[str]) -> DictConfig:
 
 
 def pin_base(run: Run, kept: DictConfig) -> None:
-    """A hub's branch moves on: the base is taken at the commit that the run was trained on."""
+    """Take the base model at the commit that the run was trained on: a branch may have moved since."""
     model = run.read_json("env.json").get("model") or {}
     if model.get("hub") == "huggingface" and not str(model.get("revision")).startswith("sha256:"):
         kept.model.revision = model["revision"]
-
-

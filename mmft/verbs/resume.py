@@ -1,21 +1,24 @@
-"""`mmft resume run=DIR`: go on with an unfinished run; it ends as if it had not been stopped."""
+"""`mmft resume run=DIR`: continue an unfinished run; the result is that of an uninterrupted one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+
+from omegaconf import DictConfig
 
 from ..common.errors import UserError
 from ..config.build import build
+from ..runs.directory import Run
 
 
 @dataclass
 class Resume:
-    """Nothing of the run's config can be changed on the way. Errors raised: UserError."""
+    """The keys of conf/task/resume.yaml."""
 
     run: str
 
-    def __call__(self, cfg: Any, overrides: list[str]) -> Any:
+    def __call__(self, cfg: DictConfig, overrides: list[str]) -> Run:
+        """Train to the end and return the run. Raises UserError for a changed config."""
         from ..runs.open import read_snapshot, run_folder
 
         folder = run_folder(self.run)
@@ -25,4 +28,4 @@ class Resume:
         kept = read_snapshot(folder)
         kept.run_dir = folder.as_posix()
         words = (folder / "overrides.txt").read_text(encoding="utf-8").splitlines() if (folder / "overrides.txt").is_file() else []
-        return build(kept.task)(kept, words)
+        return build(kept.task, "task")(kept, words)

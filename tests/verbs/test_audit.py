@@ -94,23 +94,23 @@ def test_a_blind_model_is_found_and_training_refuses_it(mmft, tmp_path, blind):
 
 @pytest.mark.parametrize("kind", ["qwen2vl", "llava", "blip2", "smolvlm", "gemma3", "internvl", "llava_onevision"])
 def test_every_family_sees_its_pictures_and_ends_its_answers(small, kind):
-    from mmft.audit.checks import quick
+    from mmft.audit.checks import quick_checks
 
     model, collator, _ = small.load(kind)
     rows = [small.sample("a", [0], "What is this?", "a red square"), small.sample("b", [1], "And this?", "two dogs")]
-    assert [(c.name, c.good) for c in quick(model, collator, rows)] == [("end token", True), ("image-blindness", True)]
+    assert [(c.name, c.passed) for c in quick_checks(model, collator, rows)] == [("end token", True), ("image-blindness", True)]
 
 
 def test_an_answer_that_does_not_end_is_found(small):
-    from mmft.audit.checks import end_token
+    from mmft.audit.checks import check_end_token
 
     collator = small.collator("llava")
     batch = collator([small.sample("a", [0], "What?", "a red square", "More?", "two dogs")])
-    assert end_token(collator, batch).found.startswith("2 answers")
+    assert check_end_token(collator, batch).detail.startswith("2 answers")
     last = int((batch["labels"][0] != -100).nonzero()[-1])
     batch["labels"][0, last] = -100
-    check = end_token(collator, batch)
-    assert check.good is False and "a closes with" in check.found.replace("an answer of ", "")
+    check = check_end_token(collator, batch)
+    assert check.passed is False and "a closes with" in check.detail.replace("an answer of ", "")
 
 
 def test_rows_that_training_would_refuse_are_counted_and_named(mmft, tmp_path):
@@ -121,18 +121,18 @@ def test_rows_that_training_would_refuse_are_counted_and_named(mmft, tmp_path):
 
 
 def test_percentiles_are_nearest_ranks():
-    from mmft.audit.counts import Counts, percentile
+    from mmft.audit.counts import TokenCounts, percentile
 
     assert [percentile(list(range(1, 11)), share) for share in (0, 50, 90, 99, 100)] == [1, 5, 9, 10, 10]
     assert percentile([], 50) == 0
-    assert Counts(lengths=[10] * 5).padded(3) == 30
+    assert TokenCounts(lengths=[10] * 5).padded(3) == 30
 
 
 def test_the_watched_peak_is_the_profilers():
     """Against torch's own memory profile of the same operations."""
     import torch
 
-    from mmft.audit.allocation_tracker import held
+    from mmft.audit.allocation_tracker import track_allocations
 
     layers = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.GELU(), torch.nn.Linear(256, 64))
     x = torch.randn(512, 64)
@@ -140,7 +140,7 @@ def test_the_watched_peak_is_the_profilers():
     def work() -> None:
         layers(x).pow(2).sum().backward()
 
-    with held() as watched:
+    with track_allocations() as tracker:
         work()
     layers.zero_grad(set_to_none=True)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
@@ -150,7 +150,7 @@ def test_the_watched_peak_is_the_profilers():
     for _, change in events:
         now += change
         highest = max(highest, now)
-    assert watched.highest == pytest.approx(highest, rel=0.01) and watched.highest > 512 * 256 * 4
+    assert tracker.peak == pytest.approx(highest, rel=0.01) and tracker.peak > 512 * 256 * 4
 
 
 def test_the_estimate_of_memory_is_within_a_fifth_of_a_training_that_is_watched(small, tmp_path):

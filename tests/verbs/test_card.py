@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "report"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "reports"))
 from fake_run import make_run
 
 from mmft.export.model_card import card, without_folders, write_card

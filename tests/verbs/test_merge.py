@@ -176,11 +176,11 @@ def test_another_dtype_shards_and_more(merge, mmft, place, tmp_path):
 
 
 def test_a_dtype_that_rounds_the_adapter_away_is_said():
-    from mmft.verbs.merge import table
+    from mmft.export.merge_check import facts_table
 
     facts = {"architecture": "A", "dtype": "bfloat16", "answer_tokens": 3, "rows": ["a"], "largest_logit": 9.0, "tolerance": 0.5, "quantised_base": None}
-    assert "dtype=fp32" in table(Path("x"), {**facts, "largest_difference": 0.3, "adapter_moves_logits_by": 0.4})["beware"]
-    assert "beware" not in table(Path("x"), {**facts, "largest_difference": 0.1, "adapter_moves_logits_by": 0.4})
+    assert "dtype=fp32" in facts_table(Path("x"), {**facts, "largest_difference": 0.3, "adapter_moves_logits_by": 0.4})["beware"]
+    assert "beware" not in facts_table(Path("x"), {**facts, "largest_difference": 0.1, "adapter_moves_logits_by": 0.4})
 
 
 # --- what goes wrong ----------------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def left(folder: Path) -> list[str]:
 
 
 def test_a_merge_that_lost_the_adapter_is_an_error_and_nothing_stays(merge, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("mmft.export.merge.merged", lambda model: model.unload())
+    monkeypatch.setattr("mmft.export.merge.merge_adapter", lambda model: model.unload())
     code, _, err = merge(tiny, f"out={(tmp_path / 'out').as_posix()}", "samples=2")
     assert code == 2 and "the merged model is not the adapter" in err and err.count("\n") == 1
     assert left(tmp_path) == []
@@ -200,15 +200,15 @@ def test_a_merge_that_lost_the_adapter_is_an_error_and_nothing_stays(merge, tiny
 
 
 def test_a_processor_that_changed_on_the_way_is_an_error(merge, tiny, tmp_path, monkeypatch):
-    from mmft.export import merge as merging
+    from mmft.export import merge_check as merging
 
     def reload(*words):
         model, processor = real(*words)
         processor.image_processor.image_mean = [0.5, 0.5, 0.5]
         return model, processor
 
-    real = merging.reload
-    monkeypatch.setattr("mmft.export.merge.reload", reload)
+    real = merging.load_plain
+    monkeypatch.setattr("mmft.export.merge_check.load_plain", reload)
     code, _, err = merge(tiny, f"out={(tmp_path / 'out').as_posix()}", "samples=1")
     assert code == 2 and "pixel_values differs" in err and left(tmp_path) == []
 
@@ -283,7 +283,7 @@ def test_push_to_either_hub(tiny, place, tmp_path, hub_name, words):
 def test_a_push_that_is_refused_keeps_the_merged_model_and_says_how_to_go_on(tmp_path):
     """The same functions that merge calls, in a process of their own: the clients read their endpoint when imported."""
     code = (
-        "import sys; from pathlib import Path; from mmft import publish; from mmft.common.errors import UserError\n"
+        "import sys; from pathlib import Path; from mmft.export import publish; from mmft.common.errors import UserError\n"
         "try: publish.check('me/taken', sys.argv[1]); publish.push(Path(sys.argv[2]), sys.argv[3], sys.argv[1], True)\n"
         "except UserError as error: print(error)"
     )
