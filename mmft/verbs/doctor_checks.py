@@ -1,4 +1,4 @@
-"""What can be looked at on a machine before anything is trained on it: one Finding a check."""
+"""Checks of the machine and its installation, before anything is trained: one Finding per check."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-OK, LESS, BROKEN = "ok", "less", "broken"  # LESS: works without, something optional is missing
+OK, LESS, BROKEN = "ok", "less", "broken"  # LESS: mmft works, but something optional is missing
 NEEDED = ("torch", "torchvision", "transformers", "peft", "accelerate", "datasets", "safetensors", "hydra-core", "pillow", "matplotlib", "jinja2")
 EXTRAS = {
     "gradio": "the browser page (compare ui=true): pip install 'mmft[ui]'",
@@ -31,7 +30,7 @@ OFF = ("1", "ON", "YES", "TRUE")
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, how it stands (OK, LESS, BROKEN), what was found, what to do."""
+    """The result of one check. state: OK, LESS or BROKEN. fix: what to do."""
 
     name: str
     state: str
@@ -40,16 +39,17 @@ class Finding:
 
 
 def python() -> Finding:
+    """The version of Python."""
     text = f"{platform.python_version()} on {platform.platform()}"
     return Finding("python", OK, text) if sys.version_info >= (3, 10) else Finding("python", BROKEN, text, "mmft needs Python 3.10 or newer")
 
 
 def packages() -> Iterator[Finding]:
-    """Needed packages against the versions that mmft's own metadata asks for."""
+    """The needed packages, in the versions that mmft's metadata asks for."""
     from packaging.requirements import Requirement
 
     wanted = {}
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # run from a checkout that is not installed
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # mmft runs from a checkout and is not installed
         wanted = {r.name: r.specifier for r in map(Requirement, importlib.metadata.requires("mmft") or ()) if not r.marker}
     versions, wrong = [], []
     for name in NEEDED:
@@ -65,12 +65,12 @@ def packages() -> Iterator[Finding]:
 
 
 def machine() -> Iterator[Finding]:
-    """torch, the device that `model.device=auto` takes, its memory, bf16, and torchvision's own operators."""
+    """torch, the device of `model.device=auto`, its memory, bf16, and torchvision's compiled operators."""
     import psutil
 
     try:
         import torch
-    except Exception as error:  # a torn installation fails in many ways
+    except Exception as error:  # a broken installation fails in many ways
         yield Finding("torch", BROKEN, one_line(error), "pip install --force-reinstall torch torchvision")
         return
     yield Finding("torch", OK, f"{torch.__version__}, {torch.get_num_threads()} threads")
@@ -98,7 +98,7 @@ def machine() -> Iterator[Finding]:
 
 
 def quantising() -> Finding:
-    """bitsandbytes: 4 bits there and back on the device."""
+    """bitsandbytes: quantise a tensor to 4 bits and back on the device."""
     try:
         import torch
 
@@ -116,14 +116,14 @@ def quantising() -> Finding:
 
 
 def hubs() -> list[tuple[str, str, str, str]]:
-    """(name, address asked, variable of a mirror, variable of offline mode) of both hubs."""
+    """(name, address, environment variable for a mirror, environment variable for offline mode) of both hubs."""
     face = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     scope = os.environ.get("MODELSCOPE_ENDPOINT") or f"https://{os.environ.get('MODELSCOPE_DOMAIN') or 'modelscope.cn'}"
     return [("huggingface", face, "HF_ENDPOINT", "HF_HUB_OFFLINE"), ("modelscope", scope, "MODELSCOPE_ENDPOINT", "MODELSCOPE_OFFLINE")]
 
 
 def hub(name: str, address: str, mirror: str, offline: str, timeout: float) -> Finding:
-    """Whether the hub answers anything at all within `timeout` seconds."""
+    """Whether the hub answers within `timeout` seconds."""
     import urllib.error
     import urllib.request
 
@@ -133,15 +133,15 @@ def hub(name: str, address: str, mirror: str, offline: str, timeout: float) -> F
     try:
         urllib.request.urlopen(urllib.request.Request(shown, method="HEAD", headers={"User-Agent": "mmft"}), timeout=timeout).close()
     except urllib.error.HTTPError:
-        pass  # an answer, whatever it says
-    except Exception as error:  # an address that is none, no route, no name, no certificate, too slow
+        pass  # an answer, too
+    except Exception as error:  # a wrong address, no route, no such host, a bad certificate, a timeout
         return Finding(name, LESS, f"{shown} does not answer: {one_line(getattr(error, 'reason', error))}",
                        f"a mirror: {mirror}=https://...; or download by hand and use model.path=FOLDER")  # fmt: skip
     return Finding(name, OK, f"{shown} answers")
 
 
 def swanlab() -> Finding:
-    """Whether runs with logger=swanlab go online. No key is shown."""
+    """Whether runs with logger=swanlab are uploaded. No key is shown."""
     if importlib.util.find_spec("swanlab") is None:
         return Finding("swanlab", LESS, "not installed", "pip install swanlab, for logger=swanlab")
     try:
@@ -155,7 +155,7 @@ def swanlab() -> Finding:
 
 
 def disk(output_dir: str) -> Iterator[Finding]:
-    """Room and permission where runs go, room where downloads go."""
+    """Free space and permission in output_dir, free space for downloads."""
     from ..runs.directory import MINIMUM_FREE
     from ..system.disk import existing_parent
 
@@ -175,29 +175,32 @@ def disk(output_dir: str) -> Iterator[Finding]:
 
 
 def extras() -> Iterator[Finding]:
-    there = []
+    """Optional packages."""
+    installed = []
     for module, use in EXTRAS.items():
         name = module.rpartition(".")[2]
         if has(module):
-            there.append(name)
+            installed.append(name)
         else:
             yield Finding("extra", LESS, f"{name} is not installed", use)
-    if there:
-        yield Finding("extras", OK, ", ".join(there))
+    if installed:
+        yield Finding("extras", OK, ", ".join(installed))
 
 
 def has(module: str) -> bool:
+    """Whether a module is installed."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # of a parent package
         return False
 
 
-def one_line(error: Any) -> str:
+def one_line(error: object) -> str:
+    """A message on one line, at most 160 characters."""
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def without_password(address: str) -> str:
-    """An address may carry user:password@; neither belongs on a screen."""
+    """An address without user:password@, which must not be shown."""
     head, at, tail = address.rpartition("@")
     return f"{head.split('//', 1)[0]}//{tail}" if at else address
