@@ -17,8 +17,8 @@ import yaml
 
 from mmft.common.errors import UserError
 from mmft.config import library_keys
+from mmft.config.groups import CONFIG_DIR
 from mmft.config.guard.targets import parameters, resolve
-from mmft.config.library_keys import CONFIG_DIR
 
 LIVE = ("processor", "family", "model_config", "end_token_ids", "sweep_dir", "objective", "space")  # handed over by mmft, no key of a config
 TITLES = {

@@ -1,5 +1,6 @@
 """The command line: fast answers without torch, one line for a mistake, nothing executed from a config."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from mmft.cli import parse
 from mmft.common.errors import UserError
 from mmft.config import compose
 from mmft.config.build import build
+from mmft.config.groups import group_options
+from mmft.config.guard import moved_targets
 from mmft.config.guard.targets import resolve
-from mmft.config.library_keys import group_options
+from mmft.config.key_types import arguments
+from mmft.config.plain import to_plain
 from mmft.config.snapshot import snapshot
-from mmft.config.validate import arguments, to_plain
 
 WITHOUT_TORCH = "import sys; from mmft.__main__ import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(code)"
 
@@ -114,12 +117,12 @@ def test_every_shipped_option_composes_and_its_keys_are_known(word):
 
 @pytest.mark.parametrize("name", [p.stem for p in sorted((compose.CONFIG_DIR / "experiment").glob("*.yaml"))])
 def test_every_preset_builds_its_light_objects(name, tmp_path):
-    from mmft.training.trainer import training_settings
+    from mmft.training.arguments import training_settings
 
     cfg = compose.compose([f"experiment={name}"])
-    family, source = build(cfg.model), build(cfg.data)
+    family, source = build(cfg.model, "model"), build(cfg.data, "data")
     args, _ = training_settings(to_plain(cfg.trainer), output_dir=str(tmp_path), use_cpu=True)
-    build(cfg.logger)
+    build(cfg.logger, "logger")
     assert family.path and source.name and args.per_device_train_batch_size >= 1
 
 
@@ -153,11 +156,50 @@ def test_a_users_own_groups_stand_beside_the_shipped_ones(mmft, tmp_path):
     assert yaml.safe_load(out)["collator"]["_target_"].endswith("ChatCollator")
 
 
+def test_a_users_file_precedes_a_shipped_one_of_the_same_name(mmft, tmp_path):
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "default.yaml").write_text("r: 3\nscope: vision\n", encoding="utf-8")
+    assert compose.compose([], str(tmp_path)).lora == {"r": 3, "scope": "vision"}
+    (tmp_path / "mine.yaml").write_text("defaults: [config, _self_]\nseed: 5\n", encoding="utf-8")
+    cfg = compose.compose([], str(tmp_path), "mine")
+    assert (cfg.seed, cfg.lora.r, cfg.trainer.num_train_epochs) == (5, 3, 2)
+
+
 def test_a_snapshot_composes_again_to_the_same_config(tmp_path):
     cfg = compose.compose(["lora.r=8", "trainer.adam_beta2=0.9", "experiment=debug"])
     (tmp_path / "snapshot.yaml").write_text(snapshot(cfg), encoding="utf-8")
     again = compose.compose([], config_dir=str(tmp_path), config_name="snapshot")
     assert to_plain(again) == to_plain(cfg)
+
+
+SNAPSHOTS = [
+    # targets as a run's snapshot.yaml named them before their modules moved
+    {"task": "mmft.tasks.train.Train", "data": "mmft.data.shapes.Shapes", "model": "mmft.models.qwen2vl.Qwen2VL"},
+    {"task": "mmft.tasks.train.Train", "data": "mmft.data.table.Table", "model": "mmft.models.family.Family"},
+    {"task": "mmft.tasks.prepare.Prepare", "data": "mmft.data.messages.OpenAIMessages", "model": "mmft.models.llava.Llava"},
+]
+
+
+@pytest.mark.parametrize("targets", SNAPSHOTS, ids=lambda t: t["data"])
+def test_a_snapshot_with_earlier_module_names_composes(tmp_path, targets):
+    data = {"Table": ["data=table", "data.path=x"], "Shapes": [], "OpenAIMessages": ["data=messages", "data.path=x"]}[targets["data"].split(".")[-1]]
+    cfg = compose.compose([f"task={targets['task'].split('.')[-1].lower()}", *data])
+    plain = yaml.safe_load(snapshot(cfg))
+    for section, target in targets.items():
+        plain[section]["_target_"] = target
+    (tmp_path / "snapshot.yaml").write_text(yaml.safe_dump(plain), encoding="utf-8")
+    again = compose.compose([], config_dir=str(tmp_path), config_name="snapshot")
+    assert {again.task._target_, again.data._target_} == {cfg.task._target_, cfg.data._target_}
+    assert again.model._target_ == f"mmft.models.families.{targets['model'].split('.')[-2].replace('family', 'base')}.{targets['model'].split('.')[-1]}"
+    assert type(build(again.data, "data")).__name__ == targets["data"].split(".")[-1]
+    assert "mmft.tasks" not in snapshot(again)
+
+
+def test_every_moved_module_has_a_successor():
+    for old, new in moved_targets.MOVED.items():
+        assert importlib.util.find_spec(new) is not None, old
+    assert moved_targets.current("mmft.tasks.train.Train") == "mmft.verbs.train.Train"
+    assert moved_targets.current("mmft.data.sources.table.Table") == "mmft.data.sources.table.Table"
 
 
 PAYLOADS = [

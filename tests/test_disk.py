@@ -22,14 +22,14 @@ def test_the_bytes_counted_before_the_start_are_those_written(mmft, tmp_path):
     from mmft.adapters import lora
     from mmft.config.build import build
     from mmft.config.compose import compose
-    from mmft.config.validate import to_plain
+    from mmft.config.plain import to_plain
     from mmft.training import disk_space
 
     words = [*SAVING, "trainer.save_steps=1", "trainer.save_total_limit=2"]
     run = tmp_path / "run"
     assert mmft(*words, f"run_dir={run.as_posix()}")[0] == 0
     cfg = compose(words)
-    family, settings = build(cfg.model), to_plain(cfg)
+    family, settings = build(cfg.model, "model"), to_plain(cfg)
     located = locate_model(family)
     skeleton = load_skeleton(family, located)
     need = disk_space.needed(skeleton, lora.plan(skeleton, settings["lora"]), settings, located.folder, 20, 2).parts

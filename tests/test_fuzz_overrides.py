@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mmft.cli import parse
 from mmft.common.errors import UserError
 from mmft.config import compose, sweep_overrides
-from mmft.config.validate import to_plain
+from mmft.config.plain import to_plain
 
 KEYS = ["lora.r", "trainer.learning_rate", "name", "data", "model", "data.pictures", "generation.max_new_tokens", "evaluation.split", "seed", "experiment", "task",
         "logger", "hydra/launcher", "hydra.run.dir", "+lora.x", "~lora", "++model.path", "lora.target_modules", "lora@x", "collator.system", "input", "prompt"]  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-from mmft.config.validate import to_plain
+from mmft.config.plain import to_plain
 
 SMALL = ["experiment=debug", "data.pictures=24", "data.splits.validation=4", "logger=none", "trainer.max_steps=1", "name=carried", "lora.r=2,4,8"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmft.config.validate import to_plain
+from mmft.config.plain import to_plain
 
 SMALL = ["experiment=debug", "data.pictures=24", "data.splits.validation=4", "logger=none", "hydra/sweeper=optuna", "name=found"]
 SPACE = ["lora.r=choice(2,4)", "trainer.learning_rate=tag(log,interval(1e-4,1e-2))"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 from .. import __version__
 from ..config.command import Command
-from ..config.library_keys import CONFIG_DIR, group_options
+from ..config.groups import CONFIG_DIR, group_options
 
 
 def verbs() -> dict[str, str]:
@@ -15,6 +16,7 @@ def verbs() -> dict[str, str]:
 
 
 def first_comment(path: Path) -> str:
+    """The comment on a file's first line, or an empty string."""
     first = path.read_text(encoding="utf-8").splitlines()[0]
     return first.lstrip("# ").strip() if first.startswith("#") else ""
 
@@ -52,7 +54,7 @@ flags
 
 
 def help_text(command: Command) -> str:
-    """The help of mmft, or of one verb: its yaml and what its keys are."""
+    """The help of mmft, or of one verb with its keys."""
     if command.verb:
         path = CONFIG_DIR / "task" / f"{command.verb}.yaml"
         lines = [f"mmft {command.verb}: {first_comment(path)}", "", f"usage: mmft {command.verb} [group=option ...] [key=value ...]", ""]
@@ -66,6 +68,5 @@ def help_text(command: Command) -> str:
 
 
 def wrap(head: str, text: str, width: int = 80) -> str:
-    import textwrap
-
+    """`head` and `text`, wrapped and indented below the text."""
     return textwrap.fill(text, width, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ..common.errors import Preempted, UserError
 from ..config import compose, overrides, sweep_overrides
 from ..config.build import build
 from ..config.command import Command
 from ..config.guard.secrets import redact
-from ..config.library_keys import CONFIG_DIR
 from ..runs.directory import plain_name
 from ..system import openmp
 from ..system.console import set_up_logging
@@ -21,7 +20,7 @@ from . import help, parse
 def main(argv: list[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
-    0: done. 1: the run failed. 2: a mistake in the command, the config or the data. 75: stopped by a signal, after a checkpoint was
+    0: done. 1: the run failed. 2: a mistake in the command, the config or the data. 75: stopped by a signal after a checkpoint was
     saved. 130: interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -32,12 +31,16 @@ def main(argv: list[str] | None = None) -> int:
             print(help.help_text(command))
             return 0
         if command.multirun and not command.hydra and parse.trains(command):
-            from ..sweeps.launchers import sweep
+            from ..sweeps.launchers import launch_sweep
 
-            return report_failures(sweep(command))
-        if command.hydra or command.multirun:
+            return report_failures(launch_sweep(command))
+        if command.multirun or command.hydra and command.hydra[:2] != ["--cfg", "job"]:
             return through_hydra(command)
-        run(compose.compose(command.overrides, command.config_dir, command.config_name), command.overrides)
+        cfg = compose.compose(command.overrides, command.config_dir, command.config_name)
+        if command.hydra:
+            print_config(cfg, command.hydra)
+            return 0
+        run(cfg, command.overrides)
     except UserError as error:
         return fail(error)
     except Preempted as stop:
@@ -50,28 +53,36 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(cfg: DictConfig, words: list[str]) -> object:
-    """Call the config's verb. `words` are the overrides that led to this config; verbs that create a run record them."""
+    """Call the config's verb. words: the overrides of this config, which verbs that create a run record."""
     set_up_logging()
-    return build(cfg.task)(cfg, [word.lstrip("+") for word in words])
+    return build(cfg.task, "task")(cfg, [word.lstrip("+") for word in words])
+
+
+def print_config(cfg: DictConfig, flags: list[str]) -> None:
+    """`--cfg job`: the config as yaml, or with `--package KEY` a part of it; `--resolve` resolves interpolations. Raises UserError."""
+    package = flags[flags.index("--package") + 1] if "--package" in flags else "_global_"
+    node = cfg if package == "_global_" else OmegaConf.select(cfg, package)
+    if node is None:
+        raise UserError(f"--package {package}: no such key in the config")
+    print(OmegaConf.to_yaml(node, resolve="--resolve" in flags) if OmegaConf.is_config(node) else node, end="\n" if not OmegaConf.is_config(node) else "")
 
 
 def through_hydra(command: Command) -> int:
-    """Let Hydra run multiruns of other verbs and Hydra's own flags; the words are checked here first."""
+    """Let Hydra handle its own flags and multiruns of verbs other than train; the words are checked here first."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
-    swept = sweep_overrides.check_sweep(command.overrides, command.config_dir, command.config_name)
-    sys.argv = ["mmft", *command.hydra, *overrides.normalise(command.overrides)]
-    if command.config_dir:
-        sys.argv += ["--config-dir", command.config_dir]
+    swept, first = sweep_overrides.check_sweep(command.overrides, command.config_dir, command.config_name)
+    main_dir, words = compose.search_path(command.overrides, command.config_dir, command.config_name)
+    sys.argv = ["mmft", *command.hydra, *overrides.hydra_words(words, first, several=command.multirun)]
     if command.multirun:
         sys.argv.append("--multirun")
 
     def job(cfg: DictConfig) -> object:
-        compose.check(cfg)
+        compose.finish(cfg)
         words = [word.lstrip("+") for word in HydraConfig.get().overrides.task]
         if cfg.run_dir is None:
-            # named after what differs between the runs, in characters that can be typed back as run=...
+            # named after what differs between the runs, in characters that can be typed as run=...
             names = [plain_name(word.replace("=", "-")) for word in words if word.split("=", 1)[0] in swept]
             cfg.run_dir = f"{HydraConfig.get().sweep.dir}/{'_'.join(names) or 'run'}"
         try:
@@ -82,7 +93,7 @@ def through_hydra(command: Command) -> int:
             return None
 
     failures: list[str] = []
-    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=command.config_name)(job)()
+    hydra.main(version_base="1.3", config_path=main_dir, config_name=command.config_name)(job)()
     return report_failures(failures)
 
 
@@ -94,6 +105,6 @@ def report_failures(failures: list[str]) -> int:
 
 
 def fail(error: UserError) -> int:
-    """Print a user's mistake as one line; the exit code."""
+    """Print an error as one line; the exit code."""
     print(f"mmft: {redact(str(error))}", file=sys.stderr)
     return error.exit_code

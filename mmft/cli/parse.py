@@ -1,4 +1,4 @@
-"""The command line: verbs, flags and help, all without importing torch."""
+"""Parse the command line: verb, words and flags."""
 
 from __future__ import annotations
 
@@ -8,28 +8,22 @@ import os
 from .. import __version__
 from ..common.errors import UserError, nearest
 from ..config.command import Command
-from ..config.guard.targets import TRUST_VARIABLE
-from ..config.overrides import as_text, own_keys
+from ..config.groups import verb_keys
+from ..config.guard.remote_code import TRUST_VARIABLE
 from .help import verbs
-
-# Hydra's own flags that mmft hands to Hydra unchanged.
-HYDRA_FLAGS = ("--cfg", "--resolve", "--package", "--info", "--hydra-help", "--shell-completion")
 
 
 def bare_keys(verb: str | None, words: list[str]) -> list[str]:
-    """A verb's own keys are typed bare (`mmft predict run=DIR input=FOLDER`) and lie in the config as task.KEY.
-
-    Their values are paths and questions as people write them: `prompt=What is this, exactly?` needs no second quotes.
-    """
+    """Words with `task.` before the verb's own keys, which are typed without it: `mmft predict run=DIR input=FOLDER`."""
     verb = verb or next((w.split("=", 1)[1] for w in words if w.startswith("task=")), "train")
     if verb not in verbs():
         return words
-    own = own_keys(verb)
-    return [f"task.{as_text(w)}" if w.split("=", 1)[0] in own else w for w in words]
+    own = verb_keys(verb)
+    return [f"task.{word}" if word.split("=", 1)[0] in own else word for word in words]
 
 
 def parse(argv: list[str]) -> Command:
-    """Errors raised: UserError for an unknown verb or flag."""
+    """The command of these arguments. Raises UserError for an unknown verb or flag."""
     parser = argparse.ArgumentParser(prog="mmft", add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("words", nargs="*")
     parser.add_argument("--help", "-h", action="store_true")
@@ -71,5 +65,5 @@ def parse(argv: list[str]) -> Command:
 
 
 def trains(command: Command) -> bool:
-    """Whether a command is the training of a model, and no other verb."""
+    """Whether the verb is train."""
     return all(w == "task=train" for w in command.overrides if w.startswith("task="))

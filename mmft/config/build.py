@@ -1,33 +1,32 @@
-"""Build the object that a config node describes."""
+"""Build the object that a config section describes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from .guard.targets import parameters, resolve
-from .validate import arguments, check_keys, to_plain
+from .key_types import arguments, check_keys
+from .plain import to_plain
 
 
-def build(node: Any, **extra: Any) -> Any:
-    """The object a config node describes: its `_target_` called with its other keys (nested nodes built first).
+def build(node: Any, section: str = "config", /, **extra: Any) -> Any:
+    """Call a node's `_target_` with the node's other keys; nested nodes are built first.
 
-    `extra` are the live objects a config cannot hold (a processor, a run). Errors raised: UserError.
+    section: the node's full key (`model`), which decides which classes are allowed and is named in messages.
+    extra: objects that a config cannot hold (a processor, a run), passed if the target takes them. Raises UserError.
     """
-    plain = to_plain(node)
-    where = str(getattr(node, "_get_full_key", lambda _: "")(None)) or "config"
-    return _build(plain, where, extra)
+    return _build(to_plain(node), section, extra)
 
 
 def _build(node: Any, where: str, extra: dict[str, Any]) -> Any:
     if isinstance(node, list):
-        return [_build(v, f"{where}[{i}]", {}) for i, v in enumerate(node)]
+        return [_build(value, f"{where}[{i}]", {}) for i, value in enumerate(node)]
     if not isinstance(node, dict):
         return node
-    values = {k: _build(v, f"{where}.{k}", {}) for k, v in node.items() if k != "_target_"}
+    values = {key: _build(value, f"{where}.{key}", {}) for key, value in node.items() if key != "_target_"}
     if "_target_" not in node:
         return values
     target = resolve(node["_target_"], where)
     known = parameters(target)
     check_keys(where, values, known)
-    values = arguments(values, known)
-    return target(**values, **{k: v for k, v in extra.items() if k in known})
+    return target(**arguments(values, known), **{key: value for key, value in extra.items() if key in known})

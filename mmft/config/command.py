@@ -1,4 +1,4 @@
-"""What was typed: the overrides and flags of one command."""
+"""The parsed command line."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Command:
-    """What was typed: overrides (with `task=VERB` for a verb) and flags."""
+    """overrides: the words key=value, with `task=VERB` for a verb. hydra: Hydra's flags with their values, as typed."""
 
     overrides: list[str] = field(default_factory=list)
     config_dir: str | None = None
     config_name: str = "config"
     multirun: bool = False
     help: bool = False
-    hydra: list[str] = field(default_factory=list)  # Hydra's flags with their values, as typed
+    hydra: list[str] = field(default_factory=list)
     verb: str | None = None

@@ -1,4 +1,4 @@
-"""Compose the config of a command with Hydra, and check it."""
+"""Compose the config of a command, and check it."""
 
 from __future__ import annotations
 
@@ -8,59 +8,93 @@ from pathlib import Path
 from omegaconf import DictConfig, open_dict
 
 from ..common.errors import UserError
-from .guard.environment import guard
+from .groups import CONFIG_DIR
+from .guard import environment, moved_targets
 from .guard.hydra_section import check_composed, check_files
 from .guard.secrets import check_words
-from .library_keys import CONFIG_DIR
-from .overrides import check_known, normalise
-from .validate import check, one_line
+from .overrides import check_known, chooses_option, hydra_words, set_values, sets_value
+from .paths import expand_home
+from .plain import one_line
+from .validate import check
+from .words import parse, quote
 
 
-def compose(overrides: list[str], config_dir: str | None = None, config_name: str = "config") -> DictConfig:
-    """The composed and checked config of a command. Errors raised: UserError, one line."""
-    cfg = compose_unchecked(overrides, config_dir, config_name)
-    check(cfg)
+def compose(words: list[str], config_dir: str | None = None, config_name: str = "config") -> DictConfig:
+    """The composed and checked config of a command. Raises UserError, one line."""
+    cfg = compose_unchecked(words, config_dir, config_name)
+    finish(cfg)
     return cfg
 
 
-def compose_hydra(overrides: list[str], config_dir: str | None = None, config_name: str = "config") -> DictConfig:
-    """The same with Hydra's own settings in it, as the node `hydra`; not checked. Errors raised: UserError."""
-    return compose_unchecked(overrides, config_dir, config_name, whole=True)
+def compose_hydra(words: list[str], config_dir: str | None = None, config_name: str = "config") -> DictConfig:
+    """The same with Hydra's settings as the node `hydra`, without the check of keys and values. Raises UserError."""
+    return compose_unchecked(words, config_dir, config_name, with_hydra=True)
 
 
-def compose_unchecked(overrides: list[str], config_dir: str | None, config_name: str, whole: bool = False) -> DictConfig:
-    """As Hydra composes it, its keys and values as they are. whole: with Hydra's own settings. Errors raised: UserError."""
+def finish(cfg: DictConfig) -> None:
+    """Update moved class names, expand `~`, check every key and value. Raises UserError."""
+    moved_targets.update(cfg)
+    expand_home(cfg)
+    check(cfg)
+
+
+def compose_unchecked(words: list[str], config_dir: str | None, config_name: str, with_hydra: bool = False) -> DictConfig:
+    """The config with all values set, not yet checked. with_hydra: keep the node `hydra`. Raises UserError."""
+    check_words(words)
+    check_known(words, config_dir)
+    options, values = split_words(words)
+    cfg = compose_options(options, config_dir, config_name, with_hydra)
+    set_values(cfg, values)
+    return cfg
+
+
+def split_words(words: list[str]) -> tuple[list[str], list[str]]:
+    """(words for Hydra, words that set values). With a word such as `~lora.r` all are Hydra's, which knows their order."""
+    values = [word for word in words if sets_value(word)]
+    options = [word for word in words if word not in values]
+    return (options, values) if all(map(chooses_option, options)) else (words, [])
+
+
+def compose_options(options: list[str], config_dir: str | None, config_name: str, with_hydra: bool = False) -> DictConfig:
+    """The config that Hydra composes from the chosen options, before values are set. Raises UserError."""
     from hydra import compose as hydra_compose
-    from hydra._internal.hydra import Hydra
-    from hydra._internal.utils import create_config_search_path
+    from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    guard()
-    check_words(overrides)
-    overrides = normalise(overrides)
-    search_path = create_config_search_path(str(CONFIG_DIR))
-    if config_dir is not None:
-        if not Path(config_dir).is_dir():
-            raise UserError(f"--config-dir {config_dir}: no such directory; name the folder that holds your groups (model/, data/, ...)")
-        check_files(Path(config_dir))
-        search_path.prepend(provider="command-line", path=f"file://{Path(config_dir).resolve().as_posix()}")
-    check_known(overrides, config_dir)
+    environment.install()
+    main_dir, options = search_path(options, config_dir, config_name)
     GlobalHydra.instance().clear()
     try:
-        # what hydra.initialize does, with two directories: its public form takes one
-        Hydra.create_main_hydra2(task_name="mmft", config_search_path=search_path)
-        with warnings.catch_warnings():
-            # a launcher's preset is to bear its plugin's name, and is the better for the plugin's own check of its keys
+        with initialize_config_dir(main_dir, job_name="mmft", version_base="1.3"), warnings.catch_warnings():
+            # a launcher's preset must have its plugin's name, and the plugin's check of its keys is welcome
             warnings.filterwarnings("ignore", message="(?s).*validated against ConfigStore schema")
-            cfg = hydra_compose(config_name=config_name, overrides=overrides, return_hydra_config=True)
+            if config_dir is not None:  # a user's file precedes a shipped one of the same name; Hydra would put it last
+                GlobalHydra.instance().config_loader().get_search_path().prepend("user", f"file://{Path(config_dir).expanduser().resolve().as_posix()}")
+            cfg = hydra_compose(config_name=config_name, overrides=hydra_words(options), return_hydra_config=True)
+        moved_targets.update(cfg.hydra)
         check_composed(cfg.hydra)
-        if not whole:
+        if not with_hydra:
             with open_dict(cfg):
                 del cfg["hydra"]
         return cfg
     except UserError:
         raise
-    except Exception as error:  # Hydra raises a dozen kinds; each carries its reason in the first line
+    except Exception as error:  # Hydra raises a dozen types; each has its reason in the first line
         raise UserError(one_line(error)) from None
-    finally:
-        GlobalHydra.instance().clear()
+
+
+def search_path(words: list[str], config_dir: str | None, config_name: str) -> tuple[str, list[str]]:
+    """(Hydra's main folder, the words with `hydra.searchpath` for the other folder). Raises UserError.
+
+    The main folder is the one with the primary config, since Hydra looks for that file before it reads the search path.
+    """
+    if config_dir is None:
+        return str(CONFIG_DIR), words
+    folder = Path(config_dir).expanduser().resolve()
+    if not folder.is_dir():
+        raise UserError(f"--config-dir {config_dir}: no such directory; name the folder that holds your groups (model/, data/, ...)")
+    check_files(Path(config_dir).expanduser())
+    main, other = (folder, CONFIG_DIR) if (folder / f"{config_name}.yaml").is_file() else (CONFIG_DIR, folder)
+    typed = [word for word in words if word.startswith("hydra.searchpath=")]
+    paths = [f"file://{other.as_posix()}", *(path for word in typed for path in parse(word).value())]
+    return str(main), [*(word for word in words if word not in typed), f"hydra.searchpath=[{','.join(map(quote, paths))}]"]

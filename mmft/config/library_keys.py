@@ -1,7 +1,7 @@
-"""The groups of the configuration, and the keys that transformers, peft and bitsandbytes settings have.
+"""The keys that the installed transformers, peft and bitsandbytes accept, without importing them.
 
-Importing those libraries takes 10-30 s; a wrong key must be answered in under two. The keys are
-therefore read from the installed files with `ast`, so they are always those of the installed version.
+Importing those libraries takes 10-30 s, and a wrong key must be reported in under two. The keys are read from the installed files
+with `ast`.
 """
 
 from __future__ import annotations
@@ -11,23 +11,15 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "conf"
-if not CONFIG_DIR.is_dir():  # installed from a wheel: conf/ is the package mmft.conf
-    CONFIG_DIR = Path(__file__).resolve().parents[1] / "conf"
-
-GROUPS = ("task", "model", "collator", "data", "lora", "trainer", "logger", "experiment")
-
-# Written by mmft itself into TrainingArguments; a user's value would be overwritten.
+# Set by mmft in TrainingArguments; a user's value would be overwritten.
 MANAGED_TRAINING_ARGUMENTS = (
     "output_dir", "seed", "data_seed", "report_to", "remove_unused_columns", "label_names", "run_name",
     "hub_token",  # a secret must not lie in a config that is saved with the run
 )
-# transformers.EarlyStoppingCallback's own arguments, kept beside TrainingArguments in the trainer group.
+# Arguments of transformers.EarlyStoppingCallback, in the trainer group beside TrainingArguments.
 EARLY_STOPPING = {"early_stopping_patience": "int | None", "early_stopping_threshold": "float"}
-# mmft's own keys of the trainer group: whether the micro-batches of a step are computed as one, and what becomes of a step
-# whose loss or gradient is not finite.
+# Keys that mmft adds to the trainer group: whether the micro-batches of a step are merged, and what happens when the loss or
+# gradient of a step is not finite.
 OWN_TRAINER = {**EARLY_STOPPING, "fold_accumulation": "str", "nonfinite": "str", "nonfinite_limit": "int"}
 
 
@@ -59,7 +51,7 @@ def _dataclass_fields(node: ast.ClassDef | None) -> dict[str, str]:
 
 @cache
 def training_arguments() -> dict[str, str]:
-    """name -> annotation of every key of the trainer group ({} when transformers cannot be read)."""
+    """name -> annotation of every key of the trainer group; {} where transformers cannot be read."""
     own = _dataclass_fields(_class("transformers", "training_args.py", "TrainingArguments"))
     usable = {k: v for k, v in own.items() if k not in MANAGED_TRAINING_ARGUMENTS}
     return {**usable, **OWN_TRAINER} if usable else {}
@@ -67,10 +59,10 @@ def training_arguments() -> dict[str, str]:
 
 @cache
 def lora_config() -> dict[str, str]:
-    """name -> annotation of LoraConfig's keys, those it inherits from PeftConfig excepted."""
+    """name -> annotation of LoraConfig's keys without those inherited from PeftConfig."""
     own = _dataclass_fields(_class("peft", "tuners/lora/config.py", "LoraConfig"))
     own.pop("layer_replication", None)
-    # two additions: which parts may be adapted, and no rank at all for training without an adapter
+    # mmft adds `scope`, and `r: null` for training without an adapter
     return {**own, "r": "int | None", "scope": "str"} if own else {}
 
 
@@ -101,27 +93,8 @@ def quantization_config() -> dict[str, str]:
     return {a.arg: ast.unparse(a.annotation) if a.annotation else "" for a in init.args.args if a.arg != "self"}
 
 
-def group_options(config_dir: str | None = None) -> dict[str, list[str]]:
-    """group -> the names of its yaml files, the shipped ones and those below `config_dir`."""
-    roots = [CONFIG_DIR] + ([Path(config_dir)] if config_dir else [])
+def sections() -> dict[str, dict[str, str]]:
+    """section -> its keys with their annotations."""
     return {
-        group: sorted({f.relative_to(r / group).with_suffix("").as_posix() for r in roots for f in (r / group).rglob("*.yaml")})
-        for group in GROUPS
-    }
-
-
-def top_level() -> list[str]:
-    """The keys of conf/config.yaml."""
-    return [str(k) for k in OmegaConf.load(CONFIG_DIR / "config.yaml") if k != "defaults"]
-
-
-# torchvision.transforms.v2's names and keys, in the order in which they are applied; the size stays the picture's own.
-AUGMENT_TRANSFORMS = {
-    "RandomResizedCrop": ("scale", "ratio"),
-    "RandomRotation": ("degrees", "fill"),
-    "RandomHorizontalFlip": ("p",),
-    "ColorJitter": ("brightness", "contrast", "saturation", "hue"),
-}
-
-
-METRICS = ("exact_match", "exact_match_normalized", "contains", "token_f1", "vqa_accuracy", "bleu4", "rouge_l", "cider")
+        "trainer": training_arguments(), "lora": lora_config(), "generation": generation_config(), "model.quantization": quantization_config(),
+    }  # fmt: skip

@@ -1,82 +1,89 @@
-"""The words of a command as Hydra overrides: quoting, `++`, and answers to wrong keys."""
+"""Check the words of a command, and set the values they give in a composed config."""
 
 from __future__ import annotations
 
 import re
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ..common.errors import UserError, nearest
-from .library_keys import CONFIG_DIR, GROUPS, group_options, top_level
+from .groups import GROUPS, group_options, top_level, verb_keys
+from .key_lookup import annotation
+from .plain import one_line
+from .words import parse, read, readable, split
+
+# Sections whose keys may be set although no yaml file lists them; the check of the config refuses unknown ones.
+OPEN_SECTIONS = {*GROUPS, "generation", "evaluation", "augment"} - {"experiment"}
+_OPEN_HYDRA = ("hydra.sweeper.", "hydra.launcher.ray.", "hydra.launcher.additional_parameters.")
 
 
-def own_keys(verb: str) -> list[str]:
-    """The keys of conf/task/VERB.yaml."""
-    return [str(k) for k in OmegaConf.load(CONFIG_DIR / "task" / f"{verb}.yaml") if k != "_target_"]
+def sets_value(word: str) -> bool:
+    """Whether a word sets a key's value (`lora.r=4`, `seed=1`) and neither chooses a group's option nor concerns Hydra."""
+    sign, key, value = split(word)
+    if value is None or sign not in ("", "++") or key.startswith("hydra"):
+        return False
+    return "." in key and not re.search(r"[/@:\s]", key) or key not in GROUPS and key in top_level()
 
 
-def as_text(word: str) -> str:
-    """KEY=VALUE with the value quoted for Hydra where its grammar has no place for it or would read it as something else.
-
-    That is a value with spaces in it or with characters that Hydra does not know; lists, quoted values and plain words stay.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import Quote, QuotedString
-
-    key, _, value = word.partition("=")
-    if not value or value[0] in "[{\"'":
-        return word
-    try:
-        OverridesParser.create().parse_override(word)
-        if not re.search(r"\s", value):
-            return word
-    except Exception:  # its lexer and its parser raise several kinds; quoted, every text can be read
-        pass
-    # a question may hold ${...}: that is no interpolation
-    return f"{key}=" + QuotedString(value.replace("${", "\\${"), Quote.double).with_quotes()
+def chooses_option(word: str) -> bool:
+    """Whether a word chooses a group's option or concerns Hydra: `lora=none`, `hydra/launcher=joint`."""
+    sign, key, value = split(word)
+    return value is not None and sign != "~" and (key in GROUPS or key.startswith(("hydra/", "hydra.")))
 
 
-def normalise(overrides: list[str]) -> list[str]:
-    """Let any key a library knows be set without Hydra's `++`, whether or not a yaml file lists it.
-
-    `trainer.adam_beta2=0.95` becomes `++trainer.adam_beta2=0.95`; what is not a known key is found by `check`.
-    """
-    sections = {g for g in GROUPS if g != "experiment"} | {"generation", "evaluation", "augment"}
-    open_ended = ("hydra.sweeper.", "hydra.launcher.ray.", "hydra.launcher.additional_parameters.")
-    return [
-        f"++{o}" if re.match(r"[A-Za-z_]+\.[^=]*=", o) and (o.split(".", 1)[0] in sections or o.startswith(open_ended)) else o
-        for o in overrides
-    ]
-
-
-def check_known(overrides: list[str], config_dir: str | None) -> None:
-    """Answer a wrong group, option or top-level key before Hydra does, whose own answers run over many lines. Errors raised: UserError."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
+def check_known(words: list[str], config_dir: str | None = None) -> None:
+    """Refuse words that cannot be parsed and unknown groups, options and top-level keys. Raises UserError, one line each."""
     options = group_options(config_dir)
     known = top_level() + list(GROUPS)
-    verb = next((w.split("=", 1)[1] for w in overrides if w.startswith("task=")), "train")
-    known += own_keys(verb) if verb in options["task"] else []
-    for word in overrides:
-        try:
-            override = OverridesParser.create().parse_override(word)
-        except Exception:
-            raise UserError(
-                f"{word.lstrip('+')!r} cannot be read as key=value; quote it if the value holds spaces or commas: 'key=\"a, b\"'"
-            ) from None
-        if override.is_sweep_override():
-            raise UserError(f"{word.lstrip('+')} holds several values: add -m to run each of them, or write a list as [a,b]")
-        key = override.key_or_group
-        if key.startswith("hydra") or override.is_delete():
+    verb = next((split(word).value for word in words if word.startswith("task=")), "train")
+    known += verb_keys(str(verb)) if verb in options["task"] else []
+    for word in words:
+        sign, key, value = split(word)
+        if value is None and sign != "~":
+            parse(word)  # raises
+        if key.startswith("hydra") or sign == "~":
             continue
-        head = key.split(".")[0].split("/")[0].split("@")[0]
+        head = re.split(r"[./@]", key)[0]
         if head not in known:
-            if word.lstrip("+").startswith(f"{head}.") or not override.is_add():
+            if key.startswith(f"{head}.") or sign != "+":
                 raise UserError(f"{key}: no such key.{nearest(head, known)} `mmft --help` lists the groups and keys.")
         elif key in options:
-            values = override.value()
-            for value in values if isinstance(values, list) else [values]:
-                if value is not None and str(value) not in options[key]:
-                    raise UserError(
-                        f"{key}={value}: no such {key}.{nearest(str(value), options[key])} There are: {', '.join(options[key])}."
-                    )
+            override = parse(word)
+            if override.is_sweep_override():
+                raise _several_values(word)
+            names = override.value()
+            for name in names if isinstance(names, list) else [names]:
+                if name is not None and str(name) not in options[key]:
+                    raise UserError(f"{key}={name}: no such {key}.{nearest(str(name), options[key])} There are: {', '.join(options[key])}.")
+
+
+def hydra_words(words: list[str], cfg: DictConfig | None = None, several: bool = False) -> list[str]:
+    """Words as Hydra parses them: text in quotes, `++` before keys that no yaml file need list.
+
+    cfg: a composed config, which gives the types of the keys. several: whether commas separate the values of a sweep. Raises UserError.
+    """
+    parsable = []
+    for word in words:
+        sign, key, value = split(word)
+        if value is not None:
+            word = f"{sign}{key}={readable(word, annotation(cfg, key) if cfg is not None else '', several)}"
+        is_open = key.split(".")[0] in OPEN_SECTIONS and "." in key or key.startswith(_OPEN_HYDRA)
+        parsable.append(f"++{word}" if is_open and not sign and value is not None else word)
+    return parsable
+
+
+def set_values(cfg: DictConfig, words: list[str]) -> None:
+    """Set the values of words for which `sets_value` holds, in place. Raises UserError."""
+    for word in words:
+        sign, key, _ = split(word)
+        override = read(word, annotation(cfg, key))
+        if override.is_sweep_override():
+            raise _several_values(word)
+        try:
+            OmegaConf.update(cfg, key, override.value(), merge=True, force_add=sign == "++" or key.split(".")[0] in OPEN_SECTIONS)
+        except Exception as error:  # OmegaConf raises several types; each has its reason in the first line
+            raise UserError(f"{word}: {one_line(error)}") from None
+
+
+def _several_values(word: str) -> UserError:
+    return UserError(f"{word.lstrip('+')} holds several values: add -m to run each of them, or write a list as [a,b]")

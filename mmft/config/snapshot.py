@@ -1,14 +1,14 @@
-"""The resolved config of a run as yaml that composes again."""
+"""Write the resolved config of a run as yaml that composes again."""
 
 from __future__ import annotations
 
 from omegaconf import DictConfig, OmegaConf
 
-from .validate import to_plain
+from .plain import resolved
 
 
 def snapshot(cfg: DictConfig) -> str:
-    """The resolved config as yaml that composes again: `mmft --config-dir RUN --config-name snapshot`."""
-    # a directory of its own for every run: the one this run was given is taken
-    body = OmegaConf.to_yaml(OmegaConf.create({**to_plain(cfg), "run_dir": None}), sort_keys=False)
+    """The resolved config as yaml: `mmft --config-dir RUN --config-name snapshot` composes it."""
+    # run_dir is null: this run's directory is taken, and the next run needs its own
+    body = OmegaConf.to_yaml(OmegaConf.create({**resolved(cfg), "run_dir": None}), sort_keys=False)
     return "# What this run resolved to; run it again with: mmft --config-dir THIS_FOLDER --config-name snapshot\n" + body

@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ..common.errors import UserError
-from ..config.library_keys import METRICS
+from ..config.choices import METRICS
 
 SAMPLE_METRICS = ("exact_match", "exact_match_normalized", "contains", "token_f1", "vqa_accuracy", "rouge_l")
 

@@ -106,7 +106,7 @@ def _misplaced(candidate: Candidate, shared: Any) -> str | None:
 
     try:
         candidate.device = choose_device(str(candidate.settings["model"].get("device") or "auto"))
-        skeleton = shared.skeleton(build(candidate.settings["model"]))
+        skeleton = shared.skeleton(build(candidate.settings["model"], "model"))
         plan = lora.plan(skeleton, candidate.settings["lora"])
     except UserError as error:  # said again, in its own run, when its turn comes
         return str(error)

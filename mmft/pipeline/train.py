@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.build import build
-from ..config.validate import to_plain
+from ..config.plain import to_plain
 from ..data.prepare import prepared_data
 from ..data.splits import split_rows
 from ..models.load import load_skeleton, locate_model
@@ -55,7 +55,7 @@ def rehearse(cfg: Any, shared: Any, base: bool) -> None:
     from ..loggers.base import Logger
 
     settings = to_plain(cfg)
-    family = build(cfg.model)
+    family = build(cfg.model, "model")
     parts = Parts.of(cfg, settings, family, shared)
     run = Run(Path(settings["output_dir"]))
     run.writes = False

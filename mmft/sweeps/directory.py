@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..common.errors import Pruned, UserError
 from ..config.identity import config_identity
-from ..config.validate import to_plain
+from ..config.plain import to_plain
 from ..runs.directory import Run, plain_name
 
 log = logging.getLogger("mmft")
@@ -189,7 +189,7 @@ def _train(sweep: Sweep, point: Point, shared: Any) -> None:
     log.addHandler(kept)
     more = {"shared": shared} if shared is not None else {}
     try:
-        build(cfg.task)(cfg, [word.lstrip("+") for word in point.words], **more)
+        build(cfg.task, "task")(cfg, [word.lstrip("+") for word in point.words], **more)
     except Pruned as error:
         log.info("%-14s %s", "pruned", error)
     except Exception as error:  # whatever it is, the other points go on; its reason and its traceback are kept

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from typing import Any
 
-from mmft.config.validate import to_plain
+from mmft.config.plain import to_plain
 
 from ..common.errors import UserError
 from ..config import compose, sweep_overrides
@@ -37,7 +37,7 @@ def sweep(command: Command) -> list[str]:
     cfg = compose.compose_hydra(words, command.config_dir, command.config_name)
     choices = cfg.hydra.runtime.choices
     chosen = choices["hydra/launcher"]
-    launch = build(cfg.hydra.launcher) if chosen == "joint" else sweeping.here if chosen == "basic" else Carried(cfg)
+    launch = build(cfg.hydra.launcher, "hydra.launcher") if chosen == "joint" else sweeping.here if chosen == "basic" else Carried(cfg)
     # where and in which order points run says nothing about what they are
     bare = dataclasses.replace(command, overrides=[word for word, head in heads.items() if not head.startswith("hydra")])
     if choices["hydra/sweeper"] == "basic":

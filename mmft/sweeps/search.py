@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from mmft.config.validate import to_plain
+from mmft.config.plain import to_plain
 
 from ..config import compose, sweep_overrides
 from ..config.build import build
@@ -35,7 +35,7 @@ def search(command: Command, settings: Any, launch: sweeping.Launcher) -> list[s
     fixed = [word for word in asked if word.split("=", 1)[0] not in {o.get_key_element() for o in space}]
     keys = [o.key_or_group for o in space]
     home = Sweep(Path(first.output_dir) / "sweeps" / sweeping.sweep_name(command, first, keys))
-    study = build(settings, sweep_dir=home.path, objective=first.objective, space=space)
+    study = build(settings, "hydra.sweeper", sweep_dir=home.path, objective=first.objective, space=space)
     log.info("%-14s %s", "search", home.path)
 
     def enter(words: list[str]) -> Point:

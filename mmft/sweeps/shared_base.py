@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.hashing import key_of, tensor_hash
-from ..config.validate import to_plain
+from ..config.plain import to_plain
 from ..models.load import load_model, load_skeleton
 
 log = logging.getLogger("mmft")

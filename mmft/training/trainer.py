@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 
 from ..common.errors import UserError
 from ..config.library_keys import OWN_TRAINER, training_arguments
-from ..config.validate import arguments
+from ..config.key_types import arguments
 from ..data.augment import Augmented
 from ..evaluation.evaluate import Evaluator
 from ..losses.supervised import supervised_loss

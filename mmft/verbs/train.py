@@ -12,7 +12,7 @@ from typing import Any
 from ..common.errors import UserError
 from ..config.build import build
 from ..config.snapshot import snapshot
-from ..config.validate import to_plain
+from ..config.plain import to_plain
 from ..pipeline.line import Line
 from ..pipeline.train import Parts
 from ..runs.directory import Run
@@ -47,7 +47,7 @@ class Train:
         times = {"import": time.time() - process_started()} if fresh else {}
         # Everything light is built and checked before a weight is read and before anything is written.
         settings = to_plain(cfg)
-        family, logger = build(cfg.model), build(cfg.logger) if is_main() else Logger(hardware=False)
+        family, logger = build(cfg.model, "model"), build(cfg.logger, "logger") if is_main() else Logger(hardware=False)
         training_settings(settings["trainer"], output_dir=os.devnull)
         made(settings.get("augment"))
         given = Path(settings["run_dir"]) if settings["run_dir"] else None

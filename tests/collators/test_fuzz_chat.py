@@ -25,7 +25,7 @@ def collator(small, kind):
     names = {"llava_vicuna": "llava"}
     from omegaconf import OmegaConf
 
-    from mmft.config.library_keys import CONFIG_DIR
+    from mmft.config.groups import CONFIG_DIR
 
     node = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "model" / f"{names.get(kind, kind)}.yaml"))
     family: Family = build({"_target_": node["_target_"], "path": str(small(kind)), "dtype": "fp32", "device": "cpu"})

@@ -1,4 +1,4 @@
-"""Hydra builds and calls what its own section names: a file may name folders there, a person at the keyboard a launcher."""
+"""Check the section `hydra`, whose classes Hydra itself builds: a file may set folders there, only the command may choose a launcher."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ...common.errors import UserError
-from ..library_keys import CONFIG_DIR
+from ..groups import CONFIG_DIR
 from .targets import HYDRA_PARTS, PACKAGES_VARIABLE, allowed_packages
 
-FOLDERS = ("run", "sweep", "output_subdir", "verbose")  # keys that start nothing
-# What mmft's own config.yaml has in its defaults, so that a copy of it stays usable.
+HARMLESS = ("run", "sweep", "output_subdir", "verbose")  # keys that build and call nothing
+# Entries in the defaults list of mmft's config.yaml, so that a copy of that file is accepted.
 _OWN_DEFAULTS = {("hydra", "mmft"), ("override hydra/job_logging", "none"), ("override hydra/hydra_logging", "none")}
 
 
 def check_files(config_dir: Path) -> None:
-    """Refuse a file below `config_dir` that reaches into Hydra's section, by a key, a package or its defaults list.
+    """Refuse a file below `config_dir` that changes Hydra's section by a key, a package or its defaults list. Raises UserError.
 
-    Own launchers and sweepers (hydra/launcher/NAME.yaml) act only when the command names them; files of that group that
-    take the place of Hydra's or mmft's are refused. What they set is seen by `check_composed`. Errors raised: UserError.
+    A user's own launchers and sweepers (hydra/launcher/NAME.yaml) are used only when the command names them; files that replace those
+    of Hydra or mmft are refused. `check_composed` checks their content.
     """
     for file in sorted(config_dir.rglob("*.yaml")):
         parts = file.relative_to(config_dir).with_suffix("").parts
@@ -32,7 +32,7 @@ def check_files(config_dir: Path) -> None:
         try:
             text = file.read_text(encoding="utf-8")
             content = OmegaConf.to_container(OmegaConf.load(file))
-        except Exception:  # not one of Hydra's files, or one that it will refuse itself if it is asked for
+        except Exception:  # no file for Hydra, or one that Hydra refuses when it is chosen
             continue
         packages = re.findall(r"(?m)^\s*#\s*@package\s+(\S+)", text)
         if any(p.split(".")[0].strip("_") == "hydra" for p in packages):
@@ -42,9 +42,9 @@ def check_files(config_dir: Path) -> None:
         section = content.get("hydra")
         section = section if isinstance(section, dict) else {}
         for key in section:
-            # what a search draws from starts nothing; the sweeper itself is chosen by the defaults list or the command
-            harmless = key == "sweeper" and isinstance(section[key], dict) and not {"_target_", "custom_search_space"} & set(section[key])
-            if key not in FOLDERS and not harmless:
+            # the search space builds nothing; the sweeper is chosen by the defaults list or the command
+            search_space = key == "sweeper" and isinstance(section[key], dict) and not {"_target_", "custom_search_space"} & set(section[key])
+            if key not in HARMLESS and not search_space:
                 raise _refusal(file, f"its hydra section sets {key}")
         for entry in content.get("defaults") or ():
             for key, value in (entry.items() if isinstance(entry, dict) else [(entry, None)]):
@@ -58,7 +58,7 @@ def _shipped(group: str) -> set[str]:
 
 
 def check_composed(hydra: Any) -> None:
-    """Refuse what Hydra would build or call if it is neither Hydra's own nor a plugin's. Errors raised: UserError."""
+    """Refuse classes in Hydra's section that are neither Hydra's own nor a plugin's. Raises UserError."""
     plain = OmegaConf.to_container(hydra, resolve=False)
     _walk(plain, "hydra")
     for key in ("job_logging", "hydra_logging"):
@@ -75,7 +75,7 @@ def _walk(node: Any, where: str) -> None:
         if target is not None:
             words = str(target).split(".")
             own = words[:3] == ["hydra", "_internal", "core_plugins"] or words[0] == "hydra_plugins" or target in HYDRA_PARTS
-            # a part in the middle of a plugin's module could be a library that it imports
+            # a longer path could lead through a plugin's module to a library that it imports
             if not (own and len(words) <= 5) and words[0] not in allowed_packages() - {"mmft"}:
                 raise UserError(f"{where}: _target_ {target} is refused: only Hydra's own launchers, sweepers and plugins may stand here"
                                 f" (add your own package's name to the environment variable {PACKAGES_VARIABLE})")
@@ -87,7 +87,7 @@ def _walk(node: Any, where: str) -> None:
 
 
 def _logging(node: Any, where: str) -> None:
-    """logging.config.dictConfig calls what stands under `()` and imports what `class` and `ext://` name."""
+    """Check a logging section: logging.config.dictConfig calls the value of `()` and imports what `class` and `ext://` name."""
     if isinstance(node, dict):
         for key, value in node.items():
             known = str(value).startswith(("logging.", "colorlog."))

@@ -1,10 +1,9 @@
-"""What must not reach a file or a line of a run: tokens and passwords, known by their key, their form, or the environment."""
+"""Keep tokens and passwords out of files and messages. They are recognised by key, by form, and by comparison with the environment."""
 
 from __future__ import annotations
 
 import os
 import re
-from typing import Any
 
 from ...common.errors import UserError
 
@@ -12,23 +11,23 @@ from ...common.errors import UserError
 _SECRET_KEY = re.compile(r"(?i)(^|_)(api_?key|access_?key|secret|password|passwd|credentials?|private_?key)(_|$)|^(hub_|hf_|auth_|use_auth_|access_)?token$")
 _SECRET_VARIABLE = re.compile(r"(?i)(token|api_?key|access_?key|secret|passw|credential|private_?key)")
 _PASSWORD_IN_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/@:]*:[^\s/@]+@")
-SHORTEST = 8  # characters of a variable's value that is looked for: `1` or `true` is found everywhere
+MIN_LENGTH = 8  # characters of a variable's value that is searched for; `1` or `true` would match everywhere
 
 
 def known_secrets() -> dict[str, str]:
-    """value -> name of the environment variables that hold a secret, by their names."""
-    return {v: k for k, v in os.environ.items() if _SECRET_VARIABLE.search(k) and len(v) >= SHORTEST}
+    """value -> name of the environment variables whose names say that they hold a secret."""
+    return {value: name for name, value in os.environ.items() if _SECRET_VARIABLE.search(name) and len(value) >= MIN_LENGTH}
 
 
 def redact(text: str) -> str:
-    """The text without secrets of the environment and without passwords in addresses."""
+    """The text without secrets of the environment and without passwords in URLs."""
     for value, name in sorted(known_secrets().items(), key=lambda item: -len(item[0])):
         text = text.replace(value, f"<{name}>")
     return _PASSWORD_IN_URL.sub(r"\1<password>@", text)
 
 
-def check(node: Any, where: str = "") -> None:
-    """Refuse a config that holds a secret: it would be written into the run directory. Errors raised: UserError, without the secret."""
+def check(node: object, where: str = "") -> None:
+    """Refuse a config that contains a secret, which would be written into the run directory. Raises UserError without the secret."""
     if isinstance(node, dict):
         for key, value in node.items():
             name = f"{where}.{key}" if where else str(key)
@@ -47,7 +46,7 @@ def check(node: Any, where: str = "") -> None:
 
 
 def check_words(words: list[str]) -> None:
-    """The same for the words of a command, before any of them is repeated in an answer. Errors raised: UserError."""
+    """The same for the words of a command, before a message repeats any of them. Raises UserError."""
     for word in words:
         key, _, value = word.partition("=")
         key = key.lstrip("+")

@@ -1,0 +1,35 @@
+"""The folders and groups of the configuration: conf/GROUP/OPTION.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "conf"
+if not CONFIG_DIR.is_dir():  # installed from a wheel: conf/ is the package mmft.conf
+    CONFIG_DIR = Path(__file__).resolve().parents[1] / "conf"
+
+GROUPS = ("task", "model", "collator", "data", "lora", "trainer", "logger", "experiment")
+
+
+def group_options(config_dir: str | None = None) -> dict[str, list[str]]:
+    """group -> the names of its yaml files, shipped ones and those below `config_dir`. Names with a leading underscore are bases."""
+    roots = [CONFIG_DIR] + ([Path(config_dir)] if config_dir else [])
+    return {
+        group: sorted({
+            file.relative_to(root / group).with_suffix("").as_posix()
+            for root in roots for file in (root / group).rglob("*.yaml") if not file.name.startswith("_")
+        })
+        for group in GROUPS
+    }  # fmt: skip
+
+
+def top_level() -> list[str]:
+    """The keys of conf/config.yaml."""
+    return [str(key) for key in OmegaConf.load(CONFIG_DIR / "config.yaml") if key != "defaults"]
+
+
+def verb_keys(verb: str) -> list[str]:
+    """The keys of conf/task/VERB.yaml, which are typed without `task.`."""
+    return [str(key) for key in OmegaConf.load(CONFIG_DIR / "task" / f"{verb}.yaml") if key != "_target_"]
