@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
 from ..common.model_parts import part_of
-from ..config.library_keys import lora_config
 from ..config.key_types import arguments
+from ..config.library_keys import lora_config
 from ..system import startup
 from ..system.memory import is_out_of_memory
 from .plan import SCOPES, AdapterPlan, target_pattern

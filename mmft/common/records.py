@@ -22,7 +22,7 @@ class AnswerRecord(TypedDict, total=False):
     """One row of eval/*.jsonl: a held-out row, or an input of `predict`, and the model's answer to it.
 
     images: files below `root`. prediction: the generated text; None where `error` says why there is none.
-    metrics: the metrics that one row has by itself.
+    truncated: the answer reached generation.max_new_tokens without an end token. metrics: the metrics that one row has by itself.
     """
 
     index: int
@@ -32,8 +32,22 @@ class AnswerRecord(TypedDict, total=False):
     prompt: str
     references: list[str]
     prediction: str | None
+    truncated: bool
     metrics: MetricValues
     error: str
+
+
+class AnswerCounts(TypedDict):
+    """What stands next to every score over a set of rows.
+
+    rows: number of rows measured. references_per_row: mean. truncated: answers that reached generation.max_new_tokens.
+    left_out: rows that could not be measured (no answer, or no reference).
+    """
+
+    rows: int
+    references_per_row: float
+    truncated: int
+    left_out: int
 
 
 class SamplesEntry(TypedDict, total=False):
@@ -66,7 +80,8 @@ class Summary(TypedDict, total=False):
     """summary.json: the result of a run.
 
     status: finished, failed, interrupted, preempted or pruned. reason: why it did not finish. times: seconds by stage.
-    trained_together: number of sweep points that shared the process. seconds: wall time of the run.
+    trained_together: number of sweep points that shared the process. seconds: wall time of the run. max_new_tokens: the limit in
+    use. longest_reference: in tokens, with the end token.
     """
 
     status: str
@@ -81,6 +96,10 @@ class Summary(TypedDict, total=False):
     base_eval_loss: float | None
     metrics: MetricValues
     base_metrics: MetricValues
+    answer_counts: AnswerCounts
+    base_answer_counts: AnswerCounts
+    max_new_tokens: int | None
+    longest_reference: int
     trainable_parameters: int | None
     total_parameters: int | None
     peak_memory_mb: float
@@ -114,6 +133,10 @@ class EvaluationSummary(TypedDict, total=False):
     base_eval_loss: float | None
     metrics: MetricValues
     base_metrics: MetricValues
+    answer_counts: AnswerCounts
+    base_answer_counts: AnswerCounts
+    max_new_tokens: int | None
+    longest_reference: int
     seconds: float
 
 
@@ -177,7 +200,10 @@ class DataIdentity(TypedDict, total=False):
 
 
 class Environment(TypedDict, total=False):
-    """env.json: everything outside the config that can change a result."""
+    """env.json: everything outside the config that can change a result.
+
+    max_new_tokens: what generation.max_new_tokens=auto stands for in this run.
+    """
 
     created: str
     mmft: str
@@ -194,6 +220,7 @@ class Environment(TypedDict, total=False):
     model: ModelIdentity
     data: DataIdentity
     image_processor: str
+    max_new_tokens: int | None
     notes: list[str]
 
 
@@ -234,7 +261,7 @@ class SweepPointRecord(TypedDict, total=False):
 
     name: str
     words: list[str]
-    config_identity: str
+    identity: str
     config: dict[str, Any]
 
 

@@ -1,4 +1,4 @@
-"""Cache: the rows of a run as tokens and its images as features, each computed once; CachedCollator makes batches of them."""
+"""FeatureCache: the rows of a run as tokens and its images as features, each computed once; CachedCollator makes batches of them."""
 
 from __future__ import annotations
 
@@ -6,89 +6,101 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..collators.base import Collator, Encoded
-from .image_features import Taken, Uncacheable, generates_from_features
+import torch
+
+from ..collators.base import Collator
+from ..collators.types import Batch, Encoded
+from .image_features import Entry, FeatureLayout, Uncacheable, generates_from_features
 from .store import Store
+
+if TYPE_CHECKING:
+    from ..data.sample import Sample
 
 log = logging.getLogger("mmft")
 
-REMEMBERED = 16384  # rows; their texts take some megabytes
-CHUNK = {"cpu": 8, "cuda": 32}  # rows read and images computed at once; more pays on neither
+ROWS_IN_MEMORY = 16384  # their texts take some megabytes
+CHUNK = {"cpu": 8, "cuda": 32}  # rows encoded and images computed at once; larger chunks were not faster
 
 
-class Cache:
-    """`images`: features by the sha256 of an image file. `rows`: token ids, labels and per-token values by row content.
+class FeatureCache:
+    """`images`: features by the sha256 of an image file. `rows`: token ids, labels and values per token, by row content.
 
-    Both stores are made for one model, processor and collator (features/plan.py). The model is used in eval mode and
-    without gradients, as it was loaded; what an adapter adds lies behind the features.
+    Both stores belong to one model, processor and collator (policy.py). The model is used in eval mode and without gradients, as it
+    was loaded; an adapter acts only behind the features.
     """
 
-    def __init__(self, collator: Collator, model: Any, taken: Taken, images: Store, rows: Store):
-        self.collator, self.model, self.taken, self.images, self.rows = collator, model, taken, images, rows
+    def __init__(self, collator: Collator, model: Any, layout: FeatureLayout, images: Store, rows: Store):
+        self.collator, self.model, self.layout, self.images, self.rows = collator, model, layout, images, rows
         self.chunk = CHUNK.get(model.device.type, CHUNK["cpu"])
 
-    def fill(self, samples: Iterable[Any], generation: bool) -> None:
+    def fill(self, samples: Iterable[Sample], generation: bool) -> None:
         """Compute what is missing of these samples, chunk by chunk; on a GPU the next chunk is read meanwhile."""
         with self.images.building(), self.rows.building():
-            for group, new, encoded in self._read(self._groups(samples, generation), generation):
-                images = self.taken.compute(self.model, encoded[1], sum(len(s.sha256) for s in group)) if new else None
-                self.keep(group, encoded[0], images, generation)
+            for group, with_images, (encoded, tensors) in self._encoded(self._missing(samples, generation), generation):
+                images = self.layout.compute(self.model, tensors, len(self.image_keys(group, encoded))) if with_images else None
+                self.add(group, encoded, images, generation)
 
-    def _read(self, groups: Iterator[tuple[list[Any], bool]], generation: bool) -> Iterator[tuple[list[Any], bool, Any]]:
-        """Each chunk with its rows encoded. A GPU's next chunk is read in a thread, but on a CPU the model needs all cores: it took a fifth longer so."""
+    def _encoded(self, groups: Iterator[tuple[list[Sample], bool]], generation: bool) -> Iterator[tuple[list[Sample], bool, Any]]:
+        """Each chunk with its encoded rows. On a GPU a thread reads the next chunk; on a CPU that took a fifth longer."""
         if self.model.device.type == "cpu":
-            yield from ((group, new, self.collator.encode_checked(group, generation)) for group, new in groups)
+            yield from ((group, with_images, self.collator.encode_checked(group, generation)) for group, with_images in groups)
             return
         with ThreadPoolExecutor(1) as reader:
             waiting = None
-            for group, new in groups:
+            for group, with_images in groups:
                 upcoming = reader.submit(self.collator.encode_checked, group, generation)
                 if waiting:
                     yield *waiting[:2], waiting[2].result()
-                waiting = (group, new, upcoming)
+                waiting = (group, with_images, upcoming)
             if waiting:
                 yield *waiting[:2], waiting[2].result()
 
-    def _groups(self, samples: Iterable[Any], generation: bool) -> Iterator[tuple[list[Any], bool]]:
-        """Chunks of samples that are not known yet: those with an image whose features are missing, and those without one."""
-        groups: dict[bool, list[Any]] = {True: [], False: []}
+    def _missing(self, samples: Iterable[Sample], generation: bool) -> Iterator[tuple[list[Sample], bool]]:
+        """Chunks of samples that are not stored yet: (samples, whether features of their images are missing)."""
+        groups: dict[bool, list[Sample]] = {True: [], False: []}
         coming: set[str] = set()
         for sample in samples:
-            missing = [s for s in sample.sha256 if s not in self.images and s not in coming]
-            new = bool(missing)
-            if not new and row_key(sample, generation) in self.rows:
+            missing = [k for k in self.collator.image_keys(sample) if k not in self.images and k not in coming]
+            if not missing and row_key(sample, generation) in self.rows:
                 continue
             coming.update(missing)
-            groups[new].append(sample)
-            if len(groups[new]) == self.chunk:
-                yield groups[new], new
-                groups[new] = []
-        for new in (True, False):
-            if groups[new]:
-                yield groups[new], new
+            group = groups[bool(missing)]
+            group.append(sample)
+            if len(group) == self.chunk:
+                yield group, bool(missing)
+                groups[bool(missing)] = []
+        for with_images in (True, False):
+            if groups[with_images]:
+                yield groups[with_images], with_images
 
-    def keep(self, samples: Sequence[Any], rows: Sequence[Encoded], images: list[dict[str, Any]] | None, generation: bool = False) -> None:
-        """Samples that have been encoded; `images`: the features of all their images in order, where they were computed."""
+    def add(self, samples: Sequence[Sample], rows: Sequence[list[Encoded]], images: list[Entry] | None, generation: bool = False) -> None:
+        """Store encoded samples. images: the features of all their images in order, if they were computed."""
         self.rows.add({row_key(s, generation): packed(row) for s, row in zip(samples, rows, strict=True)})
         if images is not None:
-            self.images.add(dict(zip((sha for s in samples for sha in s.sha256), images, strict=True)))
+            self.images.add(dict(zip(self.image_keys(samples, rows), images, strict=True)))
 
-    def knows(self, samples: Sequence[Any], generation: bool) -> bool:
-        return all(row_key(s, generation) in self.rows and all(i in self.images for i in s.sha256) for s in samples)
+    def has(self, samples: Sequence[Sample], generation: bool) -> bool:
+        """Whether everything about these samples is stored."""
+        return all(row_key(s, generation) in self.rows and all(k in self.images for k in self.collator.image_keys(s)) for s in samples)
+
+    def image_keys(self, samples: Sequence[Sample], rows: Sequence[list[Encoded]]) -> list[str]:
+        """The keys of the images of all sequences of these samples, in the order of their features."""
+        keys = [self.collator.image_keys(s) for s in samples]
+        return [key for own, row in zip(keys, rows, strict=True) for sequence in row for key in own[: sequence.n_images]]
 
 
 class CachedCollator:
-    """A collator whose batches hold image features in place of pixels; otherwise the collator it was made of."""
+    """A collator whose batches hold image features instead of pixels; in all else the collator it wraps."""
 
-    def __init__(self, collator: Collator, cache: Cache):
+    def __init__(self, collator: Collator, cache: FeatureCache):
         self.collator, self.cache = collator, cache
         self.generates = generates_from_features(cache.model)
         self.off = False
 
-    def fill(self, samples: Iterable[Any], generation: bool) -> None:
-        """Compute what is missing of these samples now; an image whose features cannot be told apart ends the caching, not the run."""
+    def fill(self, samples: Iterable[Sample], generation: bool) -> None:
+        """Compute what is missing of these samples now. If the features of an image cannot be separated, caching ends, not the run."""
         try:
             if not self.off:
                 self.cache.fill(samples, generation)
@@ -99,41 +111,47 @@ class CachedCollator:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.collator, name)
 
-    def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
         return self._batch(samples, generation=False)
 
-    def prompt(self, samples: Sequence[Any]) -> dict[str, Any]:
+    def prompt(self, samples: Sequence[Sample]) -> Batch:
         return self._batch(samples, generation=True)
 
-    def _batch(self, samples: Sequence[Any], generation: bool) -> dict[str, Any]:
+    def _batch(self, samples: Sequence[Sample], generation: bool) -> Batch:
         cached = self.generates or not generation
-        if cached and not self.cache.knows(samples, generation):
+        if cached and not self.cache.has(samples, generation):
             self.fill(samples, generation)
         if self.off or not cached:
             return self.collator.prompt(samples) if generation else self.collator(samples)
-        wanted = [row_key(s, generation) for s in samples]
-        last, batch = self.cache.rows.last
-        if wanted != last:  # points that are trained in step, in one order, ask for the same batch one after the other
-            batch = self._make(samples, generation)
-            self.cache.rows.last = wanted, batch
-        return {**batch, "row_ids": [s.id for s in samples]} if "row_ids" in batch else dict(batch)
+        keys = [row_key(s, generation) for s in samples]
+        last_keys, batch = self.cache.rows.last_batch
+        if keys != last_keys:  # jointly trained runs of one order ask for the same batch one after another
+            batch = self._assemble(samples, generation)
+            self.cache.rows.last_batch = keys, batch
+        if "row_ids" not in batch:
+            return dict(batch)
+        # the stored batch may be of other rows of the same content; a row of several sequences is named several times
+        ids = [s.id for s in samples]
+        return {**batch, "row_ids": [ids[i] for i in batch["row_ids"]]}
 
-    def _make(self, samples: Sequence[Any], generation: bool) -> dict[str, Any]:
+    def _assemble(self, samples: Sequence[Sample], generation: bool) -> Batch:
         rows = [unpacked(self.cache.rows[row_key(s, generation)]) for s in samples]
-        images = [self.cache.images[sha] for s in samples for sha in s.sha256]
-        return self.collator.assemble(samples, rows, self.cache.taken.inputs(images), generation)
+        images = [self.cache.images[key] for key in self.cache.image_keys(samples, rows)]
+        batch = self.collator.assemble(samples, rows, self.cache.layout.inputs(images), generation)
+        return batch if generation else {**batch, "row_ids": [i for i, row in enumerate(rows) for _ in row]}
 
 
-def row_key(sample: Any, generation: bool) -> str:
+def row_key(sample: Sample, generation: bool) -> str:
+    """The key of a row; a prompt to generate from is another row than the training row."""
     return f"{sample.content}{'?' if generation else ''}"
 
 
-class Remembered(Sequence):
-    """Rows that are read from their file once; the last of them are kept, and the runs of one process share them."""
+class RowsInMemory(Sequence[Any]):
+    """Rows that are read from their file once; the latest are kept, and the runs of one process share them."""
 
     def __init__(self, rows: Sequence[Any]):
         self.rows = rows
-        self._row = lru_cache(maxsize=REMEMBERED)(rows.__getitem__)
+        self._row = lru_cache(maxsize=ROWS_IN_MEMORY)(rows.__getitem__)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -142,13 +160,20 @@ class Remembered(Sequence):
         return self._row(index)
 
 
-def packed(row: Encoded) -> dict[str, Any]:
-    import torch
+def packed(row: list[Encoded]) -> dict[str, torch.Tensor]:
+    """The sequences of an encoded row as tensors, end to end; `sizes` holds the tokens and images of each."""
+    values: dict[str, Any] = {"sizes": [[len(s.ids), s.n_images] for s in row]}
+    values |= {"ids": [i for s in row for i in s.ids], "labels": [i for s in row for i in s.labels]}
+    values |= {f"extra.{k}": [i for s in row for i in s.extra[k]] for k in row[0].extra}
+    return {k: torch.tensor(v, dtype=torch.int32) for k, v in values.items()}
 
-    kinds = {"ids": row.ids, "labels": row.labels, **{f"extra.{k}": v for k, v in row.extra.items()}}
-    return {k: torch.tensor(v, dtype=torch.int32) for k, v in kinds.items()}
 
-
-def unpacked(entry: dict[str, Any]) -> Encoded:
-    extra = {k.removeprefix("extra."): v.numpy() for k, v in entry.items() if k.startswith("extra.")}
-    return Encoded(entry["ids"].numpy(), entry["labels"].numpy(), extra)
+def unpacked(entry: dict[str, torch.Tensor]) -> list[Encoded]:
+    arrays: dict[str, Any] = {k: v.numpy() for k, v in entry.items()}
+    row, start = [], 0
+    for length, n_images in arrays["sizes"].tolist():
+        ids, labels = (arrays[k][start : start + length] for k in ("ids", "labels"))
+        extra = {k.removeprefix("extra."): v[start : start + length] for k, v in arrays.items() if k.startswith("extra.")}
+        row.append(Encoded(ids, labels, extra, n_images))
+        start += length
+    return row

@@ -9,37 +9,40 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..common.hashing import sha256
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger("mmft")
 
 PACK = 64 * 1024 * 1024  # bytes of new entries that are written as one file
-Entry = dict[str, Any]  # name -> tensor; the first dimension may differ between entries, the others may not
+Entry = dict[str, "torch.Tensor"]  # by name; entries may differ in the first dimension only
 
 
 class Store:
     """Entries by key. Without `folder` they live as long as this object.
 
-    With it, new entries are written in packs: one safetensors file holds every tensor of one name end to end, and where
-    each begins. A pack is named by the sha256 of its bytes, which are compared when it is opened: one that is damaged is
-    removed, and its entries are computed again. A disk that is full is said once; what came after stays in memory.
+    With a folder, new entries are written in packs: one safetensors file that holds all tensors of one name end to end, and their
+    offsets. A pack is named by the sha256 of its bytes, which is compared when the pack is opened: a damaged pack is removed, and its
+    entries are computed again. If the disk is full, one warning says so, and further entries stay in memory.
     """
 
-    def __init__(self, folder: Path | None, described: dict[str, Any] | None = None):
+    def __init__(self, folder: Path | None, described_by: dict[str, Any] | None = None):
         self.folder = folder
         self._fresh: dict[str, Entry] = {}
         self._fresh_bytes = 0
         self._packs: dict[str, dict[str, Any]] = {}
         self._where: dict[str, tuple[str, int]] = {}
         self.bytes = 0
-        self.last: tuple[list[str], Any] = ([], None)  # what was made of these entries last (features/cache.py)
+        self.last_batch: tuple[list[str], dict[str, Any]] = ([], {})  # keys and tensors of the batch made last (cache.py)
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                if described and not (folder / "key.json").is_file():
-                    _write(folder / "key.json", json.dumps(described, indent=2, default=str).encode())
+                if described_by and not (folder / "key.json").is_file():
+                    _write(folder / "key.json", json.dumps(described_by, indent=2, default=str).encode())
             except OSError as error:
                 self._give_up(error)
             self.refresh()
@@ -58,7 +61,7 @@ class Store:
         return {name: tensors[name][at[n] : at[n + 1]] for name, at in tensors["at"].items()}
 
     def add(self, entries: dict[str, Entry]) -> None:
-        """Keep new entries; what they hold must not be views of something larger."""
+        """Store new entries; their tensors must not be views of larger ones."""
         for key, entry in entries.items():
             if key not in self:
                 self._fresh[key] = entry
@@ -68,13 +71,13 @@ class Store:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is new, whole or not at all."""
+        """Write new entries to the disk; each file is complete or absent."""
         if self.folder is None or not self._fresh:
             return
         import torch
         from safetensors.torch import save
 
-        # tensors of one name may differ in all but the first dimension between kinds of entries: one pack for each kind
+        # entries of different shapes cannot share a tensor: one pack for each kind
         kinds: dict[tuple, list[str]] = {}
         for key, entry in self._fresh.items():
             kinds.setdefault(tuple(sorted((n, tuple(t.shape[1:]), str(t.dtype)) for n, t in entry.items())), []).append(key)
@@ -98,7 +101,7 @@ class Store:
         self._fresh_bytes = 0
 
     def refresh(self) -> None:
-        """Open packs that were written since, by this process or another."""
+        """Open packs that this or another process has written since."""
         if self.folder is None:
             return
         from safetensors import SafetensorError
@@ -119,7 +122,7 @@ class Store:
 
     @contextlib.contextmanager
     def building(self) -> Iterator[None]:
-        """Alone among all processes that build this store; what another built meanwhile is there when this one's turn comes."""
+        """Hold the store's lock in the block; entries that another process wrote before are opened first."""
         if self.folder is None:
             yield
             return
@@ -133,7 +136,7 @@ class Store:
                 self.flush()
 
     def _open(self, path: Path) -> None:
-        """Map a pack: its bytes are read when they are used, and the system may drop them again."""
+        """Map a pack into memory: its bytes are read when they are used."""
         from safetensors import safe_open
 
         with safe_open(path, "pt") as file:

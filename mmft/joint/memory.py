@@ -1,14 +1,16 @@
-"""How many adapters fit into one group, by what each keeps for all of training."""
+"""Estimate the memory that one adapter of a joint group takes."""
 
 from __future__ import annotations
 
 from typing import Any
 
-ADAM = 16  # bytes a trained weight: itself, its gradient, two moments, all fp32
+from ..adapters.plan import AdapterPlan
+
+ADAM = 16  # bytes of a trained parameter: itself, its gradient, two moments, all fp32
 
 
-def adapter_bytes(skeleton: Any, plan: Any) -> int:
-    """What one adapter takes, from the shapes of the layers it adapts; the rank of most of them stands for all."""
+def adapter_bytes(skeleton: Any, plan: AdapterPlan) -> int:
+    """Bytes of one adapter during training, from the shapes of the layers it adapts; rank_pattern is ignored."""
     modules = dict(skeleton.named_modules())
-    weights = sum(plan.settings["r"] * (modules[name].in_features + modules[name].out_features) for name in plan.adapted)
-    return weights * ADAM
+    parameters = sum(plan.settings["r"] * (modules[name].in_features + modules[name].out_features) for name in plan.adapted)
+    return parameters * ADAM

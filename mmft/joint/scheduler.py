@@ -1,16 +1,15 @@
-"""A group trained in step: each member is a Trainer in a greenlet of its own, and one of them runs at a time.
+"""Schedule a group of jointly trained runs: each member is a Trainer in its own greenlet, and one of them runs at a time.
 
     member 1   load, measure, attach ... batch -> waits     ... its own optimizer, logs, evaluation ... batch -> waits
     member 2                                        batch -> waits                                          ...
-    leader                                                   one forward and backward for all that wait
+    leader                                                   one forward and backward pass for all that wait
 
-A member sees what it would see alone: its own batches, random numbers (the global generators are swapped with the turn),
-schedule, clipping, callbacks and run directory. Only the pass through the base is common. A member that ends early (early
-stopping, an error, pruned) leaves; the others go on.
+A member sees what it would see alone: its own batches, random numbers (the global generators are swapped when its turn comes), schedule,
+clipping, callbacks and run directory. Only the pass through the base is common. A member that ends early (early stopping, an error,
+pruned) leaves; the others go on.
 
-Greenlets and not threads: every thread that computes gets worker threads of its own from OpenMP, and more of them than
-cores made the common pass half as fast. Members change places only in `Seat.step`, where no context of torch (no_grad,
-autocast), which belongs to the thread, is open.
+Greenlets, not threads: every thread that computes gets OpenMP worker threads of its own, and more of them than cores made the common pass
+half as fast. Members switch only in `Member.step`, where no thread-local context of torch (no_grad, autocast) is open.
 """
 
 from __future__ import annotations
@@ -18,192 +17,212 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from greenlet import getcurrent, greenlet
 
 from ..common.errors import Preempted
-from ..rewrites.instead import instead
-from ..system.memory import fitting, freed, is_out
-from .stacked_model import Rows, carrier, losses
+from ..common.private_api import set_sync_gradients
+from ..sweeps.context import SharedBase
+from ..sweeps.directory import PointResult
+from ..system.memory import is_out_of_memory, passes_that_fit, release_memory
+from ..training.trainer import SupervisedTrainer
+from .stacked_model import RowOwners, joint_losses, stack_models
 
 log = logging.getLogger("mmft")
 
+LossAndCount = tuple[torch.Tensor, torch.Tensor]
+
 
 @dataclass
-class Posted:
-    """A micro-batch a member hands to the leader: tensors on the device, and the divisor of its loss (tokens of the step)."""
+class MicroBatch:
+    """What a member hands to the leader. items: the divisor of its loss, the supervised tokens of the step."""
 
-    trainer: Any
+    trainer: SupervisedTrainer
     inputs: dict[str, Any]
-    items: Any
+    items: torch.Tensor | int | None
 
 
-class Seat:
-    """One member's place in the group: what its training calls, and what the leader wakes it by."""
+class Member:
+    """One run of the group: what its Trainer calls (JointMember), and how the leader wakes it."""
 
     def __init__(self, group: Group, number: int, name: str):
         self.group, self.number, self.name = group, number, name
-        self.life: greenlet | None = None
-        self.posted: Posted | None = None
-        self.answer: Any = None
+        self.greenlet: greenlet | None = None
+        self.waiting: MicroBatch | None = None
+        self.answer: LossAndCount | BaseException | None = None
         self.random = _random_state()
 
     @property
-    def done(self) -> bool:
-        return self.life is not None and self.life.dead
+    def ended(self) -> bool:
+        return self.greenlet is not None and self.greenlet.dead
 
     @property
     def size(self) -> int:
-        """How many points are trained at once: the members the group began with, and those of other processes."""
         return self.group.size
 
-    def step(self, trainer: Any, inputs: dict[str, Any], items: Any) -> tuple[Any, Any]:
-        """(the micro-batch's loss divided by `items`, its supervised tokens); the gradients are in the member's parameters.
-
-        Errors raised: whatever went wrong in the common pass, or KeyboardInterrupt.
-        """
-        self.posted = Posted(trainer, inputs, items)
-        state = trainer.accelerator.gradient_state  # one for all Accelerators of a process; a member ahead has set it for its next step
-        syncs = state.sync_gradients
+    def step(self, trainer: SupervisedTrainer, inputs: dict[str, Any], items: torch.Tensor | int | None) -> LossAndCount:
+        """Wait for the common pass. Raises what went wrong in it, or KeyboardInterrupt."""
+        self.waiting = MicroBatch(trainer, inputs, items)
+        state = trainer.accelerator.gradient_state  # shared by all Accelerators: a member that is ahead sets it for its next step
+        sync_gradients = state.sync_gradients
         answer = self.group.leader.switch()
-        state._set_sync_gradients(syncs)
+        set_sync_gradients(state, sync_gradients)
         if isinstance(answer, BaseException):
             raise answer
         return answer
 
-    def say(self, step: int, of: int, loss: str, left: str) -> None:
-        """One line for the whole group once every member has logged this step."""
-        said = self.group.said.setdefault(step, {})
-        said[self.number] = loss
-        if set(said) >= {s.number for s in self.group.seats if not s.done}:
-            losses = " ".join(said[n] for n in sorted(said))
-            line = f"{self.group.label}step {step:{len(str(of))}d}/{of}  loss {losses}  {left} left"
-            log.info(line, extra={"shown": True})  # of the group, so in no point's own log
-            del self.group.said[step]
+    def log_step(self, step: int, steps: int, loss: str, time_left: str) -> None:
+        """One line for the whole group, once every member has logged this step."""
+        losses = self.group.logged.setdefault(step, {})
+        losses[self.number] = loss
+        if set(losses) >= {m.number for m in self.group.members if not m.ended}:
+            shown = " ".join(losses[n] for n in sorted(losses))
+            line = f"{self.group.label}step {step:{len(str(steps))}d}/{steps}  loss {shown}  {time_left} left"
+            log.info(line, extra={"shown": True})  # the group's line, so it is in no member's own log
+            del self.group.logged[step]
 
 
 class Group:
-    """Runs members' jobs in step. `shared` holds the base (mmft/sweeps/shared_base.py); `size` points are trained at once, here and beside; `label` begins its lines."""
+    """Runs the members' jobs jointly. base: the shared base model. size: runs that are trained at once, here and in other processes.
 
-    def __init__(self, shared: Any, names: list[str], size: int | None = None, label: str = ""):
-        self.shared, self.leader, self.size, self.label = shared, getcurrent(), size or len(names), label
-        self.seats = [Seat(self, number, name) for number, name in enumerate(names)]
-        self.rows, self.carrier = Rows(), None
-        self.most = len(names)  # members in one pass
-        self.said: dict[int, dict[int, str]] = {}
+    label: begins the group's log lines.
+    """
+
+    def __init__(self, base: SharedBase, names: Sequence[str], size: int | None = None, label: str = ""):
+        self.base, self.leader, self.size, self.label = base, getcurrent(), size or len(names), label
+        self.members = [Member(self, number, name) for number, name in enumerate(names)]
+        self.owners = RowOwners()
+        self.model: Any = None  # the stacked model, built at the first pass
+        self.per_pass = len(names)  # members in one pass
+        self.logged: dict[int, dict[int, str]] = {}
         self.stop: Preempted | None = None
-        self.results: list[Any] = [None] * len(names)
+        self.results: list[PointResult | None] = [None] * len(names)
 
-    def run(self, jobs: list[Callable[[Seat], Any]]) -> list[Any]:
-        """What each job returned. Errors raised: KeyboardInterrupt, and what a job lets through; the other members hear of it first."""
-        for seat, job in zip(self.seats, jobs, strict=True):
-            seat.life = greenlet(job)
+    def run(self, jobs: Sequence[Callable[[Member], PointResult]]) -> list[PointResult]:
+        """The results of all jobs. Raises KeyboardInterrupt, and what a job does not catch, after the other members were told."""
+        for member, job in zip(self.members, jobs, strict=True):
+            member.greenlet = greenlet(job)
         try:
             self._lead()
         except BaseException as error:
-            for seat in self.seats:
-                if seat.life and not seat.done:  # in the middle of training: it leaves a directory that says what happened
-                    seat.answer = error
+            for member in self.members:
+                if member.greenlet and not member.ended:  # it leaves a directory that says what happened
+                    member.answer = error
                     with contextlib.suppress(type(error)):
-                        self._turn(seat)
+                        self._give_turn(member)
             raise
         finally:
-            self.carrier = None
-        return self.results
+            self.close()
+        return [result for result in self.results if result is not None]
+
+    def close(self) -> None:
+        """Drop the stacked model."""
+        self.model = None
 
     def _lead(self) -> None:
-        while living := [s for s in self.seats if not s.done]:
-            for seat in living:
-                if seat.posted is None:
-                    self._turn(seat)
-            waiting = [s for s in self.seats if s.posted is not None]
+        while living := [m for m in self.members if not m.ended]:
+            for member in living:
+                if member.waiting is None:
+                    self._give_turn(member)
+            waiting = [m for m in self.members if m.waiting is not None]
             if waiting:
                 self._pass(waiting)
         if self.stop is not None:
             raise self.stop
 
-    def _turn(self, seat: Seat) -> None:
-        """Let one member run until it waits for the next pass, or ends; with random numbers of its own."""
+    def _give_turn(self, member: Member) -> None:
+        """Let one member run, with its own random numbers, until it waits for the next pass or ends."""
         outside = _random_state()
-        _set_random_state(seat.random)
+        _set_random_state(member.random)
+        assert member.greenlet is not None
         try:
-            answer, seat.answer = seat.answer, None
-            # a greenlet is true once it has begun; what it is first given is its job's argument
-            value = seat.life.switch(answer if seat.life else seat)
-        except Preempted as stop:  # it has saved itself; so will the others, each after this very step
+            answer, member.answer = member.answer, None
+            # a greenlet is true once it has begun; its first value is the argument of its job
+            value = member.greenlet.switch(answer if member.greenlet else member)
+        except Preempted as stop:  # this member has saved its checkpoint; the others save theirs, each after this same step
             self.stop, value = stop, None
         finally:
-            seat.random = _random_state()
+            member.random = _random_state()
             _set_random_state(outside)
-        if seat.done:
-            self.results[seat.number] = value
+        if member.ended:
+            self.results[member.number] = value
 
-    def _pass(self, waiting: list[Seat]) -> None:
-        if self.carrier is None:
-            args = waiting[0].posted.trainer.args
-            kwargs = {**(getattr(args, "gradient_checkpointing_kwargs", None) or getattr(args, "activation_checkpointing_kwargs", None) or {})}
-            on = getattr(args, "gradient_checkpointing", False) or getattr(args, "activation_checkpointing", False)
-            models = {s.number: s.posted.trainer.model for s in waiting}
-            self.carrier = carrier(self.shared.base.model, models, self.rows, kwargs if on else None)
-            self.most = min(len(self.seats), fitting(lambda: self._losses(waiting[:1]), self.shared.base.device, len(waiting)))
-            if self.most < len(waiting):
-                log.info("%-14s %d adapters a pass: more would not fit into memory", "joint", self.most)
-        for start in range(0, len(waiting), self.most):
-            self._one_pass(waiting[start : start + self.most])
+    def _pass(self, members: list[Member]) -> None:
+        """Passes for all waiting members, as many in one as memory allows."""
+        if self.model is None:
+            self._build_model(members)
+        for start in range(0, len(members), self.per_pass):
+            self._one_pass(members[start : start + self.per_pass])
 
-    def _one_pass(self, seats: list[Seat]) -> None:
-        """Forward and backward for these members; out of memory, in two halves."""
-        fresh = not any(s.posted.trainer.losses for s in seats)  # no earlier micro-batch of the step has left gradients
+    def _build_model(self, members: list[Member]) -> None:
+        args = _batch(members[0]).trainer.args
+        kwargs = {**(getattr(args, "gradient_checkpointing_kwargs", None) or getattr(args, "activation_checkpointing_kwargs", None) or {})}
+        checkpointing = getattr(args, "gradient_checkpointing", False) or getattr(args, "activation_checkpointing", False)
+        loaded = self.base.loaded
+        assert loaded is not None
+        trainers = {m.number: _batch(m).trainer for m in members}
+        models, rewrites = {n: t.model for n, t in trainers.items()}, {n: t.rewrites for n, t in trainers.items()}
+        self.model = stack_models(loaded.model, models, rewrites, self.owners, kwargs if checkpointing else None)
+        self.per_pass = min(len(self.members), passes_that_fit(lambda: self._losses(members[:1]), loaded.device, len(members)))
+        if self.per_pass < len(members):
+            log.info("%-14s %d adapters a pass: more would not fit into memory", "joint", self.per_pass)
+
+    def _one_pass(self, members: list[Member]) -> None:
+        """Forward and backward pass for these members; after an out-of-memory error, in two halves."""
+        first_micro_batch = not any(_batch(m).trainer.losses for m in members)  # no earlier micro-batch of the step has left gradients
+        answers: list[LossAndCount] | None = None
         try:
-            with instead(seats[0].posted.trainer.ways):
-                answers = self._losses(seats)
-                total = sum(s.posted.trainer.scaled(loss) for s, (loss, _) in zip(seats, answers))
-                total.backward()
+            answers = self._losses(members)
+            total: Any = sum(_batch(m).trainer.scaled(loss) for m, (loss, _) in zip(members, answers))
+            total.backward()
         except Exception as error:
-            if not is_out(error):
-                self._answer(seats, [error] * len(seats))
-                return
-            if len(seats) == 1 or not fresh:  # gradients of earlier micro-batches may have half of this one's in them
-                self._answer(seats, [error] * len(seats))
+            # after an earlier micro-batch, gradients may already hold half of this one's
+            if not is_out_of_memory(error) or len(members) == 1 or not first_micro_batch:
+                self._answer(members, [error] * len(members))
                 return
             answers = total = None
         if answers is not None:
-            self._answer(seats, [(loss.detach(), count) for loss, count in answers])
+            self._answer(members, [(loss.detach(), count) for loss, count in answers])
             return
-        for seat in seats:  # out here, where the error no longer holds what was computed
-            seat.posted.trainer.model.zero_grad(set_to_none=True)
-        freed()
-        self.most = (len(seats) + 1) // 2
-        log.info("%-14s out of memory; %d adapters a pass from here on", "joint", self.most)
-        for start in range(0, len(seats), self.most):
-            self._one_pass(seats[start : start + self.most])
+        for member in members:  # outside the handler, where the error no longer holds the tensors
+            _batch(member).trainer.model.zero_grad(set_to_none=True)
+        release_memory()
+        self.per_pass = (len(members) + 1) // 2
+        log.info("%-14s out of memory; %d adapters a pass from here on", "joint", self.per_pass)
+        for start in range(0, len(members), self.per_pass):
+            self._one_pass(members[start : start + self.per_pass])
 
-    def _losses(self, seats: list[Seat]) -> list[tuple[Any, Any]]:
-        batches = [(s.number, s.posted.inputs, s.posted.trainer.args.label_smoothing_factor) for s in seats]
-        with seats[0].posted.trainer.accelerator.autocast():
-            sums = losses(self.carrier, self.rows, batches)
-        return [(loss / (count if s.posted.items is None else s.posted.items), count) for s, (loss, count) in zip(seats, sums)]
+    def _losses(self, members: list[Member]) -> list[LossAndCount]:
+        batches = [(m.number, _batch(m).inputs, _batch(m).trainer.args.label_smoothing_factor) for m in members]
+        with _batch(members[0]).trainer.accelerator.autocast():
+            sums = joint_losses(self.model, self.owners, batches)
+        divisors = [_batch(m).items for m in members]
+        return [(loss / (count if items is None else items), count) for items, (loss, count) in zip(divisors, sums)]
 
-    def _answer(self, seats: list[Seat], answers: list[Any]) -> None:
-        for seat, answer in zip(seats, answers):
-            seat.posted, seat.answer = None, answer
+    def _answer(self, members: Sequence[Member], answers: Sequence[LossAndCount | BaseException]) -> None:
+        for member, answer in zip(members, answers):
+            member.waiting, member.answer = None, answer
 
 
-def _random_state() -> tuple[Any, ...]:
-    import numpy as np
-    import torch
+def _batch(member: Member) -> MicroBatch:
+    assert member.waiting is not None
+    return member.waiting
 
+
+RandomState = tuple[torch.Tensor, "list[torch.Tensor] | None", Any, Any]
+
+
+def _random_state() -> RandomState:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
     return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()
 
 
-def _set_random_state(state: tuple[Any, ...]) -> None:
-    import numpy as np
-    import torch
-
+def _set_random_state(state: RandomState) -> None:
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.cuda.set_rng_state_all(state[1])

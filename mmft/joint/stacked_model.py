@@ -1,9 +1,9 @@
-"""The carrier: one more set of modules over the shared base weights, whose adapted layers serve the rows of every member."""
+"""The stacked model: one more set of modules over the shared base weights, whose adapted layers serve the rows of every member."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,180 +11,203 @@ import torch
 import torch.nn.functional as F
 
 from ..adapters.freeze import freeze
-from ..adapters.seeded_dropout import SeededDropout, ones_and_zeros
 from ..collators.base import IGNORE
 from ..losses.supervised import supervised_logits
-from ..rewrites import gated_mlp, rms_norm
-from ..rewrites.last_layer import narrow
-from ..rewrites.lora_linear import Part, Product, Share, one_dtype
-from ..sweeps.shared_base import modules_over
+from ..rewrites.apply import Rewrites
+from ..rewrites.base import Replaced, put
+from ..rewrites.gated_mlp import GatedMlp, is_gated
+from ..rewrites.last_layer import ReadPositions, narrow_last_layer
+from ..rewrites.lora_linear import AdapterRows, LinearParts, LoraProduct, linear_parts, single_dtype
+from ..rewrites.rms_norm import RmsNorm, is_rms_norm
+from ..rewrites.seeded_dropout import SeededDropout, ones_and_zeros
+from ..sweeps.context import modules_over
 
 PREFIX = "base_model.model."  # of module names in a PeftModel
 
 
 @dataclass
-class Rows:
-    """Whose rows stand where in the batch that is on its way.
+class RowOwners:
+    """Which rows of the current batch belong to which member.
 
-    of: (member's number, how many rows, how long they are), in order. read: supervised positions of each, in the same order,
-    which is what a narrowed layer sees (mmft/rewrites/last_layer.py).
+    blocks: (member's number, rows, length of the rows), in order. read: supervised positions of each block, in the same order, which is
+    what a narrowed last layer sees. copies: how often the first member's batch occurs, if all members have the same batch.
     """
 
-    of: list[tuple[int, int, int]] = field(default_factory=list)
+    blocks: list[tuple[int, int, int]] = field(default_factory=list)
     read: list[int] = field(default_factory=list)
-    copies: int = 1  # how often the first member's batch stands there, where all members have the same one
+    copies: int = 1
+
+    @property
+    def rows(self) -> int:
+        return sum(n for _, n, _ in self.blocks)
 
     def sizes(self, length: int) -> list[int]:
-        """Entries of each member among `length` of all, rows x positions."""
-        total = sum(n for _, n, _ in self.of)
-        if length % total:
-            raise RuntimeError(f"a layer got {length} entries for {total} rows; the members' rows cannot be told apart in it")
-        return [n * (length // total) for _, n, _ in self.of]
+        """How many of `length` entries (rows x positions) belong to each block."""
+        if length % self.rows:
+            raise RuntimeError(f"a layer got {length} entries for {self.rows} rows; the members' rows cannot be told apart in it")
+        return [n * (length // self.rows) for _, n, _ in self.blocks]
 
 
 class JointLinear(torch.nn.Module):
-    """A linear layer over the stacked rows of all members, and each member's adapter over its own rows (mmft/rewrites/lora_linear.py).
+    """A linear layer over the stacked rows of all members, with each member's adapter over its own rows.
 
-    W's product is one for all. The adapters are the members' own layers, not copies.
+    The product with W is computed once for all. The adapters are the members' own layers, not copies.
     """
 
-    def __init__(self, base_layer: torch.nn.Module, rows: Rows):
+    def __init__(self, base_layer: torch.nn.Module, owners: RowOwners):
         super().__init__()
-        self.base_layer, self.rows = base_layer, rows
+        self.base_layer, self.owners = base_layer, owners
         self.members = torch.nn.ModuleDict()
-        self.places: Any = None  # where this layer computes only some positions
+        self.positions: ReadPositions | None = None  # if this layer computes only the positions that are read
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        own = self._share(x)
-        if not self._in_one(x):
-            return self._apart(x, own.parts, own.adapters)
-        return Product.apply(x.reshape(-1, x.shape[-1]), own.base, own.parts, *own.adapters).view(*x.shape[:-1], -1)
+        parts = self._parts(x)
+        if not self._is_single_dtype(x):
+            return self._separately(x, parts)
+        y: torch.Tensor = LoraProduct.apply(x.reshape(-1, x.shape[-1]), parts.base, parts.rows, *parts.matrices)
+        return y.view(*x.shape[:-1], -1)
 
-    def share(self, x: torch.Tensor) -> Share | None:
-        """What it puts into a product for x, of which only shape, dtype and device are looked at; None where values are cast on the way."""
-        return self._share(x) if self._in_one(x) else None  # asked first: what computes by itself draws its masks itself
+    def parts(self, x: torch.Tensor) -> LinearParts | None:
+        """Its parts for x, of which only shape, dtype and device are read; None if values must be cast on the way."""
+        return self._parts(x) if self._is_single_dtype(x) else None  # checked first, because _parts draws dropout masks
 
-    def _in_one(self, x: torch.Tensor) -> bool:
-        trained = (p for layer in self.members.values() for p in (*layer.lora_A.parameters(), *layer.lora_B.parameters()))
-        return type(self.base_layer) is torch.nn.Linear and one_dtype(x, self.base_layer, *trained)
+    def _is_single_dtype(self, x: torch.Tensor) -> bool:
+        matrices = (p for layer in self.members.values() for p in (*layer.lora_A.parameters(), *layer.lora_B.parameters()))
+        return type(self.base_layer) is torch.nn.Linear and single_dtype(x, self.base_layer, *matrices)
 
-    def _share(self, x: torch.Tensor) -> Share:
+    def _parts(self, x: torch.Tensor) -> LinearParts:
         flat = x.reshape(-1, x.shape[-1])
-        narrowed = self.places is not None and self.places.index is not None
-        sizes = self.rows.read if narrowed else self.rows.sizes(flat.shape[0])
-        own, start = Share(self.base_layer, [], []), 0
-        drawn: dict[Any, torch.Tensor] = {}
-        for position, size in enumerate(sizes):
-            number = str(self.rows.of[position][0])
+        index = self.positions.index if self.positions is not None else None
+        sizes = self.owners.read if index is not None else self.owners.sizes(flat.shape[0])
+        base: Any = self.base_layer
+        parts, start = LinearParts(base, [], []), 0
+        masks: dict[Any, torch.Tensor] = {}
+        for block, size in enumerate(sizes):
+            number = str(self.owners.blocks[block][0])
             if number in self.members:
-                layer = self.members[number]
+                layer: Any = self.members[number]
                 (name,) = layer.active_adapters
-                part = Part(start, start + size, layer.scaling[name])
+                rows = AdapterRows(start, start + size, layer.scaling[name])
                 dropout = layer.lora_dropout[name]
-                if isinstance(dropout, SeededDropout) and dropout.on():
-                    part.kept, part.factor = self._kept(dropout, position, start, flat, narrowed, drawn), dropout.factor
-                own.parts.append(part)
-                own.adapters += [layer.lora_A[name].weight, layer.lora_B[name].weight]
+                if isinstance(dropout, SeededDropout) and dropout.is_on():
+                    rows.kept, rows.factor = self._mask(dropout, block, start, flat, masks), dropout.factor
+                parts.rows.append(rows)
+                parts.matrices += [layer.lora_A[name].weight, layer.lora_B[name].weight]
             start += size
-        return own
+        return parts
 
-    def _kept(self, dropout: Any, position: int, start: int, x: torch.Tensor, narrowed: bool, drawn: dict[Any, torch.Tensor]) -> torch.Tensor:
-        """The mask of one member's entries: drawn for its own batch, whose rows may be shorter than the longest of all; the rest is padding."""
-        _, n, own = self.rows.of[position]
-        length = self.places.shape[1] if narrowed else x.shape[0] // sum(n for _, n, _ in self.rows.of)
+    def _mask(self, dropout: SeededDropout, block: int, start: int, x: torch.Tensor, masks: dict[Any, torch.Tensor]) -> torch.Tensor:
+        """The mask of one member's entries: drawn for its own batch, whose rows may be shorter than the longest; the rest is padding."""
+        _, n, own_length = self.owners.blocks[block]
+        narrowed = self.positions is not None and self.positions.index is not None
+        length = self.positions.shape[1] if self.positions is not None and narrowed else x.shape[0] // self.owners.rows
         stream = dropout.stream
-        key = (stream.seed, stream.at, tuple(stream.parts), dropout.layer, dropout.dropped, n, own)
-        if key not in drawn:  # points with one seed drop the same values
-            mask = stream.mask(dropout.layer, n, own, x.shape[1], x.device, dropout.dropped)
-            padded = mask if own == length else F.pad(mask.view(n, own, -1), (0, 0, 0, length - own), value=True)
-            drawn[key] = padded.view(n * length, -1)
-        if not narrowed:
-            return drawn[key]
-        first = sum(rows for _, rows, _ in self.rows.of[:position]) * length
-        return drawn[key].index_select(0, self.places.index[start : start + self.rows.read[position]] - first)
+        key = (stream.point, dropout.layer, dropout.dropped, n, own_length)
+        if key not in masks:  # members with one seed drop the same values
+            mask = stream.mask(dropout.layer, n, own_length, x.shape[1], x.device, dropout.dropped)
+            padded = mask if own_length == length else F.pad(mask.view(n, own_length, -1), (0, 0, 0, length - own_length), value=True)
+            masks[key] = padded.view(n * length, -1)
+        if self.positions is None or self.positions.index is None:
+            return masks[key]
+        first = sum(rows for _, rows, _ in self.owners.blocks[:block]) * length
+        return masks[key].index_select(0, self.positions.index[start : start + self.owners.read[block]] - first)
 
-    def _apart(self, x: torch.Tensor, parts: list[Part], weights: list[torch.Tensor]) -> torch.Tensor:
-        """The same where values are cast on the way, as peft's `lora.Linear.forward` computes it for one adapter."""
+    def _separately(self, x: torch.Tensor, parts: LinearParts) -> torch.Tensor:
+        """The same with casts on the way, as peft's `lora.Linear.forward` computes it for one adapter."""
         result = self.base_layer(x)
-        flat, pieces, at = x.reshape(-1, x.shape[-1]), [], 0
-        for part, a, b in zip(parts, weights[::2], weights[1::2]):
-            own = part.of(flat)
-            if part.kept is not None:
-                own = own * ones_and_zeros(part.kept, own.dtype) * part.factor
-            pieces += [flat.new_zeros(part.start - at, result.shape[-1]), F.linear(F.linear(own.to(a.dtype), a), b) * part.scaling]
-            at = part.stop
-        pieces.append(flat.new_zeros(flat.shape[0] - at, result.shape[-1]))
-        return (result + torch.cat(pieces).view(result.shape)).to(result.dtype)
+        flat, pieces, end = x.reshape(-1, x.shape[-1]), [], 0
+        for rows, a, b in zip(parts.rows, parts.matrices[::2], parts.matrices[1::2]):
+            x_k = rows.of(flat)
+            if rows.kept is not None:
+                x_k = x_k * ones_and_zeros(rows.kept, x_k.dtype) * rows.factor
+            pieces += [flat.new_zeros(rows.start - end, result.shape[-1]), F.linear(F.linear(x_k.to(a.dtype), a), b) * rows.scaling]
+            end = rows.stop
+        pieces.append(flat.new_zeros(flat.shape[0] - end, result.shape[-1]))
+        y: torch.Tensor = (result + torch.cat(pieces).view(result.shape)).to(result.dtype)
+        return y
 
 
-def carrier(base: Any, members: dict[int, Any], rows: Rows, checkpointing: dict[str, Any] | None) -> Any:
-    """The base's modules anew, over the same weights, with the adapters of `members` (number -> PeftModel) in place.
+def stack_models(
+    base: torch.nn.Module, members: Mapping[int, Any], rewrites: Mapping[int, Rewrites], owners: RowOwners, checkpointing: dict[str, Any] | None
+) -> Any:
+    """New modules over the base weights, with the adapters of `members` (number -> PeftModel) in place.
 
-    checkpointing: `gradient_checkpointing_kwargs`, or None without.
+    rewrites: those of each member; the stacked model gets the ones they have in common. checkpointing:
+    `gradient_checkpointing_kwargs`, None without checkpointing.
     """
     from peft.tuners.lora import LoraLayer
 
-    model = modules_over(base)
+    model: Any = modules_over(base)
     for number, member in members.items():
         for name, layer in member.named_modules():
             if not isinstance(layer, LoraLayer):
                 continue
             name = name.removeprefix(PREFIX)
-            place = model.get_submodule(name)
-            if not isinstance(place, JointLinear):
-                place = JointLinear(place, rows)
-                model.set_submodule(name, place)
-            place.members[str(number)] = layer
-    gated_mlp.take(model, _common(members, "gated"), lambda layer, x: layer.share(x) if isinstance(layer, JointLinear) else gated_mlp.of_layer(layer, x))
-    rms_norm.take(model, _common(members, "normed"))
-    _positions_once(model, rows)
+            joint = model.get_submodule(name)
+            if not isinstance(joint, JointLinear):
+                joint = JointLinear(joint, owners)
+                model.set_submodule(name, joint)
+            joint.members[str(number)] = layer
+    replaced = Replaced()
+    gated, norms = GatedMlp(lambda layer, x: layer.parts(x) if isinstance(layer, JointLinear) else linear_parts(layer, x)), RmsNorm()
+    put(gated, _of_common_class(model, gated.name, is_gated, rewrites), replaced)
+    put(norms, _of_common_class(model, norms.name, is_rms_norm, rewrites), replaced)
+    _compute_positions_once(model, owners)
     freeze(model)
-    if all(getattr(member, "places", None) is not None for member in members.values()):
-        narrow(model)
+    if all(r.positions is not None for r in rewrites.values()):
+        narrow_last_layer(model, replaced)
     model.train()
     if checkpointing is not None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
     return model
 
 
-def _positions_once(model: Any, rows: Rows) -> None:
-    """Members with one batch have one table of positions: what the Qwen families work out row by row in Python is worked out for the first."""
+def _of_common_class(
+    model: torch.nn.Module, name: str, is_candidate: Callable[[torch.nn.Module], bool], rewrites: Mapping[int, Rewrites]
+) -> list[torch.nn.Module]:
+    """The modules of classes to which every member has applied the rewrite `name`."""
+    classes = set.intersection(*(r.classes.get(name, set()) for r in rewrites.values()))
+    return [m for m in model.modules() if type(m) in classes and is_candidate(m)]
+
+
+def _compute_positions_once(model: torch.nn.Module, owners: RowOwners) -> None:
+    """If members share a batch, compute position ids only for its first copy: the Qwen families compute them row by row in Python."""
     for module in model.modules():
-        if callable(whole := getattr(module, "get_rope_index", None)):
-            module.get_rope_index = functools.partial(_of_first, whole, rows)
+        if callable(get_rope_index := getattr(module, "get_rope_index", None)):
+            module.get_rope_index = functools.partial(_positions_of_first, get_rope_index, owners)  # type: ignore[assignment]
 
 
-def _of_first(whole: Any, rows: Rows, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """`get_rope_index`: (positions (3, B, S), deltas (B, 1)) of tensors whose first dimension goes over the rows, or over their images."""
+def _positions_of_first(get_rope_index: Callable[..., Any], owners: RowOwners, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """`get_rope_index`: (positions (3, B, S), deltas (B, 1)) of tensors whose first dimension is rows, or images of rows."""
 
     def first(value: Any) -> Any:
-        return value[: len(value) // rows.copies] if isinstance(value, torch.Tensor) else value
+        return value[: len(value) // owners.copies] if isinstance(value, torch.Tensor) else value
 
-    positions, deltas = whole(*map(first, args), **{name: first(value) for name, value in kwargs.items()})
-    return positions.repeat(1, rows.copies, 1), deltas.repeat(rows.copies, 1)
-
-
-def _common(members: dict[int, Any], kinds: str) -> set[type]:
-    return set.intersection(*(set(getattr(member, kinds, ())) for member in members.values()))
+    positions, deltas = get_rope_index(*map(first, args), **{name: first(value) for name, value in kwargs.items()})
+    return positions.repeat(1, owners.copies, 1), deltas.repeat(owners.copies, 1)
 
 
-def losses(model: Any, rows: Rows, batches: Sequence[tuple[int, dict[str, Any], float]]) -> list[tuple[Any, Any]]:
-    """(sum of the loss over supervised tokens, their number) of each (member, batch, label smoothing), from one pass."""
-    rows.of = [(member, *batch["input_ids"].shape) for member, batch, _ in batches]
-    rows.read = [int((batch["labels"][:, 1:] != IGNORE).sum()) for _, batch, _ in batches]
-    rows.copies = len(batches) if all(batch["input_ids"] is batches[0][1]["input_ids"] for _, batch, _ in batches) else 1
-    logits, targets, keep = supervised_logits(model, stacked([batch for _, batch, _ in batches]))
+def joint_losses(model: Any, owners: RowOwners, batches: Sequence[tuple[int, dict[str, Any], float]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(sum of the loss over supervised tokens, their number) of each (member, batch, label smoothing), from one forward pass."""
+    first_ids = batches[0][1]["input_ids"]
+    owners.blocks = [(member, *batch["input_ids"].shape) for member, batch, _ in batches]
+    owners.read = [int((batch["labels"][:, 1:] != IGNORE).sum()) for _, batch, _ in batches]
+    owners.copies = len(batches) if all(batch["input_ids"] is first_ids for _, batch, _ in batches) else 1
+    logits, targets, keep = supervised_logits(model, stack_batches([batch for _, batch, _ in batches]))
     return [
-        (F.cross_entropy(own.float(), wanted.to(own.device), reduction="sum", label_smoothing=smoothing), keep.new_tensor(n, dtype=torch.long))
-        for own, wanted, n, (_, _, smoothing) in zip(logits.split(rows.read), targets.split(rows.read), rows.read, batches)
+        (
+            F.cross_entropy(own.float(), wanted.to(own.device), reduction="sum", label_smoothing=smoothing),
+            keep.new_tensor(n, dtype=torch.long),
+        )
+        for own, wanted, n, (_, _, smoothing) in zip(logits.split(owners.read), targets.split(owners.read), owners.read, batches)
     ]
 
 
-FILL = {"labels": IGNORE}  # what a row is filled up with to the longest; everything else ends in zeros, behind the attention mask
+FILL = {"labels": IGNORE}  # padding of shorter rows; everything else is padded with zeros, which the attention mask excludes
 
 
-def stacked(batches: list[dict[str, Any]]) -> dict[str, Any]:
-    """Several batches as one, in order: rows of tokens filled up on the right, everything of images end to end."""
+def stack_batches(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several batches as one, in order: token rows padded on the right, image tensors concatenated."""
     if len(batches) == 1:
         return batches[0]
     length = max(batch["input_ids"].shape[1] for batch in batches)
@@ -195,7 +218,7 @@ def stacked(batches: list[dict[str, Any]]) -> dict[str, Any]:
         if value is None:
             out[key] = None
         elif key == "mm_encoder_outputs":
-            out[key] = {kind: _joined([p[kind] for p in parts]) for kind in value}
+            out[key] = {kind: _join_features([p[kind] for p in parts]) for kind in value}
         elif value.shape[:2] == first["input_ids"].shape:
             out[key] = torch.cat([F.pad(p, (0, length - p.shape[1]), value=FILL.get(key, 0)) for p in parts])
         else:
@@ -203,8 +226,8 @@ def stacked(batches: list[dict[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def _joined(outputs: list[Any]) -> Any:
-    """The image features of several batches as those of one."""
+def _join_features(outputs: list[Any]) -> Any:
+    """The image features of several batches as those of one batch."""
     kind = type(outputs[0])
     pooled = [o.pooler_output for o in outputs]
     joined = kind(pooler_output=torch.cat(pooled) if isinstance(pooled[0], torch.Tensor) else tuple(f for part in pooled for f in part))

@@ -1,136 +1,141 @@
 """The last layer computes only the positions whose output is read: those that predict a supervised token.
 
-Behind the last layer's attention nothing mixes positions any more, and the head reads the supervised ones alone
-(`logits_to_keep`). So that layer's queries, its output projection and its MLP are computed there and nowhere else; keys and
-values are for all, since the supervised positions look at the others. Losses and gradients are those of the whole layer.
+After the attention of the last layer nothing mixes positions, and the head reads only the supervised ones (`logits_to_keep`). So the
+queries, the output projection and the MLP of that layer are computed at these positions only. Keys and values are computed at all
+positions, because the supervised ones attend to the others. Losses and gradients are those of the whole layer.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from ..common.model_parts import part_of
+from ..common.tensors import eval_mode
+from ..losses.supervised import supervised_logits, takes_logits_to_keep
+from .base import Replaced
 
 log = logging.getLogger("mmft")
 
-# What works position by position, by transformers' names; an MLP only where it is made of linear layers and an activation.
+NAME = "last_layer"
+GAIN = "MEASURE"
+# Layers that work position by position, by transformers' names; an MLP only if it consists of linear layers and an activation.
 BY_POSITION = ("q_proj", "o_proj", "out_proj", "fc1", "fc2")
 CLOSE = 1e-3  # of the largest logit: more of a difference than rounding makes
 
 
-class Places:
-    """Which positions are read in the forward pass that is on its way, or was last; all where `index` is None.
+class ReadPositions:
+    """Positions whose output the loss needs in the current (or latest) forward pass; all positions if `index` is None.
 
-    index: (n,) numbers of positions of the batch laid end to end; `shape`: (B, S). Activation checkpointing computes layers
-    again in the backward pass: the next forward pass of the model, and nothing else, changes these.
+    index: (n,) numbers of positions of the batch laid end to end; `shape`: (B, S). Activation checkpointing computes layers again in the
+    backward pass, so only the next forward pass of the whole model changes these.
     """
 
     def __init__(self) -> None:
-        self.on = True  # off: all positions, whatever is read
+        self.enabled = True
         self.index: torch.Tensor | None = None
         self.shape: tuple[int, int] = (0, 0)
 
-    def begin(self, keep: Any) -> None:
+    def begin_forward(self, logits_to_keep: object) -> None:
         self.index, self.shape = None, (0, 0)
-        if self.on and isinstance(keep, torch.Tensor) and keep.dtype == torch.bool and keep.dim() == 2:
-            self.index, self.shape = keep.flatten().nonzero().squeeze(1), tuple(keep.shape)
+        if self.enabled and isinstance(logits_to_keep, torch.Tensor) and logits_to_keep.dtype == torch.bool and logits_to_keep.dim() == 2:
+            self.index = logits_to_keep.flatten().nonzero().squeeze(1)
+            self.shape = (logits_to_keep.shape[0], logits_to_keep.shape[1])
 
-    def read(self, x: torch.Tensor) -> torch.Tensor:
+    def select(self, x: torch.Tensor) -> torch.Tensor:
         """(B, S, d) or (B x S, d) -> (n, d)"""
         return x.reshape(-1, x.shape[-1]).index_select(0, self.index)
 
 
-def narrow(model: Any) -> Places | None:
-    """Make the last layer of a model's language part compute what is read; None where nothing could be told apart.
+def narrow_last_layer(model: torch.nn.Module, replaced: Replaced) -> ReadPositions | None:
+    """Let the last language layer compute only what is read; None if the model has no such layer.
 
-    model: with its adapter attached, or the modules that serve several (mmft/joint/stacked_model.py).
+    model: with its adapter attached, or the model of jointly trained points.
     """
     top = model.get_base_model() if hasattr(model, "get_base_model") else model
-    found = _by_position(top)
-    if not found:
+    modules = _by_position(top)
+    if not modules:
         return None
-    places = Places()
-    for door in _doors(top):
-        door.forward = _beginning(door.forward, places)
-    for module in found:
-        module.forward = _where_read(module.forward, places)
+    positions = ReadPositions()
+    for entry in _entry_points(top):
+        replaced.set(entry, _note_positions(entry.forward, positions))
+    for module in modules:
+        replaced.set(module, _at_positions(module.forward, positions))
         for inner in module.modules():
-            if hasattr(inner, "places"):  # dropout (mmft/adapters/seeded_dropout.py) and layers of several adapters draw masks for all positions
-                inner.places = places
-    return places
+            if hasattr(inner, "positions"):  # dropout and layers of several adapters draw masks for all positions
+                inner.positions = positions
+    replaced.classes[NAME] = {type(m) for m in modules}
+    return positions
 
 
-def checked(model: Any, batch: dict[str, Any], once: Callable[[Callable[[], bool]], bool] = lambda compare: compare()) -> Places | None:
-    """`narrow`, and the logits of one batch with and without it compared; a model that gives others is left whole.
+def narrow_if_equal(
+    model: torch.nn.Module, batch: dict[str, Any], replaced: Replaced, once: Callable[[Callable[[], bool]], bool] = lambda compare: compare()
+) -> ReadPositions | None:
+    """`narrow_last_layer`, if the logits of one batch are the same with and without it.
 
-    once: calls the comparison, or knows what it gave for another adapter of the same layers.
+    once: calls the comparison, or returns its earlier result for another adapter over the same layers. None: the model computes its
+    last layer whole.
     """
-    from ..losses.supervised import takes_logits_to_keep
-
-    places = narrow(model) if takes_logits_to_keep(model) else None
-    if places is None:
+    positions = narrow_last_layer(model, replaced) if takes_logits_to_keep(model) else None
+    if positions is None:
         return None
-    places.on = once(lambda: _gives_the_same(model, places, batch))
-    if places.on:
-        return places
-    log.info("%-14s computed whole: this model gives other logits otherwise", "last layer")
+    positions.enabled = once(lambda: _gives_same_logits(model, positions, batch))
+    if positions.enabled:
+        return positions
+    log.info("%-14s computed at all positions: this model gives other logits otherwise", "last layer")
     return None
 
 
-def _gives_the_same(model: Any, places: Places, batch: dict[str, Any]) -> bool:
-    from ..common.tensors import eval_mode
-    from ..losses.supervised import supervised_logits
-
+def _gives_same_logits(model: torch.nn.Module, positions: ReadPositions, batch: dict[str, Any]) -> bool:
     logits = {}
     with torch.no_grad(), eval_mode(model):
-        for places.on in (True, False):
-            logits[places.on] = supervised_logits(model, batch)[0]
+        for positions.enabled in (True, False):
+            logits[positions.enabled] = supervised_logits(model, batch)[0]
     return bool((logits[True] - logits[False]).abs().max() <= CLOSE * logits[False].abs().max())
 
 
-def _doors(top: Any) -> list[Any]:
+def _entry_points(top: torch.nn.Module) -> Iterator[Any]:
     """Where a forward pass begins: the model, and a language model in it that generates by itself (BLIP-2's)."""
     from transformers import GenerationMixin
 
-    return [m for m in top.modules() if isinstance(m, GenerationMixin)]
+    return (m for m in top.modules() if isinstance(m, GenerationMixin))
 
 
-def _beginning(whole: Any, places: Places) -> Any:
+def _note_positions(whole: Callable[..., Any], positions: ReadPositions) -> Callable[..., Any]:
     @functools.wraps(whole)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        places.begin(kwargs.get("logits_to_keep"))
+        positions.begin_forward(kwargs.get("logits_to_keep"))
         return whole(*args, **kwargs)
 
     return forward
 
 
-def _by_position(top: Any) -> list[Any]:
+def _by_position(top: torch.nn.Module) -> list[torch.nn.Module]:
     """The modules of the last layer that need only the positions that are read."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     layers = [m for n, m in top.named_modules() if isinstance(m, GradientCheckpointingLayer) and part_of(n) == "language"]
     if not layers:
         return []
-    found: list[Any] = []
+    selected: list[torch.nn.Module] = []
 
-    def visit(module: Any) -> None:
+    def visit(module: torch.nn.Module) -> None:
         for name, child in module.named_children():
-            if name in BY_POSITION or name == "mlp" and dense(child):
-                found.append(child)
+            if name in BY_POSITION or name == "mlp" and is_dense(child):
+                selected.append(child)
             elif not hasattr(child, "base_layer"):
                 visit(child)
 
     visit(layers[-1])
-    return found
+    return selected
 
 
-def dense(mlp: Any) -> bool:
-    """Whether it is linear layers (adapted or not) and an activation, with no router or table of experts."""
+def is_dense(mlp: torch.nn.Module) -> bool:
+    """Whether an MLP consists of linear layers (adapted or not) and an activation, without a router or a table of experts."""
     from transformers.activations import ACT2CLS
 
     activations = tuple({c[0] if isinstance(c, tuple) else c for c in ACT2CLS.values()})
@@ -139,12 +144,12 @@ def dense(mlp: Any) -> bool:
     ) and not list(mlp.parameters(recurse=False))
 
 
-def _where_read(whole: Any, places: Places) -> Any:
+def _at_positions(whole: Callable[..., torch.Tensor], positions: ReadPositions) -> Callable[..., torch.Tensor]:
     @functools.wraps(whole)
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if places.index is None:
+        if positions.index is None:
             return whole(x, *args, **kwargs)
-        y = whole(places.read(x), *args, **kwargs)
-        return y.new_zeros(x.numel() // x.shape[-1], y.shape[-1]).index_copy(0, places.index, y).view(*x.shape[:-1], -1)
+        y = whole(positions.select(x), *args, **kwargs)
+        return y.new_zeros(x.numel() // x.shape[-1], y.shape[-1]).index_copy(0, positions.index, y).view(*x.shape[:-1], -1)
 
     return forward

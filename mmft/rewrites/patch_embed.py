@@ -1,34 +1,44 @@
-"""The convolution over single patches as the product of matrices that it is.
+"""A convolution over single patches as the matrix product that it is.
 
-The Qwen families cut pictures into patches before the model sees them, and their tower begins with a Conv3d whose kernel is one
-patch. Convolution kernels are made for more than that: on a CPU the same numbers as a product took a quarter of the time.
-It stands in the loaded model, not in one pass of it: training, measuring and every later verb round alike.
+Towers of the Qwen families get pictures cut into patches and begin with a Conv3d whose kernel is one patch. Convolution kernels are
+made for more than that. The rewrite stands on the loaded model, so training, evaluation and every later verb round alike.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 
-
-class PatchProduct(torch.nn.Conv3d):
-    """A Conv3d that is given one kernel's size at a time: (N, C, T, P, P) -> (N, out, 1, 1, 1). Anything else is convolved as ever."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.shape[1:] != self.weight.shape[1:]:
-            return super().forward(x)
-        return F.linear(x.flatten(1), self.weight.flatten(1), self.bias).view(len(x), -1, 1, 1, 1)
+from .base import CLOSE, own_forward
 
 
-def as_products(model: Any) -> int:
-    """Let the convolutions of a model that are called so compute by `PatchProduct`; their number. Weights and names stay."""
-    found = [m for m in model.modules() if type(m) is torch.nn.Conv3d and _steps_by_its_size(m)]
-    for convolution in found:
-        convolution.__class__ = PatchProduct
-    return len(found)
+class PatchEmbed:
+    """The rewrite of Conv3d layers that step by the size of their kernel: (N, C, T, P, P) -> (N, out, 1, 1, 1)."""
+
+    name = "patch_embed"
+    devices = ()
+    gain = "MEASURE"
+
+    def candidates(self, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+        return (m for m in model.modules() if type(m) is torch.nn.Conv3d and _steps_by_kernel(m))
+
+    def agrees(self, module: torch.nn.Module) -> bool:
+        weight: torch.Tensor = module.weight  # type: ignore[assignment]
+        x = torch.randn(2, *weight.shape[1:], generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
+        with torch.no_grad():
+            expected = own_forward(module, x)
+            close = max(CLOSE, 2 * torch.finfo(weight.dtype).eps)
+            return bool((self.forward(module, x) - expected).abs().max() <= close * expected.abs().max())
+
+    def forward(self, module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        weight: torch.Tensor = module.weight  # type: ignore[assignment]
+        bias: torch.Tensor | None = module.bias  # type: ignore[assignment]
+        if x.shape[1:] != weight.shape[1:]:  # a larger input: a real convolution
+            return own_forward(module, x)
+        return F.linear(x.flatten(1), weight.flatten(1), bias).view(len(x), -1, 1, 1, 1)
 
 
-def _steps_by_its_size(convolution: Any) -> bool:
-    return convolution.stride == convolution.kernel_size and convolution.padding == (0, 0, 0) and convolution.groups == 1 and set(convolution.dilation) == {1}
+def _steps_by_kernel(module: torch.nn.Conv3d) -> bool:
+    return module.stride == module.kernel_size and module.padding == (0, 0, 0) and module.groups == 1 and set(module.dilation) == {1}

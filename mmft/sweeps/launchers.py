@@ -1,4 +1,4 @@
-"""Where the points of a sweep run: Hydra's launcher plugins carry them to other processes and machines."""
+"""Choose a launcher for the points of a sweep; let Hydra's launcher plugins carry them to other processes and machines."""
 
 from __future__ import annotations
 
@@ -6,70 +6,69 @@ import dataclasses
 import re
 from typing import Any
 
-from mmft.config.plain import to_plain
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from ..common.errors import UserError
+from ..common.private_api import hydra_callbacks
 from ..config import compose, sweep_overrides
 from ..config.build import build
 from ..config.command import Command
+from ..config.plain import to_plain
 from . import gpu_placement
+from .directory import PointResult
+from .points import Launcher, PointJob, run_point
+from .run import run_here, run_sweep
+from .search import run_search
 
 # The extra that brings a plugin, by the package of the plugin's class.
 EXTRAS = {"hydra_joblib_launcher": "sweep", "hydra_submitit_launcher": "slurm", "hydra_ray_launcher": "ray"}
-OURS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
+ALLOWED = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")  # Hydra's keys that a sweep may set
 
 
-def sweep(command: Command) -> list[str]:
-    """Run `mmft -m ...`; one line for each failed point. Errors raised: UserError, before anything is written."""
-    from omegaconf import OmegaConf
-
-    from . import run as sweeping
-    from . import search
-
+def launch_sweep(command: Command) -> list[str]:
+    """Run `mmft -m ...`; returns one line for each failed point. Raises UserError before anything is written."""
     OmegaConf.register_new_resolver("mmft_workers", gpu_placement.workers, replace=True)
-    heads = {word: word.lstrip("+~").split("=", 1)[0] for word in command.overrides}
-    for word, head in heads.items():
-        if head.startswith(("hydra.", "hydra/")) and not head.startswith(OURS):
+    keys = {word: word.lstrip("+~").split("=", 1)[0] for word in command.overrides}
+    for word, key in keys.items():
+        if key.startswith(("hydra.", "hydra/")) and not key.startswith(ALLOWED):
             raise UserError(f"{word}: not for sweeps; their directory is output_dir/sweeps/NAME, and name=WORD names it")
     words = sweep_overrides.first_values(command.overrides)
-    if not any(head == "hydra/launcher" for head in heads.values()):
+    if not any(key == "hydra/launcher" for key in keys.values()):
         words = ["hydra/launcher=joint", *words]
     cfg = compose.compose_hydra(words, command.config_dir, command.config_name)
     choices = cfg.hydra.runtime.choices
-    chosen = choices["hydra/launcher"]
-    launch = build(cfg.hydra.launcher, "hydra.launcher") if chosen == "joint" else sweeping.here if chosen == "basic" else Carried(cfg)
-    # where and in which order points run says nothing about what they are
-    bare = dataclasses.replace(command, overrides=[word for word, head in heads.items() if not head.startswith("hydra")])
+    name = choices["hydra/launcher"]
+    launch: Launcher = build(cfg.hydra.launcher, "hydra.launcher") if name == "joint" else run_here if name == "basic" else HydraLauncher(cfg)
+    # where and in which order points run does not change what they are
+    plain = dataclasses.replace(command, overrides=[word for word, key in keys.items() if not key.startswith("hydra")])
     if choices["hydra/sweeper"] == "basic":
-        return sweeping.sweep(bare, launch)
-    return search.search(bare, cfg.hydra.sweeper, launch)
+        return run_sweep(plain, launch)
+    return run_search(plain, cfg.hydra.sweeper, launch)
 
 
-class Carried:
-    """A launcher for sweeping.sweep: points, as run_point takes them, go through the Hydra launcher that a config chose."""
+class HydraLauncher:
+    """A launcher that passes points to the Hydra launcher plugin which the config chose."""
 
-    def __init__(self, cfg: Any):
+    def __init__(self, cfg: DictConfig):
         self.cfg = cfg
 
-    def __call__(self, points: list[tuple[str, list[str], str]]) -> list[dict[str, Any]]:
-        """What run_point returned for each point. Errors raised: UserError for a plugin that is not installed, for jobs that are refused."""
-        from hydra._internal.callbacks import Callbacks
+    def __call__(self, jobs: list[PointJob]) -> list[PointResult]:
+        """What run_point returned for each job. Raises UserError if the plugin is not installed, or refuses the jobs."""
         from hydra.core.plugins import Plugins
         from hydra.types import HydraContext
-        from omegaconf import open_dict, read_write
 
-        if not points:
+        if not jobs:
             return []
         cfg = self.cfg.copy()
         with read_write(cfg), open_dict(cfg):
-            cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir = points[0][2], "."
+            cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir = jobs[0].sweep_dir, "."
             cfg.hydra.launcher = to_plain(cfg.hydra.launcher)
             for key in [k for k in cfg if k != "hydra"]:
                 del cfg[key]
-            cfg.points = [list(point[:2]) for point in points]
+            cfg.points = [[job.config, job.words] for job in jobs]
         try:
             launcher = Plugins.instance().instantiate_launcher(
-                hydra_context=HydraContext(config_loader=Chosen(), callbacks=Callbacks()), task_function=job, config=cfg
+                hydra_context=HydraContext(config_loader=PointLoader(), callbacks=hydra_callbacks()), task_function=run_job, config=cfg
             )
         except RuntimeError as error:
             missing = re.search(r"Unknown plugin class : 'hydra_plugins\.(\w+)", str(error))
@@ -78,7 +77,7 @@ class Carried:
             raise
         gpu_placement.hand_down()
         try:
-            returned = launcher.launch([[f"point={n}"] for n in range(len(points))], initial_job_idx=0)
+            returned = launcher.launch([[f"point={n}"] for n in range(len(jobs))], initial_job_idx=0)
         except RuntimeError as error:
             if type(error).__module__ != "submitit.core.utils":  # what sbatch refuses, and jobs that ended without a word
                 raise
@@ -90,12 +89,10 @@ class Carried:
         return [r.return_value for r in returned]
 
 
-class Chosen:
-    """What a launcher asks for a job's config: every point was composed at the start, so it only picks one."""
+class PointLoader:
+    """Hydra's config loader for launchers. Every point was composed at the start, so it only selects one."""
 
     def load_sweep_config(self, master: Any, overrides: list[str]) -> Any:
-        from omegaconf import open_dict, read_write
-
         cfg = master.copy()
         with read_write(cfg), open_dict(cfg):
             cfg.point = int(overrides[0].split("=")[1])
@@ -104,13 +101,11 @@ class Chosen:
         return cfg
 
 
-def job(cfg: Any) -> dict[str, Any]:
-    """One point in the process the launcher made; at module level, so that every launcher can name it to another process."""
+def run_job(cfg: DictConfig) -> PointResult:
+    """One point in the process that the launcher started; a module-level function, so that launchers can pass it by name."""
     from hydra.core.hydra_config import HydraConfig
 
-    from .directory import run_point
-
-    chosen = HydraConfig.get()
-    gpu_placement.place(str(chosen.runtime.choices["hydra/launcher"]))
-    text, words = cfg.points[cfg.point]
-    return run_point(text, list(words), str(chosen.sweep.dir))
+    hydra = HydraConfig.get()
+    gpu_placement.place(str(hydra.runtime.choices["hydra/launcher"]))
+    config, words = cfg.points[cfg.point]
+    return run_point(PointJob(config, list(words), str(hydra.sweep.dir)))

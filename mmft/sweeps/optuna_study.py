@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..common.errors import Pruned, UserError, nearest
+from ..common.private_api import trial_id
 
 log = logging.getLogger("mmft")
 JOURNAL, STUDY = "study.journal", "mmft"
@@ -182,13 +183,13 @@ def words(params: dict[str, Any]) -> list[str]:
     return [f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}" for key, value in params.items()]
 
 
-def is_point(run: Path) -> bool:
-    """Whether a run directory is a point of a search."""
+def is_trial(run: Path) -> bool:
+    """Whether a run directory lies in the directory of a search."""
     return (run.parent / JOURNAL).is_file()
 
 
-class Reporter:
-    """The point's side, in whichever process: reports evaluations to its trial and asks whether to go on."""
+class TrialOfPoint:
+    """The trial of a point, in whichever process trains it: reports evaluations and asks whether to go on."""
 
     def __init__(self, run: Path, objective: str):
         optuna = library()
@@ -197,14 +198,14 @@ class Reporter:
         name, options = study.user_attrs["pruner"]
         study.pruner = made("pruner", optuna.pruners, name, options)
         running = study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
-        mine = next((t for t in running if t.user_attrs.get(POINT) == run.name), None)  # none when it is trained again by hand
-        self.trial = optuna.trial.Trial(study, mine._trial_id) if mine else None
+        own = next((t for t in running if t.user_attrs.get(POINT) == run.name), None)  # none if the point is trained again by hand
+        self.trial = optuna.trial.Trial(study, trial_id(own)) if own else None
 
-    def report(self, step: int, metrics: dict[str, float]) -> None:
-        """Errors raised: Pruned when other points did better up to here."""
+    def report(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Raises Pruned if other points did better up to here."""
         key = self.objective if self.objective in metrics else f"eval_{self.objective}"
         if self.trial is None or key not in metrics:
-            return  # text metrics are measured while training only with evaluation.generate=true
+            return  # text metrics are measured during training only with evaluation.generate=true
         self.trial.report(metrics[key], step)
         if self.trial.should_prune():
             raise Pruned(f"pruned at step {step}: {self.objective} {metrics[key]:.6g} is behind the other points")

@@ -1,4 +1,4 @@
-"""`mmft -m hydra/sweeper=optuna ...`: from a command to a search, its points trained like those of any sweep."""
+"""Run a search with Optuna: its points are trained like those of any sweep."""
 
 from __future__ import annotations
 
@@ -6,65 +6,62 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from mmft.config.plain import to_plain
+from omegaconf import DictConfig
 
 from ..config import compose, sweep_overrides
 from ..config.build import build
 from ..config.command import Command
-from . import run as sweeping
+from ..config.plain import to_plain
+from ..system.console import set_up_logging
 from .directory import Point, Sweep, point_name
+from .optuna_study import library
+from .points import Launcher, job_of
+from .run import show_leaderboard, sweep_name
 
 log = logging.getLogger("mmft")
 
 
-def search(command: Command, settings: Any, launch: sweeping.Launcher) -> list[str]:
-    """Run a search; one line for each failed point. `settings`: hydra.sweeper. Errors raised: UserError before anything is written."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    from ..system.console import set_up_logging
-    from .optuna_study import library
-
+def run_search(command: Command, settings: DictConfig, launch: Launcher) -> list[str]:
+    """Run a search; returns one line for each failed point. settings: hydra.sweeper. Raises UserError before anything is written."""
     set_up_logging()
     library()
     typed = {word.lstrip("+~").split("=", 1)[0]: word for word in command.overrides}
-    # a preset's space, with what is typed in its place
+    # the search space of a preset, where nothing else was typed
     asked = [*(f"{key}={value}" for key, value in flat(to_plain(settings.get("params")) or {}) if key not in typed), *command.overrides]
-    sweep_overrides.check_sweep(ends(asked), command.config_dir, command.config_name)
+    sweep_overrides.check_sweep(interval_ends(asked), command.config_dir, command.config_name)
     first = compose.compose(sweep_overrides.first_values(asked), command.config_dir, command.config_name)
-    space = [o for o in (OverridesParser.create().parse_override(word) for word in asked if "=" in word) if o.is_sweep_override()]
-    fixed = [word for word in asked if word.split("=", 1)[0] not in {o.get_key_element() for o in space}]
+    space = [override for override in map(sweep_overrides.parse_sweep, asked) if override is not None]
+    searched = {o.get_key_element() for o in space}
+    fixed = [word for word in asked if word.split("=", 1)[0] not in searched]
     keys = [o.key_or_group for o in space]
-    home = Sweep(Path(first.output_dir) / "sweeps" / sweeping.sweep_name(command, first, keys))
-    study = build(settings, "hydra.sweeper", sweep_dir=home.path, objective=first.objective, space=space)
-    log.info("%-14s %s", "search", home.path)
+    sweep = Sweep(Path(first.output_dir) / "sweeps" / sweep_name(command, first, keys))
+    study = build(settings, "hydra.sweeper", sweep_dir=sweep.path, objective=first.objective, space=space)
+    log.info("%-14s %s", "search", sweep.path)
 
-    def enter(words: list[str]) -> Point:
-        own = [*fixed, *words]
-        return home.enter([(compose.compose(own, command.config_dir, command.config_name), own, point_name(own, keys))], first.objective)[0]
+    def add_point(words: list[str]) -> Point:
+        whole = [*fixed, *words]
+        cfg = compose.compose(whole, command.config_dir, command.config_name)
+        return sweep.add_points([(cfg, whole, point_name(whole, keys))], first.objective)[0]
 
-    outcomes = study.run(enter, lambda points: launch([sweeping.arguments(home, p) for p in points]))
-    sweeping.leaderboard(home.path, first.objective)
-    failed = {r["run"]: r for r in outcomes if r["status"] not in ("finished", "pruned")}
+    results = study.run(add_point, lambda points: launch([job_of(sweep, p) for p in points]))
+    show_leaderboard(sweep.path)
+    failed = {r["run"]: r for r in results if r["status"] not in ("finished", "pruned")}
     return [f"{r['run']}: {r['reason'] or r['status']}" for r in failed.values()]
 
 
 def flat(params: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """`lora.r: choice(1,2)` and `lora: {r: choice(1,2)}` are the same."""
+    """(dotted key, value) of nested mappings: `lora.r: choice(1,2)` and `lora: {r: choice(1,2)}` are the same."""
     pairs: list[tuple[str, str]] = []
     for key, value in params.items():
         pairs += flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
     return pairs
 
 
-def ends(words: list[str]) -> list[str]:
-    """Intervals as their two ends, by which a wrong kind of value is found before the first point."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    found = []
+def interval_ends(words: list[str]) -> list[str]:
+    """Each interval as its two ends, so that a wrong kind of value is found before the first point."""
+    bounds = []
     for word in words:
-        try:
-            parsed = OverridesParser.create().parse_override(word)
-            found.append(f"{word.split('=', 1)[0]}={parsed.value().start},{parsed.value().end}" if parsed.is_interval_sweep() else word)
-        except Exception:  # unreadable: compose answers it
-            found.append(word)
-    return found
+        override = sweep_overrides.parse_sweep(word)
+        interval = override.value() if override is not None and override.is_interval_sweep() else None
+        bounds.append(word if interval is None else f"{word.split('=', 1)[0]}={interval.start},{interval.end}")
+    return bounds

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
-from typing import Any
 
 
-def is_disk_full(error: Any) -> bool:
-    """Whether something could not be written for want of room, or of quota."""
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write failed because the disk, or the user's quota, is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 def existing_parent(path: Path) -> Path:
-    """The path, or the first folder above it that is there."""
+    """The path, or the nearest folder above it that exists."""
     return next(p for p in (path, *path.absolute().parents) if p.is_dir())
 
 
@@ -23,4 +22,5 @@ def folder_size(folder: Path) -> int:
 
 
 def megabytes(n: float) -> str:
+    """`1.5 GB` or `20 MB`."""
     return f"{n / 2**30:.1f} GB" if n >= 2**30 else f"{n / 2**20:.0f} MB"

@@ -1,31 +1,33 @@
-"""Memory that is at its end: how it is recognised, on a GPU and in the machine, and what is said."""
+"""Measure free memory, and detect and report out-of-memory errors."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
-from typing import Any
 
-# What torch's CPU allocator, the C++ library and oneDNN say; only CUDA's has an exception of its own.
-SAID = ("defaultcpuallocator: can't allocate memory", "defaultcpuallocator: not enough memory", "std::bad_alloc", "could not create a memory", "out of memory", "cannot allocate memory")
-SMALLER = (
+# Messages of torch's CPU allocator, the C++ library and oneDNN; only CUDA has an exception of its own.
+MESSAGES = (
+    "defaultcpuallocator: can't allocate memory", "defaultcpuallocator: not enough memory", "std::bad_alloc", "could not create a memory",
+    "out of memory", "cannot allocate memory",
+)  # fmt: skip
+ADVICE = (
     "trainer.gradient_checkpointing=true, a smaller trainer.per_device_train_batch_size (and a larger trainer.gradient_accumulation_steps),"
     " model.processor.max_pixels, or model.quantization={load_in_4bit: true}"
 )
+USABLE = 0.6  # share of the free memory that forward passes may take; the rest is for temporary tensors
 
 
-def is_out(error: BaseException | None) -> bool:
-    """Whether an error says that there was no memory for what was asked."""
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that memory could not be allocated, on a GPU or in the machine."""
     import torch
 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, (RuntimeError, OSError)) and any(words in str(error).lower() for words in SAID)
+    return isinstance(error, (RuntimeError, OSError)) and any(words in str(error).lower() for words in MESSAGES)
 
 
-def freed() -> None:
-    """Give back what nobody holds any more, for what comes next."""
-    import gc
-
+def release_memory() -> None:
+    """Collect garbage and return cached GPU memory to the device."""
     import torch
 
     gc.collect()
@@ -33,14 +35,8 @@ def freed() -> None:
         torch.cuda.empty_cache()
 
 
-ROOM = 0.6  # of the free memory that passes may take; the rest is for what is made on the way
-
-
-sharers = 1  # processes that compute side by side, each with its part of the memory that is free (joint/processes.py)
-
-
-def free_memory(device: str) -> int:
-    """Bytes that may still be taken on the device a model is on."""
+def free_memory(device: str, sharers: int = 1) -> int:
+    """Bytes that can still be allocated on a device. sharers: processes that divide the machine's memory among them."""
     import psutil
     import torch
 
@@ -50,10 +46,10 @@ def free_memory(device: str) -> int:
     return psutil.virtual_memory().available // sharers
 
 
-def fitting(one: Callable[[], Any], device: str, wanted: int) -> int:
-    """How many times the rows of `one()`, a forward pass, fit into one pass, by the bytes it keeps for its gradients.
+def passes_that_fit(forward: Callable[[], object], device: str, wanted: int, sharers: int = 1) -> int:
+    """How many times the rows of one forward pass fit into memory at once: at least 1, at most `wanted`.
 
-    Counted as autograd keeps them, weights left out; at least 1, at most `wanted`.
+    Counts the bytes that autograd keeps for the backward pass of `forward()`, without weights.
     """
     import torch
 
@@ -61,14 +57,15 @@ def fitting(one: Callable[[], Any], device: str, wanted: int) -> int:
         return 1
     kept: dict[int, int] = {}
 
-    def pack(tensor: Any) -> Any:
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
         if not isinstance(tensor, torch.nn.Parameter) and tensor.device.type == torch.device(device).type:
             storage = tensor.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        answer = one()
-    del answer
-    # the largest gradient of an activation lives beside them
-    return max(1, min(wanted, int(ROOM * free_memory(device) / (sum(kept.values()) + max(kept.values(), default=0) + 1))))
+        output = forward()
+    del output
+    # the largest gradient of an activation exists beside them
+    per_pass = sum(kept.values()) + max(kept.values(), default=0) + 1
+    return max(1, min(wanted, int(USABLE * free_memory(device, sharers) / per_pass)))

@@ -1,149 +1,287 @@
-"""The steps of one training: the Trainer and its callbacks made, run to the end, made anew when a device has too little memory."""
+"""Run the Trainer to the end of training, with smaller micro-batches after an out-of-memory error."""
 
 from __future__ import annotations
 
 import logging
 import math
+import shutil
 import time
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
+from ..collators.types import BatchMaker
 from ..common.errors import UserError
+from ..common.private_api import load_checkpoint_weights, save_checkpoint
+from ..common.records import FirstAndLast
+from ..config.settings import Settings
+from ..data.augment import Augmented
+from ..evaluation.evaluate import Evaluator
+from ..loggers.base import Logger
 from ..models.device import mixed_precision
-from ..sweeps.optuna_study import is_point
-from ..system import memory
+from ..models.load import Loaded
+from ..rewrites.apply import Rewrites
+from ..runs.directory import Run
+from ..system.distributed import total
+from ..system.memory import ADVICE, is_out_of_memory, release_memory
+from ..system.signals import Listener
 from . import checkpoints
-from .accumulation import folded
-from .callbacks import Progress, Pruning, Recorder, Samples, StopAfterStep
-from .trainer import SupervisedTrainer, training_settings
+from .accumulation import merged_micro_batches
+from .arguments import training_settings
+from .callbacks import (
+    EndAfterSave,
+    EpochOfAugmentation,
+    FiniteStep,
+    Progress,
+    Recorder,
+    ReportTrial,
+    SampleAnswers,
+    SaveAtEpochEnd,
+    StopOnSignal,
+    TrialReporter,
+)
+from .checkpoint_writer import CheckpointWriter, RestoreState
+from .trainer import JointMember, SupervisedTrainer
+
+if TYPE_CHECKING:
+    pass
 
 log = logging.getLogger("mmft")
 
 
-class Steps:
-    """`run` trains a Line's model; `trainer` is the Trainer that ended it, `first` when the first step was done."""
+@dataclass
+class TrainingJob:
+    """What is trained, on what, and where it is written.
 
-    def __init__(self, line: Any, seat: Any):
-        self.line, self.seat = line, seat
-        self.trainer: Any = None
-        self.first: float | None = None
-        self.seconds = 0.0  # in the Trainer's loop, here
-        loaded, given = line.loaded, line.settings["trainer"]
-        self.settings = {**mixed_precision(loaded.dtype, loaded.device, line.plan.method == "full"), **given}
-        if line.cache is not None:
-            self.settings |= {"dataloader_num_workers": 0}  # nothing is left for workers to do
-        self.settings.setdefault("use_cpu", loaded.device == "cpu")
-        self.checkpoint = line.resumed.checkpoint if line.resumed else None
+    full: the whole model is trained. cached: batches come from the feature cache, so data workers have nothing to do. checkpoint: where
+    a resumed run goes on. member: the place in a group of jointly trained runs. reporter: of a run that is a trial of a search. sharers:
+    processes that share the machine's memory.
+    """
 
-    @property
-    def samples(self) -> int:
-        """Rows seen in all parts of the run; the last step of an epoch may have had fewer than counted here."""
-        return self.line.summary["steps"] * self.line.summary["effective_batch_size"]
+    run: Run
+    logger: Logger
+    settings: Settings
+    loaded: Loaded
+    model: Any
+    rewrites: Rewrites
+    full: bool
+    collator: BatchMaker
+    rows: Sequence[Any]
+    held_out: Sequence[Any] | None
+    evaluator: Evaluator | None
+    listener: Listener
+    cached: bool = False
+    checkpoint: Path | None = None
+    member: JointMember | None = None
+    reporter: TrialReporter | None = None
+    sharers: int = 1
+
+
+class OutOfMemoryEvent(TypedDict):
+    """An out-of-memory error that training survived: from `step` on, micro-batches of this size."""
+
+    step: int
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+
+
+class TrainingFacts(TypedDict, total=False):
+    """The keys of summary.json that training decides."""
+
+    steps: int
+    train_loss: FirstAndLast
+    effective_batch_size: int
+    skipped_steps: int
+    micro_batches_folded: int
+    out_of_memory: list[OutOfMemoryEvent]
+    samples_per_second: float
+    trained_together: int
+    supervised_tokens: int
+
+
+@dataclass
+class _Attempt:
+    """One Trainer with the callbacks that are asked afterwards."""
+
+    trainer: SupervisedTrainer
+    recorder: Recorder
+    restore: RestoreState
+    finite: FiniteStep
+    writer: CheckpointWriter
+
+
+class TrainingLoop:
+    """Trains a job. `facts` may be asked however training ended."""
+
+    def __init__(self, job: TrainingJob):
+        self.job = job
+        given = job.settings["trainer"]
+        self.arguments = {**mixed_precision(job.loaded.dtype, job.loaded.device, job.full), **given}
+        if job.cached:
+            self.arguments["dataloader_num_workers"] = 0
+        self.arguments.setdefault("use_cpu", job.loaded.device == "cpu")
+        self.checkpoint = job.checkpoint
+        self.seconds = 0.0  # in the Trainer's loop, of all parts of the run
+        self.first_step_at: float | None = None
+        self.events: list[OutOfMemoryEvent] = []
+        self.merged = 1
+        self.trainer: SupervisedTrainer | None = None
+        self._progress: TrainingFacts = {}
 
     def run(self) -> None:
-        """Train to the end. Errors raised: Preempted after a signal, with a checkpoint; UserError."""
-        merged = folded(self.settings, self.line.model, self.line.collator, self.line.rows, together=self.seat is not None)
-        micro = None
-        if merged > 1:
-            micro = self.settings["per_device_train_batch_size"]
-            self.settings |= {"per_device_train_batch_size": micro * merged, "gradient_accumulation_steps": 1}
-            log.info("%-14s the %d micro-batches of a step are computed as one", "batch", merged)
-        self.line.summary["micro_batches_folded"] = merged
+        """Train to the end. Raises Preempted after a signal, once a checkpoint is saved; UserError."""
+        merged_rows = self._merge_micro_batches()
+        if self.checkpoint is not None and checkpoints.read_state(self.checkpoint)["done"]:
+            self._finish_from(self.checkpoint, merged_rows)
+            return
         while True:
-            self.trainer, recorder = self._made(micro)
-            listener = self.line.listener
-            began = time.time()
+            attempt = self._attempt(merged_rows)
+            self.trainer = trainer = attempt.trainer
+            began, ended = time.time(), False
             try:
-                listener.stepping += 1
-                self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+                self.job.listener.running += 1
+                trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
                 ended = True
             except Exception as error:
-                ended = False
-                if not memory.is_out(error):
+                if isinstance(error, OSError) and attempt.writer.is_saving():
+                    raise attempt.writer.write_error(error) from None
+                if not is_out_of_memory(error):
                     raise
             finally:
-                listener.stepping -= 1
+                self.job.listener.running -= 1
                 self.seconds += time.time() - began
-                self._note()
+                self._note(trainer)
+                shutil.rmtree(attempt.writer.home / checkpoints.SAVING, ignore_errors=True)
             if ended:
-                self.first = recorder.first_step
+                self.first_step_at = attempt.recorder.first_step_at
+                self.seconds += trainer.meter.earlier_seconds
                 return
-            self._halve()  # out here, where the error no longer holds what the step had computed
-            self.trainer = None  # its optimizer's state lies in the checkpoint
+            self._halve(attempt)  # outside the handler, where the error no longer holds the tensors of the step
+            self.trainer = None  # its optimizer's state is in the checkpoint
+            del attempt, trainer
 
-    def _note(self) -> None:
-        """What the summary tells, however training ended."""
-        trainer = self.trainer
-        history = [h["loss"] for h in trainer.state.log_history if math.isfinite(h.get("loss", math.nan))]
-        args = trainer.args
-        self.line.summary |= {
-            "steps": trainer.state.global_step,
-            "train_loss": {"first": history[0] if history else None, "last": history[-1] if history else None},
-            "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-            "skipped_steps": trainer.skipped,
+    def facts(self) -> TrainingFacts:
+        """What summary.json says about training."""
+        facts: TrainingFacts = {**self._progress, "micro_batches_folded": self.merged}
+        if self.events:
+            facts["out_of_memory"] = self.events
+        return facts
+
+    def finished_facts(self) -> TrainingFacts:
+        """The same with speed and totals, once training has ended."""
+        assert self.trainer is not None
+        samples = self._progress["steps"] * self._progress["effective_batch_size"]  # the last step of an epoch may have had fewer
+        return {
+            **self.facts(),
+            "samples_per_second": round(samples / max(self.seconds, 1e-9), 3),
+            "trained_together": self.job.member.size if self.job.member else 1,  # time and memory are those of so many runs at once
+            "supervised_tokens": int(total(self.trainer.meter.supervised_tokens)),
         }
 
-    def _made(self, micro: int | None) -> tuple[SupervisedTrainer, Recorder]:
-        line = self.line
-        seed, evaluation = line.settings["seed"], line.settings["evaluation"]
+    def last_eval_loss(self) -> float | None:
+        """The loss of the latest evaluation while training."""
+        history = self.trainer.state.log_history if self.trainer else []
+        return next((h["eval_loss"] for h in reversed(history) if "eval_loss" in h), None)
+
+    def _merge_micro_batches(self) -> int | None:
+        """Merge the micro-batches of a step where it pays; returns the rows of one of them, None if they stay apart."""
+        job = self.job
+        self.merged = merged_micro_batches(self.arguments, job.model, job.collator, job.rows, job.member is not None, job.sharers)
+        if self.merged == 1:
+            return None
+        rows: int = self.arguments["per_device_train_batch_size"]
+        self.arguments |= {"per_device_train_batch_size": rows * self.merged, "gradient_accumulation_steps": 1}
+        log.info("%-14s the %d micro-batches of a step are computed as one", "batch", self.merged)
+        return rows
+
+    def _attempt(self, merged_rows: int | None) -> _Attempt:
+        """A new Trainer with its callbacks, in the order that they need."""
+        job = self.job
+        seed, evaluation, home = job.settings["seed"], job.settings["evaluation"], job.run / "checkpoints"
+        limit = self.arguments.get("save_total_limit")
         args, callbacks = training_settings(
-            dict(self.settings), output_dir=str(line.run / "checkpoints"), seed=seed, data_seed=seed, report_to=[], remove_unused_columns=False,
-            label_names=["labels"],
+            {**self.arguments, "save_total_limit": None}, output_dir=str(home / checkpoints.SAVING), seed=seed, data_seed=seed, report_to=[],
+            remove_unused_columns=False, label_names=["labels"],
         )  # fmt: skip
-        recorder = Recorder(line.run, line.logger)
-        callbacks += [recorder, StopAfterStep(line.listener, line.run)]
-        if is_point(line.run.path):
-            callbacks.append(Pruning(line.run, line.settings["objective"], line.summary))
-        if line.held_out is not None:
-            callbacks.append(Samples(line.run, line.logger, line.evaluator, evaluation["samples"], evaluation["sample_steps"]))
+        recorder, stop = Recorder(job.run, job.logger), StopOnSignal(job.listener)
+        callbacks += [recorder, stop]
+        if job.reporter is not None:
+            callbacks.append(ReportTrial(job.reporter))
+        if job.evaluator is not None:
+            callbacks.append(SampleAnswers(job.run, job.logger, job.evaluator, evaluation["samples"], evaluation["sample_steps"]))
+        if isinstance(job.rows, Augmented):
+            callbacks.append(EpochOfAugmentation(job.rows))
         trainer = SupervisedTrainer(
-            model=line.model,
-            args=args,
-            train_dataset=line.rows,
-            eval_dataset=line.held_out,
-            data_collator=line.collator,
-            processing_class=line.loaded.processor,
-            callbacks=callbacks,
-            evaluator=getattr(line, "evaluator", None),
-            generate=evaluation["generate"],
-            seat=self.seat,
-            folded=micro,
-            run=line.run,
-            checkpoint=self.checkpoint,
-            nonfinite=(self.settings.get("nonfinite") or "stop", self.settings.get("nonfinite_limit") or 0),
-        )
+            model=job.model, args=args, rows=job.rows, held_out=job.held_out, collator=job.collator, processor=job.loaded.processor, callbacks=callbacks,
+            rewrites=job.rewrites, evaluator=job.evaluator, generate=evaluation["generate"], member=job.member, merged_rows=merged_rows,
+        )  # fmt: skip
+        finite = FiniteStep(trainer, self.arguments.get("nonfinite") or "stop", self.arguments.get("nonfinite_limit") or 0)
+        restore, writer = RestoreState(trainer, self.checkpoint), CheckpointWriter(trainer, job.run, limit)
+        last: list[TrainerCallback] = [finite, restore, SaveAtEpochEnd(), writer, EndAfterSave(stop, job.run)]
+        for callback in last:
+            trainer.add_callback(callback)
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         if not args.disable_tqdm:
-            trainer.add_callback(Progress(self.seat))
-        return trainer, recorder
+            trainer.add_callback(Progress(job.member))
+        return _Attempt(trainer, recorder, restore, finite, writer)
 
-    def _halve(self) -> None:
-        """Half the micro-batch, twice as many of them: the same rows a step, and the step that failed is computed again.
+    def _note(self, trainer: SupervisedTrainer) -> None:
+        history = [h["loss"] for h in trainer.state.log_history if math.isfinite(h.get("loss", math.nan))]
+        args = trainer.args
+        self._progress = {
+            "steps": trainer.state.global_step,
+            "train_loss": {"first": history[0] if history else None, "last": history[-1] if history else None},
+            "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "skipped_steps": trainer.meter.skipped,
+        }
 
-        Errors raised: UserError where there is no half.
+    def _finish_from(self, checkpoint: Path, merged_rows: int | None) -> None:
+        """End a run that was stopped after its last step: nothing is trained, the weights and counts are those of the checkpoint."""
+        attempt = self._attempt(merged_rows)
+        self.trainer = trainer = attempt.trainer
+        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        attempt.restore.on_train_begin(trainer.args, trainer.state, trainer.control)
+        self.seconds = max(trainer.meter.earlier_seconds, 1e-9)
+        self._note(trainer)
+        steps = trainer.state.global_step
+        trainer.log({  # the log that the Trainer writes after the last step
+            "train_runtime": round(self.seconds, 4), "train_samples_per_second": round(steps * self._progress["effective_batch_size"] / self.seconds, 3),
+            "train_steps_per_second": round(steps / self.seconds, 3), "total_flos": trainer.state.total_flos, "train_loss": 0.0,
+        })  # fmt: skip
+        best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+        load_checkpoint_weights(trainer, Path(best) if best else checkpoint)
+        shutil.rmtree(attempt.writer.home / checkpoints.SAVING, ignore_errors=True)
+
+    def _halve(self, attempt: _Attempt) -> None:
+        """Halve the micro-batch and double the accumulation: each step keeps its rows, and the failed step is computed again.
+
+        Raises UserError if that cannot help.
         """
-        size, accumulate = self.settings["per_device_train_batch_size"], self.settings.get("gradient_accumulation_steps") or 1
-        trainer, step = self.trainer, self.trainer.state.global_step
+        size, accumulate = self.arguments["per_device_train_batch_size"], self.arguments.get("gradient_accumulation_steps") or 1
+        trainer, step, joint = attempt.trainer, attempt.trainer.state.global_step, self.job.member is not None
         trainer.model.zero_grad(set_to_none=True)
-        made = step - (int(self.checkpoint.name.removeprefix(checkpoints.PREFIX)) if self.checkpoint else 0)  # steps of this Trainer's own
-        if trainer.doing == "update":  # half of the weights may be those of the next step: nothing to go on from but what was saved
+        made = step - (checkpoints.step_of(self.checkpoint) if self.checkpoint else 0)  # steps of this Trainer
+        if trainer.phase == "update":  # half of the weights may be updated already: only the last checkpoint is safe
             raise UserError(
                 f"out of memory in the update of step {step + 1}: a smaller micro-batch would not help; try trainer.optim=adamw_bnb_8bit or a smaller lora.r"
                 " (mmft resume goes on from the newest checkpoint)"
             )
-        if trainer.doing == "measure":
+        if trainer.phase == "measure":
             raise UserError(f"out of memory while measuring after step {step}: try a smaller trainer.per_device_eval_batch_size or evaluation.batch_size")
-        if size % 2 or self.seat is not None:
-            raise UserError(f"out of memory with {size} rows a micro-batch: try {memory.SMALLER}" + (", or hydra/launcher=basic" if self.seat is not None else ""))
-        if trainer.before is not None:
-            trainer._tr_loss, trainer.supervised_tokens = trainer.before
-        memory.freed()
-        if made and trainer.begun:  # the weights are those of the last finished step: go on from them
-            trainer._save_checkpoint(trainer.model, None)
-            self.checkpoint = checkpoints.newest(self.line.run / "checkpoints")
+        if size % 2 or joint:
+            raise UserError(f"out of memory with {size} rows a micro-batch: try {ADVICE}" + (", or hydra/launcher=basic" if joint else ""))
+        attempt.finite.forget_step()
+        release_memory()
+        if made and attempt.restore.began:  # the weights are those of the last finished step: go on from them
+            attempt.writer.check_space()
+            save_checkpoint(trainer)
+            attempt.writer.publish()
+            self.checkpoint = checkpoints.newest(self.job.run / "checkpoints")
             self.seconds = 0.0  # the checkpoint has counted them
-        self.settings |= {"per_device_train_batch_size": size // 2, "gradient_accumulation_steps": accumulate * 2}
+        self.arguments |= {"per_device_train_batch_size": size // 2, "gradient_accumulation_steps": accumulate * 2}
         log.warning("%-14s out of memory at step %d: micro-batches of %d rows from here on, %d a step", "memory", step + 1, size // 2, accumulate * 2)
-        self.line.summary.setdefault("out_of_memory", []).append({"step": step + 1, "per_device_train_batch_size": size // 2, "gradient_accumulation_steps": accumulate * 2})
+        self.events.append({"step": step + 1, "per_device_train_batch_size": size // 2, "gradient_accumulation_steps": accumulate * 2})

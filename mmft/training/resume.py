@@ -1,13 +1,14 @@
-"""A run that goes on where it was stopped: which checkpoint, what of its files still counts."""
+"""Reopen a run that was stopped: find its checkpoint, and cut its logs back to that step."""
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
+from ..config.identity import config_identity
 from ..runs.directory import Run
 from . import checkpoints
 
@@ -16,22 +17,25 @@ log = logging.getLogger("mmft")
 
 @dataclass
 class Resumed:
-    """Where a run goes on: its directory, the checkpoint (None: from the start), the step it was made at."""
+    """Where a run goes on: its directory, the checkpoint (None: from the start), and the checkpoint's step."""
 
     run: Run
     checkpoint: Path | None
     step: int
 
 
-def reopened(folder: Path) -> Resumed:
-    """Open an unfinished run to go on with it; rows of its logs that lie behind the checkpoint are taken out, to be written again."""
+def reopen(folder: Path) -> Resumed:
+    """Open an unfinished run. Rows of its logs that come after the checkpoint are removed, because they are written again."""
     checkpoint = checkpoints.newest(folder / "checkpoints")
-    step = int(checkpoint.name.removeprefix(checkpoints.PREFIX)) if checkpoint else 0
-    kept: dict[str, Any] = json.loads((checkpoint / checkpoints.STATE).read_text(encoding="utf-8")) if checkpoint else {"seconds": 0.0, "files": {}}
+    step = checkpoints.step_of(checkpoint) if checkpoint else 0
+    seconds, files = 0.0, dict[str, int]()
+    if checkpoint:
+        state = checkpoints.read_state(checkpoint)
+        seconds, files = state["seconds"], state["files"]
     run = Run(folder)
-    run.started -= kept["seconds"]
+    run.started -= seconds
     for name in ("metrics.jsonl", "eval/samples.jsonl"):
-        cut(run, name, kept["files"].get(name, 0))
+        cut(run, name, files.get(name, 0))
     for name in ("summary.json", "log.txt")[: 1 if checkpoint else 2]:
         (folder / name).unlink(missing_ok=True)
     log.info("%-14s %s from %s", "resuming", folder, f"step {step}" if checkpoint else "the start: no checkpoint of it verifies")
@@ -39,25 +43,22 @@ def reopened(folder: Path) -> Resumed:
 
 
 def cut(run: Run, name: str, size: int) -> None:
-    """Keep the first `size` bytes of a log: rows at the checkpoint's own step may have been written before it or behind it."""
+    """Keep the first `size` bytes of a log; its size at the checkpoint, because a row of that step may have come before or after it."""
     path = run / name
     if not path.is_file():
         return
-    if (there := path.stat().st_size) < size:
-        log.warning("%-14s %s has %d bytes and had %d at the checkpoint: rows of it are lost", "damaged", path, there, size)
+    if (actual := path.stat().st_size) < size:
+        log.warning("%-14s %s has %d bytes and had %d at the checkpoint: rows of it are lost", "damaged", path, actual, size)
     with path.open("rb+") as file:
-        file.truncate(min(size, there))
+        file.truncate(min(size, actual))
 
 
-def of_this_config(folder: Path, cfg: Any) -> bool:
+def is_run_of(folder: Path, cfg: DictConfig) -> bool:
     """Whether a directory holds a run, finished or not, of exactly this config."""
-    from omegaconf import OmegaConf
-
-    from ..config.identity import config_identity
-
     if not (folder / "snapshot.yaml").is_file():
         return False
     try:
-        return config_identity(OmegaConf.load(folder / "snapshot.yaml")) == config_identity(cfg)
-    except Exception:  # a torn snapshot: nothing to go on with
+        snapshot = OmegaConf.load(folder / "snapshot.yaml")
+        return isinstance(snapshot, DictConfig) and config_identity(snapshot) == config_identity(cfg)
+    except Exception:  # a torn snapshot: there is nothing to go on with
         return False

@@ -1,0 +1,61 @@
+"""Every private name of another library that mmft uses, in one place.
+
+Each function has a reason and the versions it was written for. tests/common/test_private_api.py checks that the names exist and take
+these arguments, and names the function to look at if they do not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from accelerate.state import GradientState
+    from optuna.trial import FrozenTrial
+    from transformers import Trainer
+
+
+def save_checkpoint(trainer: Trainer) -> None:
+    """`Trainer._save_checkpoint` (transformers 5.20 to 5.24): save a checkpoint outside the training loop.
+
+    Reason: after an out-of-memory error a new Trainer with smaller micro-batches goes on from the last finished step. The public way,
+    `control.should_save`, works only inside the loop that has just ended.
+    """
+    trainer._save_checkpoint(trainer.model, None)
+
+
+def load_checkpoint_weights(trainer: Trainer, checkpoint: Path) -> None:
+    """`Trainer._load_from_checkpoint` (transformers 5.20 to 5.24): load the weights of a checkpoint, whatever wraps the model.
+
+    Reason: a run that was stopped after its last step has nothing left to train, but `train(resume_from_checkpoint=...)` takes one more
+    step if `max_steps` lies inside an epoch, or if early stopping ended the run.
+    """
+    trainer._load_from_checkpoint(str(checkpoint))
+
+
+def set_sync_gradients(state: GradientState, value: bool) -> None:
+    """`GradientState._set_sync_gradients` (accelerate 1.10 to 1.15): say whether the next backward pass ends a step.
+
+    Reason: all Accelerators of a process share this state. A jointly trained run must find its own value when its turn comes again; the
+    property is read-only.
+    """
+    state._set_sync_gradients(value)
+
+
+def trial_id(trial: FrozenTrial) -> int:
+    """`FrozenTrial._trial_id` (optuna 4): the id by which a storage knows a trial.
+
+    Reason: a point of a search reports to its trial from another process; `optuna.trial.Trial(study, id)` needs this id, and a trial's
+    public number is not it.
+    """
+    return trial._trial_id
+
+
+def hydra_callbacks() -> Any:
+    """`hydra._internal.callbacks.Callbacks` (hydra-core 1.3): no callbacks.
+
+    Reason: a launcher plugin takes a HydraContext, whose callbacks have no public class.
+    """
+    from hydra._internal.callbacks import Callbacks
+
+    return Callbacks()

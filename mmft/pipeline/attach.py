@@ -1,0 +1,59 @@
+"""Stage 4: attach the adapter, freeze the rest, apply the rewrites of training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..adapters.attach import attach_adapter
+from ..adapters.freeze import freeze
+from ..adapters.report import adapter_report
+from ..common.records import PlanReport
+from ..common.tensors import to_device
+from ..rewrites.apply import Rewrites, rewrite_for_training
+from .context import RunContext
+from .load import Base, cache_training_rows, use_feature_cache
+from .prepare import TrainingInputs
+
+NUMERIC_KEYS = ("r", "lora_alpha", "lora_dropout")  # keys of an adapter that change numbers, not what is computed
+
+
+@dataclass
+class Adapted:
+    """The model that is trained: with its adapter, frozen, with its rewrites."""
+
+    model: Any
+    rewrites: Rewrites
+    report: PlanReport
+
+
+def attach(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: int = 0) -> Adapted:
+    """Make the base model trainable. A quantised base gets its feature cache here, after its preparation for training."""
+    from transformers import set_seed
+
+    settings, model = inputs.settings, base.loaded.model
+    set_seed(settings["seed"])
+    if base.loaded.quantized:
+        from peft import prepare_model_for_kbit_training
+
+        given = settings["trainer"]
+        checkpointing = bool(given.get("activation_checkpointing") or given.get("gradient_checkpointing"))
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+    model = attach_adapter(model, inputs.plan)
+    rewrites = rewrite_for_training(model, inputs.family.rewrites, settings["seed"])
+    freeze(model)
+    if base.loaded.quantized:  # the preparation casts some weights, so features are computed after it
+        use_feature_cache(inputs, base, context, run_bytes)
+    cache_training_rows(inputs, base, model)
+    if _may_narrow(inputs):
+        batch = to_device(base.collator([base.rows[0]]), model.device)
+        adapter = {k: v for k, v in settings["lora"].items() if k not in NUMERIC_KEYS}
+        rewrites.narrow(model, batch, lambda compare: context.memo.once(inputs.base_key("last layer", adapter), compare))
+    return Adapted(model, rewrites, adapter_report(model, inputs.plan))
+
+
+def _may_narrow(inputs: TrainingInputs) -> bool:
+    """Whether the last layer may compute only what is read: not in full training, and not where the model is taken apart."""
+    trainer = inputs.settings["trainer"]
+    taken_apart = any(trainer.get(key) for key in ("torch_compile", "fsdp", "deepspeed"))
+    return not inputs.full and inputs.family.rewrites == "auto" and not taken_apart

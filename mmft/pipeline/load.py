@@ -1,0 +1,105 @@
+"""Stage 2: load the base model, build collator and evaluator, audit two rows; keep features of frozen parts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..audit.checks import quick_checks, raise_failed
+from ..collators.base import Collator
+from ..collators.types import BatchMaker
+from ..common.errors import UserError
+from ..common.hashing import key_of
+from ..data.selection import spread
+from ..evaluation.evaluate import Evaluator
+from ..evaluation.token_limit import TokenLimit, token_limit
+from ..feature_cache.cache import CachedCollator, RowsInMemory
+from ..feature_cache.policy import open_cache, rows_seen, why_not_frozen
+from ..models.load import Loaded, build_collator
+from ..system.distributed import is_main
+from .context import RunContext
+from .prepare import TrainingInputs
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("mmft")
+
+
+@dataclass
+class Base:
+    """The loaded base model and what is measured and trained with it. cached: the collator, if it uses the feature cache."""
+
+    loaded: Loaded
+    collator: BatchMaker
+    evaluator: Evaluator | None
+    rows: Sequence[Any]
+    limit: TokenLimit
+    cached: CachedCollator | None = None
+
+
+def load_base(inputs: TrainingInputs, context: RunContext, audit: bool) -> Base:
+    """Read weights and processor. Raises UserError, also if the audit of the first rows fails."""
+    from transformers import set_seed
+
+    settings, rows = inputs.settings, inputs.rows
+    set_seed(settings["seed"])
+    loaded = context.load(inputs.family, inputs.full, inputs.located)
+    for note in loaded.notes:
+        log.info("%-14s %s", "model", note)
+    collator = build_collator(inputs.cfg.collator, inputs.family, loaded)
+    collator([rows[0]])  # a collator that does not fit the model fails here, before any work is done
+    if audit:
+        checks = context.memo.once(inputs.base_key("audit"), lambda: quick_checks(loaded.model, collator, rows))
+        raise_failed(checks, "; audit=false trains it all the same")
+    evaluator = None
+    if inputs.held_out is not None:
+        batch_size, loss_batch_size = settings["evaluation"]["batch_size"], settings["trainer"].get("per_device_eval_batch_size", 8)
+        evaluator = Evaluator(inputs.held_out, collator, settings["generation"], batch_size, loss_batch_size, progress=is_main())
+    limit = evaluator.limit if evaluator else token_limit(settings["generation"], spread(inputs.prepared.split("train")), collator.tokenizer)
+    log.info("%-14s %s", "generation", limit.note)
+    return Base(loaded, collator, evaluator, rows, limit)
+
+
+def use_feature_cache(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: int) -> None:
+    """Let collator, evaluator and rows use the feature cache, if the vision part is frozen; compute what the held-out rows need.
+
+    run_bytes: what the run itself will leave on the disk.
+    """
+    seen = rows_seen(inputs.settings, len(base.rows))
+    collator: Any = base.collator
+    assert isinstance(collator, Collator)
+    cache = open_cache(
+        inputs.settings, base.loaded, inputs.plan, collator, inputs.prepared, base.rows, seen, context.base_memo, run_bytes
+    )
+    if cache is None:
+        return
+    base.cached = base.collator = CachedCollator(collator, cache)
+    rows = base.rows
+    base.rows = context.memo.once(key_of("rows", str(inputs.prepared.path), inputs.prepared.fingerprint), lambda: RowsInMemory(rows))
+    if base.evaluator is not None:
+        base.evaluator.collator = base.cached
+        for generation in (False, True)[: 1 + base.cached.generates]:
+            base.cached.fill(base.evaluator.rows, generation)
+
+
+def cache_training_rows(inputs: TrainingInputs, base: Base, model: torch.nn.Module) -> None:
+    """Compute the features of all training rows, if all will be seen; otherwise each is computed at its first use.
+
+    model: set up for training. Raises UserError if a part before the language model turns out not to be frozen.
+    """
+    if base.cached is None:
+        return
+    from tqdm import tqdm
+
+    model.train()
+    if (reason := why_not_frozen(model)) is not None:
+        raise UserError(f"vision_cache: {reason}, so features cannot be kept; use vision_cache=off")
+    model.eval()
+    rows = base.rows
+    if rows_seen(inputs.settings, len(rows)) == len(rows):
+        hidden = None if is_main() and len(rows) > 64 else True
+        samples: Iterable[Any] = (rows[i] for i in range(len(rows)))
+        base.cached.fill(tqdm(samples, total=len(rows), desc="features", leave=False, disable=hidden), False)

@@ -1,0 +1,70 @@
+"""Stage 1: everything a training needs before a weight is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from ..adapters.plan import AdapterPlan, plan_adapter
+from ..common.hashing import key_of
+from ..config.build import build
+from ..config.settings import Settings
+from ..config.validate import to_plain
+from ..data.augment import augment_rows
+from ..data.prepare import prepared_data
+from ..data.prepared import PreparedData
+from ..data.selection import split_rows
+from ..models.families.base import Family
+from ..models.hub import Located
+from ..models.load import load_skeleton, locate_model
+from .context import RunContext
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """The settings and data of a training, its model without weights, and the plan of its adapter."""
+
+    cfg: DictConfig
+    settings: Settings
+    family: Family
+    prepared: PreparedData
+    rows: Sequence[Any]
+    held_out: Sequence[Any] | None
+    located: Located
+    skeleton: torch.nn.Module
+    plan: AdapterPlan
+
+    @property
+    def full(self) -> bool:
+        """Whether the whole model is trained, not an adapter."""
+        return self.plan.method == "full"
+
+    def base_key(self, what: str, *more: object) -> str:
+        """A key that is equal for two runs whose base model gives the same result for `what`."""
+        s = self.settings
+        return key_of(what, s["model"], s["collator"], self.full, self.located.revision, self.prepared.fingerprint, *more)
+
+
+def prepare_inputs(cfg: DictConfig, context: RunContext) -> TrainingInputs:
+    """Prepare the data, find the model's files, plan the adapter. Raises UserError."""
+    settings: Settings = to_plain(cfg)
+    family: Family = build(cfg.model, "model")
+    prepared = context.memo.once(key_of("prepared", settings["data"], settings["output_dir"]), lambda: prepared_data(cfg))
+    rows, held_out = split_rows(prepared, settings["evaluation"])
+    rows = augment_rows(rows, settings.get("augment"), settings["seed"])
+    located, skeleton = locate_and_outline(family, context)
+    return TrainingInputs(cfg, settings, family, prepared, rows, held_out, located, skeleton, plan_adapter(skeleton, settings["lora"]))
+
+
+def locate_and_outline(family: Family, context: RunContext) -> tuple[Located, torch.nn.Module]:
+    """(the model's files, the model without weights), found once for each model config. Raises UserError."""
+    identity = (type(family).__name__, dataclasses.asdict(family))
+    located = context.memo.once(key_of("located", identity), lambda: locate_model(family))
+    return located, context.memo.once(key_of("skeleton", identity), lambda: load_skeleton(family, located))

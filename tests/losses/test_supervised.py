@@ -1,0 +1,214 @@
+"""The loss: plain transformers' own on every family, normalised by supervised tokens, and nothing learned from a NaN."""
+
+from __future__ import annotations
+
+import pytest
+from small_models import KINDS
+
+from mmft.adapters.lora import attach, plan
+from mmft.collators.base import IGNORE
+from mmft.common.errors import UserError
+from mmft.losses.supervised import supervised_loss, takes_logits_to_keep
+
+
+def rows(small, kind):
+    if kind == "blip2":
+        return [small.sample("a", [0], "What?", "a red square"), small.sample("b", [1], "", "blue")]
+    return [
+        small.sample("a", [0], "What is in the picture?", "a red square", "And?", "birds"),
+        small.sample("b", [1, 2], "Which?", "blue"),
+        small.sample("c", [], "Two dogs", "3 cats"),
+    ]
+
+
+def grads(model):
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_and_gradients_are_plain_transformers(small, kind):
+    model, collator, _ = small.load(kind)
+    batch = collator(rows(small, kind))
+    loss, count = supervised_loss(model, batch)
+    assert int(count) == int((batch["labels"] != IGNORE).sum())
+    (loss / count).backward()
+    ours = grads(model)
+    model.zero_grad()
+    inputs = {k: v for k, v in batch.items() if k != "row_ids"}
+    if kind == "blip2":  # its own loss shifts inside; labels at the image's places are IGNORE
+        inputs["labels"] = batch["labels"]
+    plain = model(**inputs, use_cache=False).loss
+    plain.backward()
+    theirs = grads(model)
+    assert (loss / count).item() == pytest.approx(plain.item(), abs=1e-5)
+    assert ours.keys() == theirs.keys() and any("vision" in n or "visual" in n for n in ours)
+    scale = max(g.abs().max() for g in theirs.values())
+    for name in theirs:
+        assert (ours[name] - theirs[name]).abs().max() <= 1e-5 * scale, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_computed_where_a_label_is_and_nowhere_else(small, kind):
+    import torch
+    from transformers import modeling_utils
+
+    model, collator, _ = small.load(kind)
+    if not hasattr(modeling_utils, "slice_logits_to_keep"):
+        assert not takes_logits_to_keep(model)
+        pytest.skip("before transformers 5.21 heads take no mask of positions; all logits are computed there")
+    batch = collator(rows(small, kind))
+    seen = []
+    head = model.get_output_embeddings() or model.language_model.lm_head
+    head.register_forward_hook(lambda module, args, out: seen.append(out.shape[:-1].numel()))
+    with torch.no_grad():
+        _, count = supervised_loss(model, batch)
+    assert takes_logits_to_keep(model)
+    assert seen == [int(count)], "the head saw the supervised positions alone"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_images_give_two_losses(small, kind):
+    """A model that is blind to its image would give the same."""
+    import torch
+
+    model, collator, _ = small.load(kind)
+    with torch.no_grad():
+        losses = []
+        for image in (0, 2):
+            row = small.sample("a", [0], "What?" if kind != "blip2" else "", "a red square")
+            object.__setattr__(row, "images", ("1.png",) if image else ("0.png",))
+            if kind.startswith("qwen") or kind == "internvl":  # the same number of tokens for both
+                import numpy as np
+                from PIL import Image
+
+                name = f"flat{image}.png"
+                Image.fromarray(np.full((56, 56, 3), 30 + 90 * image, dtype="uint8")).save(small.root / name)
+                object.__setattr__(row, "images", (name,))
+            losses.append(supervised_loss(model, collator([row]))[0].item())
+    assert abs(losses[0] - losses[1]) > 1e-4
+
+
+def test_a_model_that_takes_no_positions_gives_the_same_loss(small):
+    import torch
+
+    model, collator, _ = small.load("llava")
+
+    class Plain(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, input_ids, attention_mask, pixel_values, use_cache):
+            return self.inner(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values, use_cache=use_cache)
+
+    batch = collator([small.sample("a", [0], "What?", "a red square")])
+    with torch.no_grad():
+        few, all_ = supervised_loss(model, batch)[0], supervised_loss(Plain(model), batch)[0]
+    assert not takes_logits_to_keep(Plain(model))
+    assert few.item() == pytest.approx(all_.item(), abs=1e-5)
+
+
+def test_label_smoothing_is_torchs(small):
+    import torch
+
+    model, collator, _ = small.load("llava")
+    batch = collator([small.sample("a", [0], "What?", "a red square")])
+    with torch.no_grad():
+        smooth, count = supervised_loss(model, batch, 0.1)
+        inputs = {k: v for k, v in batch.items() if k not in ("labels", "row_ids")}
+        logits = model(**inputs, use_cache=False).logits[0, :-1]
+    labels = batch["labels"][0, 1:]
+    expected = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, label_smoothing=0.1)
+    assert (smooth / count).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+# --- in the Trainer -------------------------------------------------------------------------------------------------
+
+
+def trainer(small, tmp_path, samples, collator=None, **settings):
+    from mmft.adapters.freeze import freeze
+    from mmft.training.trainer import SupervisedTrainer, training_settings
+
+    model, own, _ = small.load("qwen2vl")
+    import torch
+
+    torch.manual_seed(0)
+    adapted = attach(model, plan(model, {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    freeze(adapted)
+    settings = {"max_steps": 1, "learning_rate": 0.1, "optim": "sgd", "max_grad_norm": 0.0, "lr_scheduler_type": "constant", "save_strategy": "no",
+                "logging_nan_inf_filter": False, "dataloader_pin_memory": False, "logging_steps": 1, **settings}  # fmt: skip
+    args, callbacks = training_settings(
+        settings, output_dir=str(tmp_path), seed=1, data_seed=1, report_to=[], remove_unused_columns=False, label_names=["labels"], use_cpu=True
+    )
+    return SupervisedTrainer(
+        model=adapted, args=args, train_dataset=samples, data_collator=collator or own, callbacks=callbacks, evaluator=None, generate=False
+    )
+
+
+def weights(model):
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def test_accumulated_batches_step_as_one_batch(small, tmp_path):
+    """2 x 2 rows of very different lengths: the mean over tokens, not over batches."""
+    samples = [
+        small.sample("1", [0], "What?", "red"),
+        small.sample("2", [1], "Which colours do you see?", "a red square and a blue circle stand on the grass"),
+        small.sample("3", [2], "And?", "12 birds"),
+        small.sample("4", [0], "More?", "Two dogs, 3 cats and 12 birds."),
+    ]
+    one = trainer(small, tmp_path / "one", samples, per_device_train_batch_size=4)
+    two = trainer(small, tmp_path / "two", samples, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    start = weights(one.model)
+    one.train(), two.train()
+    whole, halves = weights(one.model), weights(two.model)
+    assert max((whole[n] - start[n]).abs().max() for n in start) > 1e-3, "the step was a real one"
+    for n in start:  # learning rate 0.1: a gradient's difference of 1e-6 is 1e-7 here
+        assert (whole[n] - halves[n]).abs().max() <= 1e-7, n
+    assert int(one.supervised_tokens) == int(two.supervised_tokens)
+    assert one.state.log_history[0]["loss"] == pytest.approx(two.state.log_history[0]["loss"], abs=1e-5)
+
+
+def test_the_logged_loss_is_the_mean_over_tokens(small, tmp_path):
+    import torch
+
+    samples = [small.sample("1", [0], "What?", "red"), small.sample("2", [1], "Which?", "a red square and a blue circle")]
+    made = trainer(small, tmp_path, samples, per_device_train_batch_size=1, gradient_accumulation_steps=2)
+    with torch.no_grad():
+        parts = [supervised_loss(made.model.eval(), small.collator("qwen2vl")([s])) for s in samples]
+    expected = sum(loss.item() for loss, _ in parts) / sum(int(n) for _, n in parts)
+    made.train()
+    assert made.state.log_history[0]["loss"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_non_finite_loss_stops_before_the_step_and_names_the_rows(small, tmp_path):
+    collator = small.collator("qwen2vl")
+
+    def poisoned(samples):
+        batch = collator(samples)
+        if "bad" in batch["row_ids"]:
+            batch["pixel_values"][0] = float("nan")
+        return batch
+
+    samples = [small.sample(i, [0], "What?", "red") for i in ("good", "bad", "fine")]
+    made = trainer(small, tmp_path, samples, poisoned, per_device_train_batch_size=3, max_steps=2)
+    start = weights(made.model)
+    with pytest.raises(UserError, match=r"step 1: the loss is not finite.*(good|bad|fine), .*the weights of step 0 are untouched") as caught:
+        made.train()
+    assert "bad" in str(caught.value) and "\n" not in str(caught.value)
+    for name, now in weights(made.model).items():
+        assert now.equal(start[name]), name
+
+
+def test_a_non_finite_gradient_alone_stops_too(small, tmp_path):
+    samples = [small.sample("only", [0], "What?", "red")]
+    made = trainer(small, tmp_path, samples, per_device_train_batch_size=1)
+    name, parameter = next((n, p) for n, p in made.model.named_parameters() if p.requires_grad)
+    parameter.register_hook(lambda g: g * float("inf"))
+    start = weights(made.model)
+    with pytest.raises(UserError, match="step 1: the gradient is not finite.*only"):
+        made.train()
+    assert all(now.equal(start[n]) for n, now in weights(made.model).items())
