@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..common.errors import UserError, nearest
 from . import library_keys
-from .choices import AUGMENT_TRANSFORMS, OBJECTIVES
+from .choices import AUGMENT_TRANSFORMS, METRICS, OBJECTIVES, TRAINER_METRICS
 from .groups import CONFIG_DIR, GROUPS
 from .guard import remote_code, secrets
 from .guard.targets import parameters, resolve
@@ -29,6 +29,8 @@ def check(cfg: DictConfig) -> None:
     check_keys("", plain, {k: "" for k in (*defaults, *GROUPS)})
     check_keys("evaluation", plain["evaluation"], {k: "" for k in defaults["evaluation"]})
     check_augment(plain.get("augment"))
+    check_generation(plain["generation"])
+    check_best_metric(plain)
     for key, kind in TOP_LEVEL_TYPES.items():
         check_value(key, plain.get(key), kind)
     if plain.get("objective") not in OBJECTIVES:
@@ -42,6 +44,28 @@ def check(cfg: DictConfig) -> None:
             if section == "trainer":
                 refuse_managed(node)
             check_keys(section, node, known)
+
+
+def check_generation(generation: dict[str, Any]) -> None:
+    """Check the limit of new tokens. Raises UserError."""
+    limit = generation.get("max_new_tokens")
+    if limit is not None and limit != "auto" and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise UserError(f"generation.max_new_tokens={limit}: must be a whole number of tokens above 0, or auto (from the lengths of the references)")
+
+
+def check_best_metric(plain: dict[str, Any]) -> None:
+    """Check that training measures the metric that decides between checkpoints. Raises UserError."""
+    trainer, evaluation = plain.get("trainer") or {}, plain["evaluation"]
+    given = trainer.get("metric_for_best_model")
+    if given is None or trainer.get("eval_strategy") in (None, "no", False) or evaluation.get("split") is None:
+        return
+    name = str(given).removeprefix("eval_")
+    if name in METRICS and not evaluation.get("generate"):
+        raise UserError(f"trainer.metric_for_best_model={given}: {name} is measured while training only with evaluation.generate=true; add that,"
+                        " or use trainer.metric_for_best_model=loss")  # fmt: skip
+    if name not in METRICS and name not in ("loss", *TRAINER_METRICS):
+        names = ("loss", *METRICS)
+        raise UserError(f"trainer.metric_for_best_model={given}: no such metric.{nearest(name, names)} There are: {', '.join(names)}.")
 
 
 def refuse_managed(trainer: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..common.errors import UserError
@@ -23,6 +23,12 @@ class Subset(Sequence[Sample]):
         if not -self.n <= index < self.n:
             raise IndexError(index)
         return self.rows[index % self.n]
+
+
+def spread(rows: Sequence[Sample], n: int = 1000) -> Iterator[Sample]:
+    """At most `n` rows, evenly spaced."""
+    count = min(n, len(rows))
+    return (rows[i * len(rows) // count] for i in range(count))
 
 
 def evaluation_rows(prepared: PreparedData, evaluation: Mapping[str, Any]) -> Subset:

@@ -14,7 +14,7 @@ from ..common.errors import UserError
 from ..common.records import AnswerRecord
 from ..config.plain import to_plain
 from ..data.prepare import prepared_data
-from .evaluate import Evaluator
+from .evaluate import Answer, Evaluator
 from .inputs import Asked, read_inputs, shared_prompt
 
 if TYPE_CHECKING:
@@ -56,10 +56,10 @@ def answer_prompts(evaluator: Evaluator, model: Any, asked: list[Asked], seed: i
     for start in range(0, len(asked), size):
         part = asked[start : start + size]
         batch, reasons = readable_batch(evaluator.collator, [a.sample for a in part if a.sample is not None])
-        texts = iter(evaluator.answer(model, batch) if batch is not None else ())
+        answers = iter(evaluator.answer(model, batch) if batch is not None else ())
         for i, a in enumerate(part, start):
             error = a.error or reasons.get(id(a.sample), "")
-            yield _record(evaluator, i if a.number is None else a.number, a, None if error else next(texts), error)
+            yield _record(evaluator, i if a.number is None else a.number, a, None if error else next(answers), error)
         bar.update(len(part))
     bar.close()
 
@@ -84,15 +84,16 @@ def readable_batch(collator: BatchMaker, samples: list[Sample]) -> tuple[Batch |
     return (collator.prompt(good) if good else None), reasons
 
 
-def _record(evaluator: Evaluator, index: int, asked: Asked, text: str | None, error: str) -> AnswerRecord:
+def _record(evaluator: Evaluator, index: int, asked: Asked, answer: Answer | None, error: str) -> AnswerRecord:
     sample = asked.sample
     if sample is None:
         return {"index": index, "id": asked.where, "prediction": None, "error": error}
-    if text is not None and sample.references:
-        return evaluator.record(index, sample, text)
+    if answer is not None and sample.references:
+        return evaluator.record(index, sample, answer)
     record: AnswerRecord = {
         "index": index, "id": sample.id, "root": sample.root, "images": list(sample.images), "prompt": sample.prompt_text,
-        "references": list(sample.references), "prediction": text, "metrics": {},
+        "references": list(sample.references), "prediction": answer.text if answer else None,
+        "truncated": answer is not None and answer.truncated, "metrics": {},
     }  # fmt: skip
     if error:
         record["error"] = error

@@ -12,7 +12,7 @@ from ..common.errors import UserError
 from ..common.records import AnswerRecord
 
 SUFFIXES = (".csv", ".jsonl")
-COLUMNS = ("image", "prompt", "prediction", "error", "references")  # of the CSV; several images or references: a JSON list
+COLUMNS = ("image", "prompt", "prediction", "error", "references", "truncated")  # of the CSV; several images or references: a JSON list
 
 
 class AnswerFile:
@@ -43,7 +43,7 @@ class AnswerFile:
             folder = Path(row.get("root") or "")
             images = [(folder / i).as_posix() for i in row.get("images", ())]
             cells = (_cell(images or [row["id"]]), row.get("prompt", ""), row["prediction"] or "", row.get("error", ""), _cell(row.get("references", [])))
-            self._csv.writerow(cells)
+            self._csv.writerow((*cells, "true" if row.get("truncated") else ""))
         else:
             self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..collators.types import Batch, BatchMaker
@@ -12,17 +12,27 @@ from ..common.records import AnswerRecord, MetricValues
 from ..common.tensors import eval_mode, to_device
 from ..data.sample import Sample
 from ..losses.supervised import supervised_loss
+from .token_limit import TokenLimit, token_limit
 
 if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A generated text. truncated: it reached generation.max_new_tokens without an end token."""
+
+    text: str
+    truncated: bool = False
+
+
 @dataclass
 class Evaluator:
     """Measures models on the same held-out rows: base and tuned model, during and after training.
 
-    generation: keys of transformers' GenerationConfig. batch_size: rows in one batch when generating; loss_batch_size: when
+    generation: keys of transformers' GenerationConfig; max_new_tokens=auto is replaced by the limit that the rows' references
+    need (`limit`). batch_size: rows in one batch when generating; loss_batch_size: when
     computing the loss. progress: show a progress bar on a terminal.
     """
 
@@ -32,6 +42,11 @@ class Evaluator:
     batch_size: int = 16
     loss_batch_size: int = 16
     progress: bool = True
+    limit: TokenLimit = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.limit = token_limit(self.generation, self.rows, self.collator.tokenizer)
+        self.generation = {**self.generation, "max_new_tokens": self.limit.max_new_tokens}
 
     def loss(self, model: torch.nn.Module) -> float:
         """Mean loss per supervised token over all rows; every token has the same weight, whatever its row or batch."""
@@ -44,15 +59,15 @@ class Evaluator:
                 total, count = total + loss.item(), count + int(n)
         return total / max(count, 1)
 
-    def generate(self, model: torch.nn.Module, rows: Sequence[Sample] | None = None) -> list[str]:
-        """The model's answers to the prompts of `rows` (default: all held-out rows), one text for each row. Raises UserError."""
-        texts: list[str] = []
+    def generate(self, model: torch.nn.Module, rows: Sequence[Sample] | None = None) -> list[Answer]:
+        """The model's answers to the prompts of `rows` (default: all held-out rows), one for each row. Raises UserError."""
+        answers: list[Answer] = []
         for batch in self._batches(self.rows if rows is None else rows, self.batch_size, "answers"):
-            texts += self.answer(model, self.collator.prompt(batch))
-        return texts
+            answers += self.answer(model, self.collator.prompt(batch))
+        return answers
 
-    def answer(self, model: Any, inputs: Batch, **options: Any) -> list[str]:
-        """The generated texts of one prompt batch; options: further arguments of the model's `generate`. Raises UserError."""
+    def answer(self, model: Any, inputs: Batch, **options: Any) -> list[Answer]:
+        """The answers to one prompt batch; options: further arguments of the model's `generate`. Raises UserError."""
         import torch
 
         settings = self.generation_config()
@@ -62,7 +77,11 @@ class Evaluator:
                 ids = model.generate(**inputs, generation_config=settings, **options)
             except ValueError as error:  # transformers refuses the settings
                 raise UserError(f"generation: {str(error).strip().splitlines()[0]}") from None
-        return self.collator.decode(ids[:, inputs["input_ids"].shape[1] :])
+        prompt_length = inputs["input_ids"].shape[1]
+        ids = ids[:, prompt_length:]
+        limit = settings.max_new_tokens if settings.max_new_tokens is not None else (settings.max_length or 0) - prompt_length
+        ended = torch.isin(ids, torch.tensor(self.collator.end_ids, device=ids.device)).any(dim=1).tolist()
+        return [Answer(text, ids.shape[1] >= limit and not end) for text, end in zip(self.collator.decode(ids), ended, strict=True)]
 
     def generation_config(self) -> GenerationConfig:
         """The settings as GenerationConfig, with the collator's end tokens. Raises UserError."""
@@ -82,17 +101,18 @@ class Evaluator:
         """(metrics over all rows, one record for each row) of generated answers. Raises UserError."""
         from . import metrics
 
-        texts = self.generate(model)
-        references = [list(sample.references) for sample in self.rows]
-        return metrics.compute(texts, references), [self.record(i, s, t) for i, (s, t) in enumerate(zip(self.rows, texts, strict=True))]
+        answers = self.generate(model)
+        records = [self.record(i, sample, answer) for i, (sample, answer) in enumerate(zip(self.rows, answers, strict=True))]
+        return metrics.compute([a.text for a in answers], [r["references"] for r in records]), records
 
-    def record(self, index: int, sample: Sample, text: str) -> AnswerRecord:
+    def record(self, index: int, sample: Sample, answer: Answer) -> AnswerRecord:
         """One row of eval/*.jsonl."""
         from . import metrics
 
         return {
             "index": index, "id": sample.id, "root": sample.root, "images": list(sample.images), "prompt": sample.prompt_text,
-            "references": list(sample.references), "prediction": text, "metrics": metrics.per_sample(text, list(sample.references)),
+            "references": list(sample.references), "prediction": answer.text, "truncated": answer.truncated,
+            "metrics": metrics.per_sample(answer.text, list(sample.references)),
         }
 
     def _batches(self, rows: Sequence[Sample], size: int, what: str) -> Iterator[list[Sample]]:

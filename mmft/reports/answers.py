@@ -85,17 +85,18 @@ def select(pairs: Sequence[AnswerPair], limit: int = 24) -> list[AnswerPair]:
 
 
 def verdict(row: AnswerRecord | None) -> Verdict:
-    """How well an answer agrees with its references."""
+    """How well an answer agrees with its references, and whether it was cut off at the limit of new tokens."""
     s = scores(row)
     if not s:
         return "none", "", "no text"
+    cut = ", cut off" if row and row.get("truncated") else ""
     if s.get("exact_match"):
-        return "good", "\u2713", "exact"
+        return "good", "\u2713", f"exact{cut}"
     if s.get("exact_match_normalized"):
-        return "good", "\u2713", "same words"
+        return "good", "\u2713", f"same words{cut}"
     if s.get("contains"):
-        return "near", "\u2248", "contains the reference"
-    return "bad", "\u2717", f"F1 {s.get('token_f1', 0.0):.2f}"
+        return "near", "\u2248", f"contains the reference{cut}"
+    return "bad", "\u2717", f"F1 {s.get('token_f1', 0.0):.2f}{cut}"
 
 
 def nearest_reference(text: str, references: Sequence[str]) -> str:

@@ -8,12 +8,13 @@ from typing import TypedDict
 
 from ..common.records import AnswerRecord, EvaluationSummary, MetricValues
 from ..config.choices import METRICS
+from ..evaluation.token_limit import count_answers
 from . import answers, numbers
 from .html import render
 from .numbers import is_number
 from .pictures import shown_pictures
 from .run_page import HEADINGS, MAX_SAMPLES, PICTURE_SIDE, PICTURES_PER_SAMPLE, SampleCard, ShownAnswer
-from .tables import LABELS, PlanTableRow, change_kind
+from .tables import LABELS, PlanTableRow, answer_notes, change_kind, rows_note
 
 
 @dataclass
@@ -58,7 +59,7 @@ def evaluation_page(run: str, summary: EvaluationSummary, rows: Mapping[str, lis
     facts += [f"checkpoint {summary['checkpoint']}"] if summary["checkpoint"] is not None else []
     facts += [f"data fingerprint {summary['fingerprint'][:12]}"]
     note = "The best answers first, by token F1." if all_shown else f"{len(cards)} of {len(tuned)}, by token F1."
-    return _page(run, "mmft evaluation", " · ".join(facts), sides, cards, note)
+    return _page(run, "mmft evaluation", " · ".join(facts), sides, cards, note, answer_notes(summary))
 
 
 def _figures(metrics: MetricValues | None, loss: float | None) -> MetricValues:
@@ -68,15 +69,16 @@ def _figures(metrics: MetricValues | None, loss: float | None) -> MetricValues:
 def comparison_page(title: str, meta: str, sides: Sequence[Side], parts: Sequence[PlanTableRow]) -> str:
     """A page of all samples of a comparison. parts: the adapter plan (tables.plan_rows), or []."""
     cards = [card(rows[0], list(zip(sides, rows, strict=True)), "") for rows in zip(*(s.rows for s in sides), strict=True)]
-    return _page(title, "mmft comparison", meta, sides, cards, "", parts)
+    return _page(title, "mmft comparison", meta, sides, cards, "", side_notes(sides), parts)
 
 
 def _page(
-    title: str, kicker: str, meta: str, sides: Sequence[Side], cards: Sequence[SampleCard], note: str, parts: Sequence[PlanTableRow] = ()
+    title: str, kicker: str, meta: str, sides: Sequence[Side], cards: Sequence[SampleCard], note: str, metric_notes: Sequence[str],
+    parts: Sequence[PlanTableRow] = (),
 ) -> str:  # fmt: skip
     prompts = {c["prompt"] for c in cards}
     return render(
-        "answers.html.j2", title=title, kicker=kicker, meta=meta, sides=sides, samples=cards, note=note, metrics=figure_rows(sides),
+        "answers.html.j2", title=title, kicker=kicker, meta=meta, sides=sides, samples=cards, note=note, metrics=figure_rows(sides), metric_notes=metric_notes,
         prompt=prompts.pop() if len(prompts) == 1 and len(cards) > 1 else "", referenced=any(c["references"] for c in cards), parts=parts,
     )  # fmt: skip
 
@@ -100,6 +102,15 @@ def card(row: AnswerRecord, sides: Sequence[tuple[Side, AnswerRecord | None]], h
     name = row.get("id", row.get("index", ""))
     return {"id": f"{row['index']} · {name}" if "index" in row else str(name), "heading": heading, "prompt": str(row.get("prompt") or ""),
             "references": references, "texts": shown, **shown_pictures(row, PICTURE_SIDE, PICTURES_PER_SAMPLE)}  # fmt: skip
+
+
+def side_notes(sides: Sequence[Side]) -> list[str]:
+    """What stands next to the metrics: rows, references per row, and each side's answers that reached the limit of new tokens."""
+    counts = [count_answers(side.rows) for side in sides]
+    notes = [rows_note(counts[0])] if counts else []
+    if any(c["truncated"] for c in counts):
+        notes.append("Answers cut off at generation.max_new_tokens: " + ", ".join(f"{s.label} {c['truncated']}" for s, c in zip(sides, counts, strict=True)) + ".")
+    return notes
 
 
 def figure_rows(sides: Sequence[Side]) -> list[FigureRow]:

@@ -14,7 +14,7 @@ from .answers import AnswerPair
 from .html import write_text
 from .run_files import flatten
 from .run_page import RUN_FILES, run_date, run_status
-from .tables import metric_rows, plan_rows
+from .tables import answer_notes, metric_rows, plan_rows
 
 MAX_SAMPLES = 12  # held-out samples shown, see answers.select
 
@@ -40,6 +40,7 @@ def markdown(run_dir: Path) -> str:
     metrics = metric_rows(summary)
     if metrics:
         parts += ["## Base against tuned", table(("metric", "base", "tuned", "change"), [[m["label"], m["base"], m["tuned"], m["change"]] for m in metrics])]
+        parts += answer_notes(summary)
     rows = plan_rows(plan)
     if rows:
         head = ("part", "layers adapted", "r", "scale", "trainable", "parameters")

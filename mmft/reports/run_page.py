@@ -18,7 +18,7 @@ from .loss_curve import write_curve
 from .numbers import is_number
 from .pictures import ShownPictures, shown_pictures
 from .run_files import flatten, read_answers, read_samples
-from .tables import LABELS, main_metrics, metric_rows, plan_rows
+from .tables import LABELS, answer_notes, main_metrics, metric_rows, plan_rows
 
 MAX_SAMPLES = 24  # held-out samples shown, see answers.select
 PICTURES_PER_SAMPLE = 4
@@ -111,6 +111,7 @@ def view(run_dir: Path) -> dict[str, Any]:
         "cards": cards(summary, tuned or base),
         "curve": curve_uri(run_dir),
         "metrics": metric_rows(summary),
+        "answer_notes": answer_notes(summary),
         "measured": len(tuned or base),
         "plan": plan_rows(plan),
         "plan_total": plan,

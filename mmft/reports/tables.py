@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-from ..common.records import AnswerRecord, EvaluationSummary, MetricValues, PlanReport, Summary
+from ..common.records import AnswerCounts, AnswerRecord, EvaluationSummary, MetricValues, PlanReport, Summary
 from ..config.choices import METRICS
 from . import numbers
 from .numbers import is_number
@@ -32,6 +32,29 @@ class MetricRow(TypedDict):
     change: str
     kind: str
     bars: list[float | None] | None
+
+
+def answer_notes(summary: Summary | EvaluationSummary) -> list[str]:
+    """What stands next to the metrics: rows, references per row, rows left out, answers that reached the limit of new tokens."""
+    counts = {name: c for name, c in (("base", summary.get("base_answer_counts")), ("tuned", summary.get("answer_counts"))) if c}
+    if not counts:
+        return []
+    notes = [rows_note(list(counts.values())[-1])]
+    truncated = {name: c["truncated"] for name, c in counts.items()}
+    limit, longest = summary.get("max_new_tokens"), summary.get("longest_reference") or 0
+    if any(truncated.values()):
+        each = f"{truncated['tuned']}" if list(truncated) == ["tuned"] else ", ".join(f"{name} {n}" for name, n in truncated.items())
+        notes.append(f"Answers cut off at {f'{limit} tokens' if limit else 'the limit'} (generation.max_new_tokens): {each}.")
+    if limit and longest > limit:
+        notes.append(f"The longest reference has {longest} tokens, more than generation.max_new_tokens={limit}; generation.max_new_tokens=auto fits it.")
+    return notes
+
+
+def rows_note(counts: AnswerCounts) -> str:
+    """Number of rows, references per row, rows left out."""
+    references = counts["references_per_row"]
+    left_out = f", {counts['left_out']} rows left out" if counts["left_out"] else ""
+    return f"{counts['rows']} rows, {references:g} reference{'' if references == 1 else 's'} per row{left_out}."
 
 
 class PlanTableRow(TypedDict):

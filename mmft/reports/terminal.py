@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, TextIO
 
 from ..common.records import EvaluationSummary, PlanReport, Summary
 from . import answers, numbers
-from .answers_page import Side, figure_rows
+from .answers_page import Side, figure_rows, side_notes
 from .numbers import is_number
 from .ranking import BEST, CHEAPEST, Leaderboard, RankedRun, SeedGroup
-from .tables import metric_rows, plan_rows
+from .tables import answer_notes, metric_rows, plan_rows
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,6 +34,7 @@ def results_table(summary: Summary | EvaluationSummary) -> Table:
     for row in metric_rows(summary):
         name = "loss" if row["name"] == "eval_loss" else row["name"]
         table.add_row(Text(name), row["base"], Text(row["tuned"], "bold"), Text(row["change"], COLOURS[row["kind"]]))
+    table.caption = Text("\n".join(answer_notes(summary))) if answer_notes(summary) else None
     return table
 
 
@@ -167,6 +168,7 @@ def figures_table(sides: Sequence[Side]) -> Table:
     table = new_table(f"Over these {len(sides[0].rows)} samples", ("metric", *(s.label for s in sides), *(("change",) if two else ())))
     for row in figure_rows(sides):
         table.add_row(row["name"], *row["values"], *((Text(row["change"] or numbers.MISSING, COLOURS[row["kind"]]),) if two else ()))
+    table.caption = Text("\n".join(side_notes(sides)))
     return table
 
 

@@ -13,10 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..collators.types import BatchMaker
 from ..common.errors import UserError, nearest
+from ..common.files import read_json
 from ..config.build import build
+from ..config.guard import moved_targets
 from ..config.plain import resolved
 from ..config.settings import Settings
 from ..config.validate import check
+from ..evaluation.token_limit import AUTO
 from ..models.families.base import Family
 from ..models.fingerprint import import_while_hashing
 from ..models.load import Loaded, build_collator, load_model, load_processor, locate_model
@@ -108,7 +111,9 @@ def read_snapshot(folder: Path) -> DictConfig:
             raise UserError(f"{file}: carries a {key} section, which could start other programs; a snapshot of mmft has none, so this one was changed: remove it")
     if "${" in text:
         raise UserError(f"{file}: holds an interpolation (${{...}}); a snapshot of mmft has plain values only, so this one was changed: write the value")
-    return OmegaConf.create(plain)
+    cfg = OmegaConf.create(plain)
+    moved_targets.update(cfg)
+    return cfg
 
 
 def run_config(path: str | Path, cfg: DictConfig, overrides: list[str]) -> tuple[Run, DictConfig]:
@@ -124,6 +129,8 @@ def run_config(path: str | Path, cfg: DictConfig, overrides: list[str]) -> tuple
             kept.data = cfg.data
         elif head in ("data", "evaluation", "generation"):
             OmegaConf.update(kept, key, OmegaConf.select(cfg, key), force_add=True)
+    if kept.generation.get("max_new_tokens") == AUTO:  # the limit that training derived, whatever rows this command has
+        kept.generation.max_new_tokens = read_json(folder / "env.json").get("max_new_tokens") or AUTO
     kept.output_dir = cfg.output_dir
     check(kept)  # while its task is still the training, so that every key is checked
     kept.task = cfg.task

@@ -7,7 +7,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from ..data.sample import Sample
-from ..evaluation.evaluate import Evaluator
+from ..evaluation.evaluate import Answer, Evaluator
 
 if TYPE_CHECKING:
     import torch
@@ -22,11 +22,11 @@ def stream(evaluator: Evaluator, model: torch.nn.Module, samples: Sequence[Sampl
 
     inputs = evaluator.collator.prompt(samples)
     if (evaluator.generation.get("num_beams") or 1) > 1:
-        yield evaluator.answer(model, inputs)[0]
+        yield evaluator.answer(model, inputs)[0].text
         return
     streamer = TextIteratorStreamer(evaluator.collator.tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     stop = Event()
-    result: list[str] = []
+    result: list[Answer] = []
     failure: list[BaseException] = []
 
     def stopped(ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
@@ -55,4 +55,4 @@ def stream(evaluator: Evaluator, model: torch.nn.Module, samples: Sequence[Sampl
         thread.join()
     if failure:
         raise failure[0]
-    yield result[0]
+    yield result[0].text

@@ -46,6 +46,7 @@ class Evaluate:
         """Measure, write, and return the metrics. Raises UserError."""
         from ..data.prepare import prepared_data
         from ..data.selection import evaluation_rows
+        from ..evaluation.token_limit import count_answers
         from ..reports import terminal
         from ..runs.open import any_config, open_any
 
@@ -60,13 +61,17 @@ class Evaluate:
         summary = self._describe(prepared, len(rows), settings, opened)
         log.info("%d rows of %s, split %s", len(rows), prepared.manifest["name"], summary["split"])
         evaluator = opened.evaluator(rows)
+        summary["max_new_tokens"], summary["longest_reference"] = evaluator.limit.max_new_tokens, evaluator.limit.longest
+        log.info("%-14s %s", "generation", evaluator.limit.note)
         answers: dict[str, list[AnswerRecord]] = {}
         if self.base:
             with opened.base() as model:
                 summary["base_eval_loss"] = evaluator.loss(model)
                 summary["base_metrics"], answers["base"] = evaluator.measure(model)
+                summary["base_answer_counts"] = count_answers(answers["base"])
         summary["eval_loss"] = evaluator.loss(opened.model)
         summary["metrics"], answers["tuned"] = evaluator.measure(opened.model)
+        summary["answer_counts"] = count_answers(answers["tuned"])
         summary["seconds"] = round(time.time() - started, 3)
         if run is None:
             run = new_directory(run_cfg, overrides, opened, prepared)
@@ -120,6 +125,9 @@ def write(run: Run, summary: EvaluationSummary, answers: dict[str, list[AnswerRe
 def metrics_table(summary: EvaluationSummary) -> Table:
     """The metrics of one model."""
     from ..reports import numbers, terminal
+    from ..reports.tables import answer_notes
 
     values = {k: numbers.metric(v) for k, v in {**summary["metrics"], "loss": summary["eval_loss"]}.items()}
-    return terminal.pairs_table(f"{summary['rows']} rows of {summary['data']}, {summary['split']}", values)
+    table = terminal.pairs_table(f"{summary['rows']} rows of {summary['data']}, {summary['split']}", values)
+    table.caption = "\n".join(answer_notes(summary))
+    return table

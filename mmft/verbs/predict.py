@@ -48,7 +48,7 @@ class Predict:
         records = []
         try:
             opened = open_any(self.run, cfg, overrides, self.checkpoint)
-            for record in answer_prompts(opened.evaluator([]), opened.model, asked, opened.settings["seed"]):
+            for record in answer_prompts(opened.evaluator([a.sample for a in asked if a.sample is not None]), opened.model, asked, opened.settings["seed"]):
                 records.append(record)
                 if record.get("error"):
                     complain(record["error"])
@@ -81,10 +81,17 @@ def finish(records: list[AnswerRecord], table: AnswerFile | None) -> None:
     referenced = [r for r in answered if r["references"]]
     if len(referenced) > 1:
         from ..evaluation import metrics
+        from ..evaluation.token_limit import count_answers
         from ..reports import terminal
 
         scores = metrics.compute([str(r["prediction"]) for r in referenced], [r["references"] for r in referenced])
-        terminal.show(terminal.pairs_table(f"{len(referenced)} rows with references", {k: f"{v:.3f}" for k, v in scores.items()}))
+        counts = count_answers(records)
+        values = {**{k: f"{v:.3f}" for k, v in scores.items()}, "references per row": f"{counts['references_per_row']:g}",
+                  "rows left out": counts["left_out"]}  # fmt: skip
+        terminal.show(terminal.pairs_table(f"{len(referenced)} rows with references", values))
+    truncated = sum(bool(r.get("truncated")) for r in answered)
+    if truncated:
+        log.info("%d of %d answers stopped at the limit of new tokens (generation.max_new_tokens=N raises it)", truncated, len(answered))
 
 
 def complain(text: str) -> None:
