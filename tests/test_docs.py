@@ -18,8 +18,9 @@ from places import ROOT
 
 from mmft.cli import parse
 from mmft.cli.help import help_text
-from mmft.config import compose, library_keys, sweep_overrides
+from mmft.config import compose, sweep_overrides
 from mmft.config.command import Command
+from mmft.config.groups import CONFIG_DIR
 from mmft.config.snapshot import snapshot
 
 COMMANDS = commands()
@@ -57,7 +58,7 @@ def test_a_command_composes(shown, desk, monkeypatch):
     if command.help:
         assert "usage" in help_text(command)
     elif command.multirun and not any("interval(" in w for w in shown.words):
-        assert sweep_overrides.check_sweep(command.overrides, command.config_dir, command.config_name) or any(w.startswith("experiment=search") for w in shown.words)
+        assert sweep_overrides.check_sweep(command.overrides, command.config_dir, command.config_name)[0] or any(w.startswith("experiment=search") for w in shown.words)
     else:  # a search draws from its intervals: their first value stands for all
         words = sweep_overrides.first_values(command.overrides) if command.multirun else command.overrides
         assert compose.compose(words, command.config_dir, command.config_name).model.path
@@ -177,7 +178,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
     index = (tmp_path / "site" / "reference" / "index.html").read_text(encoding="utf-8")
-    top = yaml.safe_load((library_keys.CONFIG_DIR / "config.yaml").read_text(encoding="utf-8"))
+    top = yaml.safe_load((CONFIG_DIR / "config.yaml").read_text(encoding="utf-8"))
     assert all(f">{key}<" in index for key in top if key not in ("defaults", "evaluation", "generation"))
     page = (tmp_path / "site" / "reference" / "trainer.html").read_text(encoding="utf-8")
     assert "trainer.adam_beta2" in page, "a key that no yaml lists"
@@ -190,8 +191,8 @@ def test_the_reference_knows_every_key_of_every_yaml(tmp_path, monkeypatch):
     import reference
 
     text = "\n".join(p.read_text(encoding="utf-8") for p in reference.write(tmp_path / "reference"))
-    for file in library_keys.CONFIG_DIR.rglob("*.yaml"):
-        group = file.relative_to(library_keys.CONFIG_DIR).parts[0]
+    for file in CONFIG_DIR.rglob("*.yaml"):
+        group = file.relative_to(CONFIG_DIR).parts[0]
         if file.name in ("config.yaml", "mmft.yaml"):
             continue
         prefix = {"task": "", "experiment": "", "hydra": f"hydra.{file.parent.name}."}.get(group, f"{group}.")
