@@ -1,14 +1,14 @@
-"""The sha256 of a file, read in blocks."""
+"""Hashes of files, tensors and JSON values."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 
 def sha256(path: Path) -> str:
+    """The sha256 of a file, read in blocks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -16,7 +16,7 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def tensor_hash(tensor: Any) -> str:
+def tensor_hash(tensor: torch.Tensor) -> str:
     """sha256 of a tensor's dtype, shape and bytes."""
     import torch
 
@@ -26,5 +26,6 @@ def tensor_hash(tensor: Any) -> str:
     return digest.hexdigest()
 
 
-def key_of(*parts: Any) -> str:
+def key_of(*parts: object) -> str:
+    """The sha256 of values as JSON: a key for values that depend on nothing else."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

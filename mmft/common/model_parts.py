@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 PARTS = ("vision", "connector", "qformer", "language", "other")
 
@@ -22,7 +25,7 @@ def part_of(name: str) -> str:
     return next((part for part, names in NAMES.items() if not pieces.isdisjoint(names)), "other")
 
 
-def parameter_counts(model: Any) -> dict[str, int]:
+def parameter_counts(model: torch.nn.Module) -> dict[str, int]:
     """part -> number of parameters (4-bit weights count as the weights they hold)."""
     counts = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
@@ -30,7 +33,7 @@ def parameter_counts(model: Any) -> dict[str, int]:
     return {part: n for part, n in counts.items() if n}
 
 
-def size(parameter: Any) -> int:
+def size(parameter: torch.Tensor) -> int:
     """Number of weights in a parameter; bitsandbytes packs two 4-bit weights in a byte."""
     shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
     return int(shape.numel()) if shape is not None else parameter.numel()

@@ -76,6 +76,14 @@ class MetricsRow(TypedDict, total=False):
     grad_norm: float
 
 
+class OutOfMemoryEvent(TypedDict):
+    """An out-of-memory error that training survived: from `step` on, micro-batches of this size."""
+
+    step: int
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+
+
 class Summary(TypedDict, total=False):
     """summary.json: the result of a run.
 
@@ -105,8 +113,10 @@ class Summary(TypedDict, total=False):
     peak_memory_mb: float
     supervised_tokens: int
     effective_batch_size: int | None
+    skipped_steps: int
     micro_batches_folded: int
     trained_together: int
+    out_of_memory: list[OutOfMemoryEvent]
     seed: int
     data_fingerprint: str
     held_out_samples: int

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 class eval_mode:
-    """`with eval_mode(model)`: eval mode inside, the former mode again behind it."""
+    """`with eval_mode(model)`: eval mode inside the block, the earlier mode afterwards."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: torch.nn.Module):
         self.model = model
 
     def __enter__(self) -> None:
@@ -20,8 +23,8 @@ class eval_mode:
             self.model.train()
 
 
-def to_device(batch: dict[str, Any], device: Any) -> dict[str, Any]:
-    """The batch with every tensor in it, also in nested ones, on `device`."""
+def to_device(batch: dict[str, Any], device: torch.device | str) -> dict[str, Any]:
+    """The batch with all its tensors, nested ones too, on `device`."""
     from accelerate.utils import send_to_device
 
     return send_to_device(batch, device)

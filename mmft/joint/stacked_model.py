@@ -174,7 +174,7 @@ def _compute_positions_once(model: torch.nn.Module, owners: RowOwners) -> None:
     """If members share a batch, compute position ids only for its first copy: the Qwen families compute them row by row in Python."""
     for module in model.modules():
         if callable(get_rope_index := getattr(module, "get_rope_index", None)):
-            module.get_rope_index = functools.partial(_positions_of_first, get_rope_index, owners)  # type: ignore[assignment]
+            module.get_rope_index = functools.partial(_positions_of_first, get_rope_index, owners)
 
 
 def _positions_of_first(get_rope_index: Callable[..., Any], owners: RowOwners, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:

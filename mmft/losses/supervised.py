@@ -1,14 +1,17 @@
-"""The loss: cross-entropy of the supervised tokens, with logits computed only where there is one."""
+"""Cross-entropy of the supervised tokens, with logits computed only where a label is."""
 
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..collators.base import IGNORE
 
+if TYPE_CHECKING:
+    import torch
 
-def supervised_loss(model: Any, batch: dict[str, Any], label_smoothing: float = 0.0) -> tuple[Any, Any]:
+
+def supervised_loss(model: Any, batch: dict[str, Any], label_smoothing: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
     """(sum of the loss over supervised tokens, their number), both 0-d tensors."""
     import torch.nn.functional as F
 
@@ -17,12 +20,11 @@ def supervised_loss(model: Any, batch: dict[str, Any], label_smoothing: float = 
     return loss, keep.sum()
 
 
-def supervised_logits(model: Any, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """(logits (n, V), the tokens they are to predict (n,), where they stand (B, S)) of the n supervised tokens of a batch.
+def supervised_logits(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(logits (n, V), their target tokens (n,), their positions as a mask (B, S)) of the n supervised tokens of a batch.
 
-    The token at position i is predicted from position i-1, so logits are kept where the NEXT label is one. The language
-    head then sees n supervised positions instead of B x S. A model that takes no `logits_to_keep` gives all logits, and
-    the same positions are picked from them.
+    Position i-1 predicts the token at position i, so logits are kept where the NEXT label is one. The language head then computes n
+    positions instead of B x S. A model that takes no `logits_to_keep` returns all logits, and the same positions are selected.
     """
     import torch
 
@@ -41,7 +43,7 @@ def supervised_logits(model: Any, batch: dict[str, Any]) -> tuple[Any, Any, Any]
 
 
 def takes_logits_to_keep(model: Any) -> bool:
-    """Whether the model under adapters and wrappers hands a mask `logits_to_keep` (B, S) to its language head."""
+    """Whether the model, under adapters and wrappers, passes a mask `logits_to_keep` (B, S) to its language head."""
     from transformers import modeling_utils
 
     if not hasattr(modeling_utils, "slice_logits_to_keep"):  # before transformers 5.21 only positions were understood
@@ -49,5 +51,5 @@ def takes_logits_to_keep(model: Any) -> bool:
     inner = getattr(model, "module", model)  # DistributedDataParallel
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     parameters = inspect.signature(type(inner).forward).parameters
-    # BLIP-2 takes **kwargs and forwards them to its language model as long as no labels are passed
+    # BLIP-2 takes **kwargs and passes them to its language model as long as no labels are given
     return "logits_to_keep" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..common.files import read_jsonl
 from ..common.records import AnswerRecord
@@ -47,7 +47,8 @@ def read_base_measurement(run: Run) -> Measurement | None:
     if not (run / "base.json").is_file():
         return None
     stored = run.read_json("base.json")
-    return Measurement(stored["loss"], stored["metrics"], read_jsonl(run / "eval" / "base.jsonl"))
+    answers = cast("list[AnswerRecord]", read_jsonl(run / "eval" / "base.jsonl"))
+    return Measurement(stored["loss"], stored["metrics"], answers)
 
 
 def write_base_measurement(run: Run, measured: Measurement) -> None:

@@ -57,8 +57,8 @@ def prepare_inputs(cfg: DictConfig, context: RunContext) -> TrainingInputs:
     settings: Settings = to_plain(cfg)
     family: Family = build(cfg.model, "model")
     prepared = context.memo.once(key_of("prepared", settings["data"], settings["output_dir"]), lambda: prepared_data(cfg))
-    rows, held_out = split_rows(prepared, settings["evaluation"])
-    rows = augment_rows(rows, settings.get("augment"), settings["seed"])
+    train_rows, held_out = split_rows(prepared, settings["evaluation"])
+    rows = augment_rows(train_rows, settings.get("augment"), settings["seed"])
     located, skeleton = locate_and_outline(family, context)
     return TrainingInputs(cfg, settings, family, prepared, rows, held_out, located, skeleton, plan_adapter(skeleton, settings["lora"]))
 

@@ -24,6 +24,7 @@ from ..evaluation.token_limit import count_answers
 from ..loggers.base import Logger
 from ..models.hub import Located
 from ..reports import terminal
+from ..runs.base_model import check_base
 from ..runs.directory import Run
 from ..runs.environment import environment, process_started
 from ..system.disk import is_disk_full
@@ -103,7 +104,7 @@ class Training:
         """Train, then save the trained weights."""
         inputs, run, context = self.inputs, self.run_dir, self.context
         run.write_json("lora_plan.json", adapted.report)
-        self.summary |= {k: adapted.report[k] for k in ("trainable_parameters", "total_parameters")}
+        self.summary |= {"trainable_parameters": adapted.report["trainable_parameters"], "total_parameters": adapted.report["total_parameters"]}
         if is_main() and context.member is None:
             terminal.show(terminal.plan_table(adapted.report))
         loop = TrainingLoop(TrainingJob(
@@ -195,6 +196,8 @@ def train(cfg: DictConfig, overrides: list[str], context: RunContext, parent: Ma
     times["prepare"] = time.time() - began
     need = disk_need(inputs.skeleton, inputs.plan, inputs.settings, inputs.located.folder, len(inputs.rows), len(inputs.held_out or ()))
     place = wanted or Path(cfg.output_dir)
+    if earlier and (earlier / "env.json").is_file():
+        check_base(inputs.located, Run(earlier).read_json("env.json")["model"], earlier)
     resumed = share(lambda: reopen(earlier)) if earlier else None
     share(lambda: check_disk(place, need, context.runs_at_once, bytes_on_disk(place) if resumed else 0))
     words = [cfg.name or Path(inputs.located.path.split(":")[-1]).name, "" if cfg.name else inputs.prepared.manifest["name"]]

@@ -55,7 +55,7 @@ class Replaced:
     def set(self, module: torch.nn.Module, forward: Callable[..., object]) -> None:
         """Let one module instance compute by `forward(x)`."""
         self._earlier.append((module, vars(module).get("forward")))
-        module.forward = forward  # type: ignore[method-assign]
+        module.forward = forward
 
     def remove(self) -> None:
         """Give every module back the forward it had."""
@@ -63,7 +63,7 @@ class Replaced:
             if earlier is None:
                 del module.forward
             else:
-                module.forward = earlier  # type: ignore[assignment,method-assign]
+                module.forward = earlier
         self._earlier.clear()
         self.classes.clear()
 

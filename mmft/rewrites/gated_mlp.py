@@ -71,7 +71,7 @@ class GatedMlp:
     """
 
     name = "gated_mlp"
-    devices = ()
+    devices: tuple[str, ...] = ()
     gain = "MEASURE"
 
     def __init__(self, parts_of: PartsOf = linear_parts):

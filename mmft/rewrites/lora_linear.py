@@ -191,7 +191,7 @@ class LoraLinear:
     """The rewrite of peft's LoRA layers over plain linear layers."""
 
     name = "lora_linear"
-    devices = ()
+    devices: tuple[str, ...] = ()
     gain = "MEASURE"
 
     def candidates(self, model: torch.nn.Module) -> Iterator[torch.nn.Module]:

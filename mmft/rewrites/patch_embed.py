@@ -18,14 +18,14 @@ class PatchEmbed:
     """The rewrite of Conv3d layers that step by the size of their kernel: (N, C, T, P, P) -> (N, out, 1, 1, 1)."""
 
     name = "patch_embed"
-    devices = ()
+    devices: tuple[str, ...] = ()
     gain = "MEASURE"
 
     def candidates(self, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
         return (m for m in model.modules() if type(m) is torch.nn.Conv3d and _steps_by_kernel(m))
 
     def agrees(self, module: torch.nn.Module) -> bool:
-        weight: torch.Tensor = module.weight  # type: ignore[assignment]
+        weight: torch.Tensor = module.weight
         x = torch.randn(2, *weight.shape[1:], generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
         with torch.no_grad():
             expected = own_forward(module, x)
@@ -33,8 +33,8 @@ class PatchEmbed:
             return bool((self.forward(module, x) - expected).abs().max() <= close * expected.abs().max())
 
     def forward(self, module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-        weight: torch.Tensor = module.weight  # type: ignore[assignment]
-        bias: torch.Tensor | None = module.bias  # type: ignore[assignment]
+        weight: torch.Tensor = module.weight
+        bias: torch.Tensor | None = module.bias
         if x.shape[1:] != weight.shape[1:]:  # a larger input: a real convolution
             return own_forward(module, x)
         return F.linear(x.flatten(1), weight.flatten(1), bias).view(len(x), -1, 1, 1, 1)

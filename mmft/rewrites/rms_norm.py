@@ -39,7 +39,7 @@ class RmsNorm:
     """The rewrite of RMS norms whose weight is frozen."""
 
     name = "rms_norm"
-    devices = ()
+    devices: tuple[str, ...] = ()
     gain = "MEASURE"
 
     def candidates(self, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
@@ -55,7 +55,7 @@ class RmsNorm:
             return bool((RmsNormFunction.apply(x, weight.float(), _eps(module)) - expected).abs().max() <= CLOSE * expected.abs().max())
 
     def forward(self, module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-        weight: torch.Tensor = module.weight  # type: ignore[assignment]
+        weight: torch.Tensor = module.weight
         # without a gradient there is nothing to save, and evaluation stays equal, bit for bit, to that of later verbs
         trains = torch.is_grad_enabled() and x.requires_grad and not weight.requires_grad
         if not trains or weight.dtype != x.dtype or weight.device != x.device:

@@ -69,6 +69,7 @@ def problem(folder: Path) -> str | None:
     extra = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST} - set(files)
     if extra:
         return f"{min(extra)} is not in {MANIFEST}"  # transformers would read weights under other names too
+    return None
 
 
 def all_in(home: Path) -> list[Path]:

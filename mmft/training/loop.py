@@ -9,14 +9,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
 from ..collators.types import BatchMaker
 from ..common.errors import UserError
 from ..common.private_api import load_checkpoint_weights, save_checkpoint
-from ..common.records import FirstAndLast
+from ..common.records import OutOfMemoryEvent, Summary
 from ..config.settings import Settings
 from ..data.augment import Augmented
 from ..evaluation.evaluate import Evaluator
@@ -45,9 +45,6 @@ from .callbacks import (
 )
 from .checkpoint_writer import CheckpointWriter, RestoreState
 from .trainer import JointMember, SupervisedTrainer
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger("mmft")
 
@@ -80,28 +77,6 @@ class TrainingJob:
     sharers: int = 1
 
 
-class OutOfMemoryEvent(TypedDict):
-    """An out-of-memory error that training survived: from `step` on, micro-batches of this size."""
-
-    step: int
-    per_device_train_batch_size: int
-    gradient_accumulation_steps: int
-
-
-class TrainingFacts(TypedDict, total=False):
-    """The keys of summary.json that training decides."""
-
-    steps: int
-    train_loss: FirstAndLast
-    effective_batch_size: int
-    skipped_steps: int
-    micro_batches_folded: int
-    out_of_memory: list[OutOfMemoryEvent]
-    samples_per_second: float
-    trained_together: int
-    supervised_tokens: int
-
-
 @dataclass
 class _Attempt:
     """One Trainer with the callbacks that are asked afterwards."""
@@ -129,7 +104,7 @@ class TrainingLoop:
         self.events: list[OutOfMemoryEvent] = []
         self.merged = 1
         self.trainer: SupervisedTrainer | None = None
-        self._progress: TrainingFacts = {}
+        self._progress: Summary = {}
 
     def run(self) -> None:
         """Train to the end. Raises Preempted after a signal, once a checkpoint is saved; UserError."""
@@ -163,14 +138,14 @@ class TrainingLoop:
             self.trainer = None  # its optimizer's state is in the checkpoint
             del attempt, trainer
 
-    def facts(self) -> TrainingFacts:
+    def facts(self) -> Summary:
         """What summary.json says about training."""
-        facts: TrainingFacts = {**self._progress, "micro_batches_folded": self.merged}
+        facts: Summary = {**self._progress, "micro_batches_folded": self.merged}
         if self.events:
             facts["out_of_memory"] = self.events
         return facts
 
-    def finished_facts(self) -> TrainingFacts:
+    def finished_facts(self) -> Summary:
         """The same with speed and totals, once training has ended."""
         assert self.trainer is not None
         samples = self._progress["steps"] * self._progress["effective_batch_size"]  # the last step of an epoch may have had fewer
