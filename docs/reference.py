@@ -1,7 +1,7 @@
-"""Writes the reference pages from the schema at build time: conf/*.yaml with their comments, and the classes that take the keys.
+"""Write the reference pages when the site is built: from conf/*.yaml with their comments, and from the classes that take the keys.
 
-Nothing here knows a key by name. A key of a yaml file brings its default and its comment; its type is the annotation of the class
-that the file's `_target_` names; the libraries' keys are those of the installed versions (mmft/config/library_keys.py).
+No key is listed here. A yaml file gives a key's default and comment; the type is the annotation in the class that the file's
+`_target_` names; the libraries' keys are those of the installed versions (mmft/config/library_keys.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mmft.config import library_keys
 from mmft.config.groups import CONFIG_DIR
 from mmft.config.guard.targets import parameters, resolve
 
-LIVE = ("processor", "family", "model_config", "end_token_ids", "sweep_dir", "objective", "space")  # handed over by mmft, no key of a config
+LIVE = ("processor", "family", "model_config", "end_token_ids", "sweep_dir", "objective", "space")  # passed by mmft; no keys of a config
 TITLES = {
     "task": "Verbs", "model": "Models", "collator": "Collators", "data": "Data sets", "lora": "LoRA", "trainer": "Trainer", "logger": "Loggers",
     "experiment": "Experiments", "hydra": "Sweepers and launchers",
@@ -67,32 +67,32 @@ def keys_of(text: str, prefix: str = "") -> list[Key]:
         return "; ".join(filter(None, [" ".join(above) if line else "", behind]))  # line 0 opens the file: it is the file's own comment
 
     def walk(node: yaml.MappingNode, above: str) -> list[Key]:
-        found = []
+        keys = []
         for key, value in node.value:
             name = f"{above}{key.value}"
             if key.value in ("_target_", "defaults"):
                 continue
             if isinstance(value, yaml.MappingNode) and not value.flow_style and value.value:
-                found += walk(value, f"{name}.")
+                keys += walk(value, f"{name}.")
                 continue
             end = value.end_mark if isinstance(value, yaml.ScalarNode) or value.flow_style else key.end_mark
             shown = text[value.start_mark.index : value.end_mark.index].strip()
-            found.append(Key(f"{prefix}{name}", shown, comment(key.start_mark.line, end.column if end.line == key.start_mark.line else 0)))
-        return found
+            keys.append(Key(f"{prefix}{name}", shown, comment(key.start_mark.line, end.column if end.line == key.start_mark.line else 0)))
+        return keys
 
     node = yaml.compose(text)
     return walk(node, "") if isinstance(node, yaml.MappingNode) else []
 
 
 def first_comment(text: str) -> str:
-    """What a file says of itself: its comment lines at the top, without Hydra's own."""
-    said = []
+    """The comment lines at the top of a file, without Hydra's own."""
+    comment = []
     for line in text.splitlines():
         if not line.startswith("#"):
             break
         if not line.startswith("# @"):
-            said.append(line.lstrip("# ").strip())
-    return " ".join(said)
+            comment.append(line.lstrip("# ").strip())
+    return " ".join(comment)
 
 
 def code(text: str) -> str:
@@ -114,12 +114,12 @@ def table(rows: list[tuple[str, ...]], head: tuple[str, ...]) -> str:
 
 
 def signature(target: Any) -> tuple[dict[str, str], dict[str, str]]:
-    """(name -> annotation, name -> default) of what a class takes; empty for none, and for one of a package that is not installed."""
+    """(name -> annotation, name -> default) of a class's arguments; empty for null and for a class of a package that is not installed."""
     if target is None:
         return {}, {}
     try:
         built = resolve(target, "reference")
-    except UserError:  # the classes of Hydra's launchers are Hydra's to build, not mmft's
+    except UserError:  # Hydra's launchers, which Hydra builds
         return {}, {}
     plain = inspect.signature(built).parameters
     shown = {True: "true", False: "false", None: "null"}
@@ -131,27 +131,28 @@ def signature(target: Any) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def bases_of(plain: dict[str, Any]) -> list[str]:
-    """What a file's defaults list names, as it would be typed: `conversations`, `/collator=chat`, `/model=qwen2vl`."""
-    found = []
+    """The entries of a file's defaults list, as they would be typed: `conversations`, `/collator=chat`, `/model=qwen2vl`."""
+    keys = []
     for entry in plain.get("defaults", []):
         if entry != "_self_":
             named = str(entry) if isinstance(entry, str) else "=".join(map(str, *entry.items()))
-            found.append(re.sub(r"^override |@[^=]*", "", named))
-    return found
+            keys.append(re.sub(r"^override |@[^=]*", "", named))
+    return keys
 
 
 def option(file: Path, group: str, prefix: str, shared: dict[str, str]) -> str:
-    """One yaml file of a group: what it says of itself, what it builds on, its keys. `shared`: meanings that other options give."""
+    """The section of one yaml file: its comment, its bases, its keys. shared: meanings of keys that other options explain."""
     text = file.read_text(encoding="utf-8")
     plain = yaml.safe_load(text) or {}
-    said = [f"## {group}={file.stem}", cell(first_comment(text))]
+    is_base = file.stem.startswith("_")
+    lines = [f"## Shared by several options: {file.stem}" if is_base else f"## {group}={file.stem}", cell(first_comment(text))]
     bases = bases_of(plain)
     inherited = [file.parent / f"{base}.yaml" for base in bases if (file.parent / f"{base}.yaml").is_file()]
     if bases:
-        said.append("On top of " + ", ".join(map(code, bases)) + (": what is not listed here is as there." if inherited else "."))
+        lines.append("Based on " + ", ".join(map(code, bases)) + (", which gives the keys that are not listed here." if inherited else "."))
     target = plain.get("_target_")
     if target:
-        said.append(f"Builds {code(target)}.")
+        lines.append(f"Builds {code(target)}.")
     for base in inherited:
         target = target or (yaml.safe_load(base.read_text(encoding="utf-8")) or {}).get("_target_")
     kinds, defaults = signature(target)
@@ -167,24 +168,24 @@ def option(file: Path, group: str, prefix: str, shared: dict[str, str]) -> str:
         ]  # fmt: skip
     if rows:
         columns = [i for i in range(4) if i == 0 or any(row[i] for row in rows)]
-        said.append(table([tuple(row[i] for i in columns) for row in rows], tuple(("key", "default", "type", "meaning")[i] for i in columns)))
-    return "\n\n".join(said)
+        lines.append(table([tuple(row[i] for i in columns) for row in rows], tuple(("key", "default", "type", "meaning")[i] for i in columns)))
+    return "\n\n".join(lines)
 
 
 def group_page(group: str) -> str:
-    """A group's page: every option, and the library's own keys where the group takes them."""
+    """A group's page: every option, and the library's keys where the group takes them."""
     prefix = {"task": "", "experiment": "", "hydra": ""}.get(group, f"{group}.")
     page = [f"# {TITLES[group]}", INTROS[group]]
     files = sorted((CONFIG_DIR / group).glob("**/*.yaml"))
     meanings: dict[str, set[str]] = {}
     for key in (k for file in files if prefix for k in keys_of(file.read_text(encoding="utf-8"), prefix) if k.comment):
         meanings.setdefault(key.name, set()).add(key.comment)
-    # a key that means one thing wherever it is explained means it where it is not
-    shared = {name: next(iter(said)) for name, said in meanings.items() if len(said) == 1}
+    # where every explanation of a key is the same, options without one show it, too
+    shared = {name: next(iter(texts)) for name, texts in meanings.items() if len(texts) == 1}
     for file in files:
         inner = file.relative_to(CONFIG_DIR / group).parent.as_posix()
         if group == "hydra" and inner == ".":
-            continue  # Hydra's own settings, which are mmft's business
+            continue  # Hydra's settings, which users do not change
         name = group if inner == "." else f"{group}/{inner}"
         page.append(option(file, name, f"hydra.{inner}." if group == "hydra" else prefix, shared))
     if group in LIBRARIES:
@@ -195,7 +196,7 @@ def group_page(group: str) -> str:
 
 
 def library(section: str) -> str:
-    """Every key that a library's class has in the installed version, listed in a yaml or not."""
+    """Every key of a library's class in the installed version."""
     name, read = LIBRARIES[section]
     package = name.split(".")[0]
     keys = read()
@@ -209,15 +210,15 @@ def top_page() -> str:
     """config.yaml: the keys that belong to no group."""
     text = (CONFIG_DIR / "config.yaml").read_text(encoding="utf-8")
     rows = [(code(k.name), code(k.default), cell(k.comment)) for k in keys_of(text)]
-    said = ["# Every key", "Made from the configuration files and the classes they name when this site was built.",
+    lines = ["# Every key", "Made from the configuration files and the classes they name when this site was built.",
             "## The top level", table(rows, ("key", "default", "meaning")), library("generation"),
             "## The groups", "\n".join(f"- [{title}]({group}.md)" for group, title in TITLES.items())]  # fmt: skip
     tree = "```{toctree}\n:hidden:\n\n" + "\n".join(TITLES) + "\n```"
-    return "\n\n".join([*said, tree]) + "\n"
+    return "\n\n".join([*lines, tree]) + "\n"
 
 
 def write(folder: Path) -> list[Path]:
-    """All pages into `folder`, those that did not change left untouched; the paths."""
+    """Write all pages into `folder` and return their paths; pages that did not change are not written."""
     folder.mkdir(exist_ok=True)
     pages = {"index": top_page(), **{group: group_page(group) for group in TITLES}}
     for name, text in pages.items():

@@ -37,7 +37,7 @@ examples
   mmft model=qwen2vl data=coco500 lora.r=64     one run
   mmft -m lora.r=4,16,64 seed=1,2,3             one run for each point, then a leaderboard
   mmft experiment=blip2_football                a preset: model, data, lora and trainer at once
-  mmft prepare data=coco data.path=DIR          look at a data set before training on it
+  mmft prepare data=coco data.path=DIR          check a data set before training
   mmft --cfg job lora.r=64                      print the config a command resolves to
 
 keys
