@@ -6,8 +6,10 @@ import re
 
 import pytest
 
+from mmft.adapters.attach import attach_adapter
 from mmft.adapters.freeze import freeze
-from mmft.adapters.lora import attach, plan, report, target_pattern
+from mmft.adapters.plan import plan_adapter, target_pattern
+from mmft.adapters.report import adapter_report
 from mmft.common.errors import UserError
 from mmft.common.model_parts import PARTS
 from mmft.models.load import load_skeleton, locate_model
@@ -17,13 +19,13 @@ R = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
 
 @pytest.fixture(scope="module")
 def skeleton(small):
-    made = {}
+    skeletons = {}
 
     def get(kind):
-        if kind not in made:
+        if kind not in skeletons:
             family = small.family(kind)
-            made[kind] = load_skeleton(family, locate_model(family))
-        return made[kind]
+            skeletons[kind] = load_skeleton(family, locate_model(family))
+        return skeletons[kind]
 
     return get
 
@@ -48,33 +50,33 @@ LINEAR = {
 
 @pytest.mark.parametrize("kind", LINEAR)
 def test_linear_layers_of_each_part_counted_by_hand(skeleton, kind):
-    made = plan(skeleton(kind), {**R, "target_modules": "all-linear", "scope": "all"})
-    assert {part: n for part, n in made.linear.items() if n} == LINEAR[kind]
-    assert made.linear["other"] == 0, "every layer's part is known"
+    plan = plan_adapter(skeleton(kind), {**R, "target_modules": "all-linear", "scope": "all"})
+    assert {part: n for part, n in plan.linear.items() if n} == LINEAR[kind]
+    assert plan.linear["other"] == 0, "every layer's part is known"
 
 
 @pytest.mark.parametrize("kind", LINEAR)
 @pytest.mark.parametrize("scope", ["language", "vision", "all"])
-def test_all_linear_takes_the_scope_and_never_the_head(skeleton, kind, scope):
-    made = plan(skeleton(kind), {**R, "target_modules": "all-linear", "scope": scope})
+def test_all_linear_means_the_scope_without_the_head(skeleton, kind, scope):
+    plan = plan_adapter(skeleton(kind), {**R, "target_modules": "all-linear", "scope": scope})
     wanted = sum(n for part, n in LINEAR[kind].items() if scope in ("all", part)) - (scope != "vision")
-    assert len(made.adapted) == wanted
-    assert not any("lm_head" in name for name in made.adapted)
-    assert set(made.adapted.values()) <= (set(PARTS) if scope == "all" else {scope})
+    assert len(plan.adapted) == wanted
+    assert not any("lm_head" in name for name in plan.adapted)
+    assert set(plan.adapted.values()) <= (set(PARTS) if scope == "all" else {scope})
 
 
-def test_a_name_is_anchored_to_the_language_model(skeleton):
+def test_a_module_name_means_the_language_model_unless_scope_says_otherwise(skeleton):
     """CLIP has q_proj too: LLaVA's recipe means the language model's."""
-    made = plan(skeleton("llava"), {**R, "target_modules": ["q_proj", "v_proj"]})
-    assert sorted(made.adapted) == [f"model.language_model.layers.{i}.self_attn.{p}_proj" for i in (0, 1) for p in "qv"]
-    both = plan(skeleton("llava"), {**R, "target_modules": ["q_proj", "v_proj"], "scope": "all"})
+    plan = plan_adapter(skeleton("llava"), {**R, "target_modules": ["q_proj", "v_proj"]})
+    assert sorted(plan.adapted) == [f"model.language_model.layers.{i}.self_attn.{p}_proj" for i in (0, 1) for p in "qv"]
+    both = plan_adapter(skeleton("llava"), {**R, "target_modules": ["q_proj", "v_proj"], "scope": "all"})
     assert len(both.adapted) == 8 and sum(part == "vision" for part in both.adapted.values()) == 4
 
 
-def test_the_seven_names_stay_out_of_qwen2_5vls_vision_mlp(skeleton):
+def test_names_shared_with_the_vision_mlp_stay_in_the_scope(skeleton):
     seven = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    assert len(plan(skeleton("qwen2_5vl"), {**R, "target_modules": seven}).adapted) == 14
-    assert len(plan(skeleton("qwen2_5vl"), {**R, "target_modules": seven, "scope": "all"}).adapted) == 14 + 6
+    assert len(plan_adapter(skeleton("qwen2_5vl"), {**R, "target_modules": seven}).adapted) == 14
+    assert len(plan_adapter(skeleton("qwen2_5vl"), {**R, "target_modules": seven, "scope": "all"}).adapted) == 14 + 6
 
 
 @pytest.mark.parametrize(
@@ -101,52 +103,52 @@ def test_the_seven_names_stay_out_of_qwen2_5vls_vision_mlp(skeleton):
         ("llava", {"r": 0, "target_modules": ["q_proj"]}, "lora.r=0: must be a whole number above 0"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_meant_is_refused_in_one_line(skeleton, kind, settings, message):
+def test_settings_that_make_no_sense_are_refused_in_one_line(skeleton, kind, settings, message):
     with pytest.raises(UserError, match=message.replace("Did you mean multi_modal_projector?", r"Did you mean multi_modal_projector\?")) as caught:
-        plan(skeleton(kind), {**R, **settings})
+        plan_adapter(skeleton(kind), {**R, **settings})
     assert "\n" not in str(caught.value)
 
 
 def test_excluded_layers_and_chosen_layers(skeleton):
-    some = plan(skeleton("llava"), {**R, "target_modules": "all-linear", "exclude_modules": ["down_proj", "up_proj"]})
+    some = plan_adapter(skeleton("llava"), {**R, "target_modules": "all-linear", "exclude_modules": ["down_proj", "up_proj"]})
     assert len(some.adapted) == 10
-    by_pattern = plan(skeleton("llava"), {**R, "target_modules": "all-linear", "exclude_modules": r".*\.mlp\..*"})
+    by_pattern = plan_adapter(skeleton("llava"), {**R, "target_modules": "all-linear", "exclude_modules": r".*\.mlp\..*"})
     assert len(by_pattern.adapted) == 8
-    last = plan(skeleton("llava"), {**R, "target_modules": "all-linear", "layers_to_transform": [1]})
+    last = plan_adapter(skeleton("llava"), {**R, "target_modules": "all-linear", "layers_to_transform": [1]})
     assert len(last.adapted) == 7 and all(".layers.1." in n for n in last.adapted)
-    assert last.adapted == plan(skeleton("llava"), {**R, "target_modules": "all-linear", "layers_to_transform": 1}).adapted
+    assert last.adapted == plan_adapter(skeleton("llava"), {**R, "target_modules": "all-linear", "layers_to_transform": 1}).adapted
 
 
-def test_a_numbered_piece_of_the_merger_is_no_layer(skeleton):
+def test_a_numbered_module_of_the_merger_is_not_a_layer(skeleton):
     """`visual.merger.mlp.0` ends in a number; peft does not count that as layer 0."""
-    made = plan(skeleton("qwen2vl"), {**R, "target_modules": "all-linear", "layers_to_transform": [0], "scope": "all"})
-    assert not any("merger" in n for n in made.adapted) and len(made.adapted) == 4 + 7
+    plan = plan_adapter(skeleton("qwen2vl"), {**R, "target_modules": "all-linear", "layers_to_transform": [0], "scope": "all"})
+    assert not any("merger" in n for n in plan.adapted) and len(plan.adapted) == 4 + 7
 
 
 @pytest.mark.parametrize("kind", [*LINEAR, "llava_vicuna"])
-def test_peft_adapts_what_was_planned_and_no_more(small, kind):
+def test_peft_adapts_exactly_the_planned_modules(small, kind):
     """Trainable parameters by the formula: r x (in + out) for each adapted layer."""
     from peft.tuners.lora import LoraLayer
 
     model, _, _ = small.load(kind)
     shapes = {n: m.weight.shape for n, m in model.named_modules() if hasattr(m, "weight") and m.weight is not None}
-    made = plan(model, {**R, "target_modules": "all-linear", "scope": "all"})
-    adapted = attach(model, made)
+    plan = plan_adapter(model, {**R, "target_modules": "all-linear", "scope": "all"})
+    adapted = attach_adapter(model, plan)
     names = {n.removeprefix("base_model.model.") for n, m in adapted.named_modules() if isinstance(m, LoraLayer)}
-    assert names == set(made.adapted)
+    assert names == set(plan.adapted)
     trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    assert trainable == sum(4 * sum(shapes[n]) for n in made.adapted)
-    table = report(adapted, made)
+    assert trainable == sum(4 * sum(shapes[n]) for n in plan.adapted)
+    table = adapter_report(adapted, plan)
     assert table["trainable_parameters"] == trainable
     assert table["total_parameters"] == sum(p.numel() for p in adapted.parameters())
     assert {r["part"]: r["linear"] for r in table["rows"] if r["linear"]} == LINEAR[kind.removesuffix("_vicuna")]
     assert all(r["scale"] == 2.0 and r["r"] == "4" for r in table["rows"] if r["modules"])
 
 
-def test_the_report_by_hand(small):
+def test_the_report_counted_by_hand(small):
     model, _, _ = small.load("llava")
-    made = plan(model, {**R, "target_modules": ["q_proj", "v_proj"]})
-    rows = {r["part"]: r for r in report(attach(model, made), made)["rows"]}
+    plan = plan_adapter(model, {**R, "target_modules": ["q_proj", "v_proj"]})
+    rows = {r["part"]: r for r in adapter_report(attach_adapter(model, plan), plan)["rows"]}
     # hidden 32, 4 heads and 2 key-value heads of 8: q is 32 -> 32, v is 32 -> 16; r 4, two layers
     assert rows["language"]["trainable"] == 2 * (4 * (32 + 32) + 4 * (32 + 16))
     assert (rows["language"]["modules"], rows["language"]["linear"]) == (4, 15)
@@ -157,22 +159,22 @@ def test_the_report_by_hand(small):
 def test_rank_and_alpha_patterns(small):
     model, _, _ = small.load("llava")
     settings = {**R, "target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 2}, "alpha_pattern": {"layers.1.self_attn.q_proj": 16}}
-    adapted = attach(model, made := plan(model, settings))
+    adapted = attach_adapter(model, plan := plan_adapter(model, settings))
     layers = adapted.base_model.model.model.language_model.layers
     assert layers[0].self_attn.v_proj.r["default"] == 2 and layers[0].self_attn.q_proj.r["default"] == 4
     assert [layer.self_attn.q_proj.scaling["default"] for layer in layers] == [8 / 4, 16 / 4]
-    assert next(r["r"] for r in report(adapted, made)["rows"] if r["part"] == "language") == "2, 4"
+    assert next(r["r"] for r in adapter_report(adapted, plan)["rows"] if r["part"] == "language") == "2, 4"
 
 
-def test_rslora_scale_is_alpha_over_the_root_of_r(small):
+def test_rslora_scale_is_alpha_over_the_square_root_of_r(small):
     model, _, _ = small.load("qwen2vl")
-    adapted = attach(model, made := plan(model, {**R, "target_modules": ["q_proj"], "use_rslora": True}))
-    assert next(r["scale"] for r in report(adapted, made)["rows"] if r["part"] == "language") == 8 / 4**0.5
+    adapted = attach_adapter(model, plan := plan_adapter(model, {**R, "target_modules": ["q_proj"], "use_rslora": True}))
+    assert next(r["scale"] for r in adapter_report(adapted, plan)["rows"] if r["part"] == "language") == 8 / 4**0.5
 
 
 def test_dora_trains_one_magnitude_for_each_output(small):
     model, collator, _ = small.load("qwen2vl")
-    adapted = attach(model, plan(model, {**R, "target_modules": ["q_proj"], "use_dora": True}))
+    adapted = attach_adapter(model, plan_adapter(model, {**R, "target_modules": ["q_proj"], "use_dora": True}))
     assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == 2 * (4 * 64 + 32)
     freeze(adapted)
     gradients(adapted.train(), collator, small)
@@ -187,16 +189,16 @@ def gradients(model, collator, small):
 
 
 @pytest.mark.parametrize("scope", ["language", "all"])
-def test_a_projector_trained_whole_is_saved_and_comes_back(small, tmp_path, scope):
+def test_modules_to_save_are_trained_saved_and_loaded(small, tmp_path, scope):
     import torch
     from peft import PeftModel
 
     model, collator, family = small.load("llava")
     settings = {**R, "target_modules": "all-linear", "modules_to_save": ["multi_modal_projector"], "scope": scope}
-    made = plan(model, settings)
-    assert not any("projector" in n for n in made.adapted), "trained whole, so not adapted too"
-    adapted = attach(model, made)
-    table = {r["part"]: r for r in report(adapted, made)["rows"]}
+    plan = plan_adapter(model, settings)
+    assert not any("projector" in n for n in plan.adapted), "trained as a whole, so not adapted as well"
+    adapted = attach_adapter(model, plan)
+    table = {r["part"]: r for r in adapter_report(adapted, plan)["rows"]}
     assert table["connector"]["trainable"] == table["connector"]["total"] == 24 * 32 + 32 + 32 * 32 + 32
     freeze(adapted)
     before = {n: p.detach().clone() for n, p in adapted.named_parameters() if p.requires_grad}
@@ -212,25 +214,25 @@ def test_a_projector_trained_whole_is_saved_and_comes_back(small, tmp_path, scop
         assert again(**batch).logits.equal(adapted(**batch).logits)
 
 
-def test_half_precision_bases_get_trained_copies_in_fp32(small):
+def test_trained_weights_are_fp32_on_a_half_precision_base(small):
     import torch
 
     model, _, _ = small.load("llava", dtype="bf16")
-    adapted = attach(model, plan(model, {**R, "target_modules": ["q_proj"], "modules_to_save": ["multi_modal_projector"]}))
+    adapted = attach_adapter(model, plan_adapter(model, {**R, "target_modules": ["q_proj"], "modules_to_save": ["multi_modal_projector"]}))
     assert {p.dtype for p in adapted.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in adapted.parameters() if not p.requires_grad} == {torch.bfloat16}
 
 
 def test_full_training_of_one_scope(small):
     model, _, _ = small.load("qwen2vl")
-    made = plan(model, {"r": None, "scope": "vision"})
-    table = {r["part"]: r for r in report(attach(model, made), made)["rows"]}
-    assert made.method == "full" and table["vision"]["trainable"] == table["vision"]["total"] > 0 == table["language"]["trainable"]
+    plan = plan_adapter(model, {"r": None, "scope": "vision"})
+    table = {r["part"]: r for r in adapter_report(attach_adapter(model, plan), plan)["rows"]}
+    assert plan.method == "full" and table["vision"]["trainable"] == table["vision"]["total"] > 0 == table["language"]["trainable"]
 
 
-def test_the_saved_pattern_means_the_planned_names_alone(skeleton):
+def test_target_pattern_matches_only_the_planned_names(skeleton):
     names = {n for n, m in skeleton("llava").named_modules() if n}
-    adapted = set(plan(skeleton("llava"), {**R, "target_modules": ["q_proj", "v_proj"]}).adapted)
+    adapted = set(plan_adapter(skeleton("llava"), {**R, "target_modules": ["q_proj", "v_proj"]}).adapted)
     assert {n for n in names if re.fullmatch(target_pattern(adapted), n)} == adapted
 
 
@@ -238,9 +240,9 @@ def test_the_saved_pattern_means_the_planned_names_alone(skeleton):
     {"init_lora_weights": "nonsense"}, {"lora_dropout": 0.1, "use_dora": True, "target_modules": ["q_proj"], "bias": "nonsense"},
     {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}},
 ])  # fmt: skip
-def test_what_peft_refuses_is_one_line(small, settings):
+def test_settings_that_peft_refuses_are_one_line(small, settings):
     model, _, _ = small.load("qwen2vl")
-    made = plan(model, {**R, "target_modules": ["q_proj"], **settings})
+    plan = plan_adapter(model, {**R, "target_modules": ["q_proj"], **settings})
     with pytest.raises(UserError, match="^lora: peft refuses these settings: ") as caught:
-        attach(model, made)
+        attach_adapter(model, plan)
     assert "\n" not in str(caught.value)

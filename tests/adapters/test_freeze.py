@@ -1,61 +1,46 @@
-"""What is frozen is frozen: no dropout, no gradients through it, also under activation checkpointing."""
+"""Frozen parts have no active dropout and no gradients, also under activation checkpointing."""
 
 from __future__ import annotations
 
 import pytest
+from adapted import adapted, batch
 from small_models import KINDS
 
+from mmft.adapters.attach import attach_adapter
 from mmft.adapters.freeze import freeze, frozen_parts
-from mmft.adapters.lora import attach, plan
+from mmft.adapters.plan import plan_adapter
 from mmft.losses.supervised import supervised_loss
 
-LANGUAGE = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear", "scope": "language"}
 TOWERS = {"qwen2vl": ["model.visual"], "llava": ["model.vision_tower", "model.multi_modal_projector"], "blip2": ["vision_model", "qformer", "language_projection"]}
-
-
-def adapted(small, kind, dtype="fp32", **settings):
-    import torch
-
-    model, collator, _ = small.load(kind, dtype=dtype)
-    torch.manual_seed(0)
-    made = attach(model, plan(model, {**LANGUAGE, **settings}))
-    for name, parameter in made.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return made, collator
-
-
-def batch(small, kind, collator):
-    return collator([small.sample("a", [0], "What?", "a red square"), small.sample("b", [1], "Which?", "blue")])
 
 
 def test_frozen_dropout_is_off_while_training_and_lora_dropout_is_on(small):
     """BLIP-2's OPT and Q-Former come with dropout 0.1; two forward passes in train() must agree without LoRA dropout."""
     import torch
 
-    model, collator = adapted(small, "blip2")
+    model, collator, _ = adapted(small, "blip2")
     inputs = batch(small, "blip2", collator)
     with torch.no_grad():
         model.train()
-        assert supervised_loss(model, inputs)[0] != supervised_loss(model, inputs)[0], "OPT's dropout is alive before"
+        assert supervised_loss(model, inputs)[0] != supervised_loss(model, inputs)[0], "OPT's dropout is active before"
         freeze(model)
         model.train()
         first = supervised_loss(model, inputs)[0]
         assert first == supervised_loss(model, inputs)[0]
         assert first == supervised_loss(model.eval(), inputs)[0]
-        dropping, _ = adapted(small, "blip2", lora_dropout=0.5)
+        dropping, _, rewrites = adapted(small, "blip2", lora_dropout=0.5)
         freeze(dropping)
         dropping.train()
         drawn = supervised_loss(dropping, inputs)[0]
-        assert drawn == supervised_loss(dropping, inputs)[0], "drawn anew for the same step, as checkpointing does, it is the same"
-        dropping.dropout_stream.at = (1, 0)
+        assert drawn == supervised_loss(dropping, inputs)[0], "the same step draws the same mask, as activation checkpointing needs"
+        rewrites.dropout.advance(1, 0, [])
         assert drawn != supervised_loss(dropping, inputs)[0], "the adapter's own dropout"
         dropping.eval()
         assert supervised_loss(dropping, inputs)[0] == supervised_loss(dropping, inputs)[0]
 
 
-def test_train_and_eval_switch_the_adapter_alone(small):
-    model, _ = adapted(small, "blip2", lora_dropout=0.5)
+def test_train_and_eval_switch_only_the_adapter(small):
+    model, _, _ = adapted(small, "blip2", lora_dropout=0.5)
     freeze(model)
     model.train()
     training = {n for n, m in model.named_modules() if m.training and type(m).__name__ in ("Dropout", "SeededDropout") and m.p > 0}
@@ -65,17 +50,17 @@ def test_train_and_eval_switch_the_adapter_alone(small):
     assert not any(m.training for m in model.modules())
 
 
-def test_full_training_keeps_the_models_own_dropout(small):
+def test_full_training_keeps_the_dropout_of_the_model(small):
     model, _, _ = small.load("blip2")
-    made = attach(model, plan(model, {"r": None, "scope": "all"}))
-    assert freeze(made) == []
-    made.train()
-    assert all(m.training for m in made.modules())
+    model = attach_adapter(model, plan_adapter(model, {"r": None, "scope": "all"}))
+    assert freeze(model) == []
+    model.train()
+    assert all(m.training for m in model.modules())
 
 
 @pytest.mark.parametrize("kind", TOWERS)
-def test_the_frozen_tower_makes_no_graph_under_activation_checkpointing(small, kind):
-    model, collator = adapted(small, kind)
+def test_frozen_modules_build_no_graph_under_activation_checkpointing(small, kind):
+    model, collator, _ = adapted(small, kind)
     assert sorted(n.removeprefix("base_model.model.") for n in freeze(model)) == sorted(TOWERS[kind])
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.enable_input_require_grads()  # what the Trainer and k-bit preparation do: hooks on every embedding
@@ -104,7 +89,7 @@ def test_the_frozen_tower_makes_no_graph_under_activation_checkpointing(small, k
 def test_checkpointing_changes_neither_loss_nor_gradients(small, kind, reentrant):
     results = []
     for checkpointing in (False, True):
-        model, collator = adapted(small, kind)
+        model, collator, _ = adapted(small, kind)
         freeze(model)
         recomputed = []
         if checkpointing:
@@ -134,8 +119,8 @@ def test_checkpointing_changes_neither_loss_nor_gradients(small, kind, reentrant
         ({"modules_to_save": ["multi_modal_projector"]}, {"vision", "qformer"}),
     ],
 )
-def test_only_what_lies_before_the_first_trained_part_is_cut_off(small, settings, frozen):
-    model, collator = adapted(small, "llava", **settings)
+def test_only_parts_before_the_first_trained_one_run_without_gradients(small, settings, frozen):
+    model, collator, _ = adapted(small, "llava", **settings)
     assert frozen_parts(model) == frozen
     freeze(model)
     model.train()
@@ -146,12 +131,12 @@ def test_only_what_lies_before_the_first_trained_part_is_cut_off(small, settings
     assert not lost
 
 
-def test_gradients_are_those_of_the_unfrozen_way(small):
+def test_gradients_are_the_same_with_and_without_freezing(small):
     """no_grad around the tower must not change what the adapter learns."""
     results = []
-    for way in (False, True):
-        model, collator = adapted(small, "qwen2vl")
-        if way:
+    for frozen in (False, True):
+        model, collator, _ = adapted(small, "qwen2vl")
+        if frozen:
             freeze(model)
             model.train()
         loss, count = supervised_loss(model, batch(small, "qwen2vl", collator))
