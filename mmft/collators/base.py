@@ -1,18 +1,22 @@
-"""Collator: the base class. It opens images, checks encoded rows against them, and pads rows to a batch."""
+"""Collator: the base class. It opens images, checks encoded rows against them, and pads sequences to a batch."""
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import RowError
-from .types import Batch, Encoded, FamilyRules
+from .types import SIZE_KEYS, Batch, Encoded, FamilyRules, Measure
 
 if TYPE_CHECKING:
     import torch
 
     from ..data.sample import Sample
     from .types import Images, Tensors
+
+log = logging.getLogger("mmft")
 
 IGNORE = -100  # ignore_index of torch.nn.CrossEntropyLoss: the label of a token that carries no loss
 PIXELS = ("pixel_values", "pixel_attention_mask", "pixel_mask")  # inputs that only the vision tower reads
@@ -38,24 +42,41 @@ class Collator:
         self.tokenizer = processor.tokenizer
         self.end_token_ids = end_token_ids
         self.max_length = max_length
+        self._reported: set[str] = set()
 
     # --- for subclasses -----------------------------------------------------------------------------------------
 
-    def encode(self, samples: Sequence[Sample], images: list[Images], generation: bool) -> tuple[list[Encoded], Tensors]:
-        """Encode samples and preprocess their images; with `generation`, each row ends where the model's answer begins."""
+    def encode(self, samples: Sequence[Sample], images: list[Images], generation: bool) -> tuple[list[list[Encoded]], Tensors]:
+        """The sequences of each sample, and the preprocessed images of all sequences in order.
+
+        A row is one sequence, or several where its answers need different contexts. With `generation`, it is one that
+        ends where the last answer begins.
+        """
         raise NotImplementedError
+
+    def measure(self, sample: Sample) -> Measure:
+        """The size of a row. Subclasses do it without decoding images. Raises RowError, ImageError."""
+        [row], _ = self.encode([sample], [sample.load_images()], generation=False)
+        return measured(row)
+
+    def report_once(self, topic: str, message: str) -> None:
+        """Log a message about the rows, the first time it applies."""
+        if topic not in self._reported:
+            self._reported.add(topic)
+            log.info("%-14s %s", topic, message)
 
     # --- for callers --------------------------------------------------------------------------------------------
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """The training batch: input_ids, attention_mask and labels (B, S), padded on the right, row_ids, and the image tensors.
 
+        B is at least the number of samples; `row_ids` names the row of each sequence.
         Raises RowError for a row that is too long, has no token with loss, or whose image tokens do not match its images.
         """
         return self._batch(samples, generation=False)
 
     def prompt(self, samples: Sequence[Sample]) -> Batch:
-        """The batch to generate from: the same rows up to the answer, padded on the left, without labels. Raises RowError."""
+        """The batch to generate from: one sequence per row, up to the last answer, padded on the left, without labels. Raises RowError."""
         return self._batch(samples, generation=True)
 
     def decode(self, ids: torch.Tensor | list[list[int]]) -> list[str]:
@@ -75,44 +96,74 @@ class Collator:
 
     # --- the two halves of a batch; the feature cache calls them one by one ---------------------------------------
 
-    def encode_checked(self, samples: Sequence[Sample], generation: bool) -> tuple[list[Encoded], Tensors]:
+    def encode_checked(self, samples: Sequence[Sample], generation: bool) -> tuple[list[list[Encoded]], Tensors]:
         """Encode samples and check each row: images, length, loss. Raises RowError."""
         for sample in samples:
-            placeholders = sum(part["type"] == "image" for message in sample.messages for part in message["content"])
-            if placeholders != len(sample.images):
-                raise RowError(sample.id, f"{len(sample.images)} images but {placeholders} image places in its messages")
-        images = [sample.load_images() for sample in samples]
+            check_placeholders(sample)
+        images = [self.sized_images(sample) for sample in samples]
         rows, tensors = self.encode(samples, images, generation)
         for sample, row in zip(samples, rows, strict=True):
-            if self.max_length is not None and len(row.ids) > self.max_length:
+            tokens = max(len(sequence.ids) for sequence in row)
+            if self.max_length is not None and tokens > self.max_length:
                 raise RowError(
                     sample.id,
-                    f"{len(row.ids)} tokens, more than collator.max_length={self.max_length}; rows are never cut (an image could be cut"
+                    f"{tokens} tokens, more than collator.max_length={self.max_length}; rows are never cut (an image could be cut"
                     " through): raise the limit, or make images smaller with model.processor.max_pixels",
                 )
-            # the first label is never predicted: no token comes before it
-            if not generation and all(label == IGNORE for label in row.labels[1:]):
-                raise RowError(sample.id, "no token of this row carries loss; its answer is empty")
-        self._check_images(samples, rows, images, tensors)
+            if not generation and not measured(row).loss_tokens:
+                raise RowError(sample.id, NO_LOSS)
+        self._check_images(samples, rows, tensors)
         return rows, tensors
 
-    def assemble(self, samples: Sequence[Sample], rows: list[Encoded], tensors: Tensors, generation: bool) -> Batch:
+    def assemble(self, samples: Sequence[Sample], rows: list[list[Encoded]], tensors: Tensors, generation: bool) -> Batch:
         """The batch of encoded rows and their image inputs: image tensors, or features computed before."""
-        batch = self._pad(rows, left=generation)
+        batch = self._pad([sequence for row in rows for sequence in row], left=generation)
         if generation:
             del batch["labels"]
-        else:
-            batch["row_ids"] = [sample.id for sample in samples]  # lets an error message name the rows of a step
+        else:  # lets an error message name the rows of a step
+            batch["row_ids"] = [sample.id for sample, row in zip(samples, rows, strict=True) for _ in row]
         batch.update(tensors)
         return batch
+
+    def image_keys(self, sample: Sample) -> list[str]:
+        """A key of what the model sees of each image: the content hash of its file, with the size that the row asks for."""
+        sizes = size_keys(sample)
+        return [f"{sha256}{json.dumps(size, sort_keys=True)}" if size else sha256 for sha256, size in zip(sample.sha256, sizes)]
+
+    def sized_images(self, sample: Sample) -> Images:
+        """The images of a row, resized where the row sets their sizes (SIZE_KEYS). Raises RowError, ImageError."""
+        images = sample.load_images()
+        sizes = self.row_sizes(sample, [image.size for image in images])
+        return images if sizes is None else [image.resize(size) for image, size in zip(images, sizes, strict=True)]
+
+    def row_sizes(self, sample: Sample, images: Sequence[tuple[int, int]]) -> list[tuple[int, int]] | None:
+        """(width, height) of each image of a row that sets the size of at least one; None for all other rows. Raises RowError.
+
+        images: (width, height) of the image files. The model's processor must not resize the images of such a row again.
+        """
+        wanted = size_keys(sample)
+        if not any(wanted):
+            return None
+        sizes = []
+        for (width, height), keys in zip(images, wanted, strict=True):
+            try:
+                size = self.family.image_size(width, height, keys, self.processor.image_processor)
+            except ValueError as error:
+                raise RowError(sample.id, f"{', '.join(f'{k}={v}' for k, v in keys.items())}: {error}") from None
+            if size is None:
+                named = ", ".join(sorted({key for keys in wanted for key in keys}))
+                self.report_once("image sizes", f"{named} of rows (the first: {sample.id}) have no effect: this model has no such sizes; see model.processor")
+                return None
+            sizes.append(size)
+        return sizes
 
     # --- internal -----------------------------------------------------------------------------------------------
 
     def _batch(self, samples: Sequence[Sample], generation: bool) -> Batch:
         return self.assemble(samples, *self.encode_checked(samples, generation), generation)
 
-    def _check_images(self, samples: Sequence[Sample], rows: list[Encoded], images: list[Images], tensors: Tensors) -> None:
-        """Each row must hold as many image tokens as its own images have features. Raises RowError.
+    def _check_images(self, samples: Sequence[Sample], rows: list[list[Encoded]], tensors: Tensors) -> None:
+        """Each sequence must hold as many image tokens as its own images have features. Raises RowError.
 
         The batch total is not enough: two wrong rows can cancel out, and then one row reads the other's features.
         """
@@ -121,32 +172,54 @@ class Collator:
             return
         image_token = self.image_token_id
         start = 0
-        for sample, row, row_images in zip(samples, rows, images, strict=True):
-            expected = sum(features[start : start + len(row_images)])
-            start += len(row_images)
-            count = row.ids.count(image_token)
-            if count != expected:
-                raise RowError(
-                    sample.id, f"{count} image tokens in the text but {expected} image features for its {len(row_images)} images"
-                )
+        for sample, row in zip(samples, rows, strict=True):
+            for sequence in row:
+                expected = sum(features[start : start + sequence.n_images])
+                start += sequence.n_images
+                count = sequence.ids.count(image_token)
+                if count != expected:
+                    raise RowError(
+                        sample.id, f"{count} image tokens in the text but {expected} image features for its {sequence.n_images} images"
+                    )
         if start != len(features):
             raise RowError(samples[-1].id, f"{len(features)} images were processed for {start} images in this batch")
 
-    def _pad(self, rows: list[Encoded], left: bool) -> Batch:
+    def _pad(self, sequences: list[Encoded], left: bool) -> Batch:
         import numpy as np
         import torch
 
-        length = max(len(row.ids) for row in rows)
+        length = max(len(s.ids) for s in sequences)
 
-        def padded(sequences: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
-            array = np.full((len(sequences), length), fill, dtype=np.int64)
-            for line, values in zip(array, sequences):
-                line[length - len(values) if left else 0 : length if left else len(values)] = values
+        def padded(values: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
+            array = np.full((len(values), length), fill, dtype=np.int64)
+            for line, numbers in zip(array, values):
+                line[length - len(numbers) if left else 0 : length if left else len(numbers)] = numbers
             return torch.from_numpy(array)
 
         batch = {
-            "input_ids": padded([r.ids for r in rows], self.tokenizer.pad_token_id),
-            "attention_mask": padded([[1] * len(r.ids) for r in rows], 0),
-            "labels": padded([r.labels for r in rows], IGNORE),
+            "input_ids": padded([s.ids for s in sequences], self.tokenizer.pad_token_id),
+            "attention_mask": padded([[1] * len(s.ids) for s in sequences], 0),
+            "labels": padded([s.labels for s in sequences], IGNORE),
         }
-        return batch | {key: padded([r.extra[key] for r in rows], 0) for key in rows[0].extra}
+        return batch | {key: padded([s.extra[key] for s in sequences], 0) for key in sequences[0].extra}
+
+
+NO_LOSS = "no token of this row carries loss; its answer is empty"
+
+
+def check_placeholders(sample: Sample) -> None:
+    """Raises RowError if the messages of a row do not hold one image part for each of its images."""
+    placeholders = sum(part["type"] == "image" for message in sample.messages for part in message["content"])
+    if placeholders != len(sample.images):
+        raise RowError(sample.id, f"{len(sample.images)} images but {placeholders} image places in its messages")
+
+
+def size_keys(sample: Sample) -> list[dict[str, int]]:
+    """For each image of a row the SIZE_KEYS of its image part."""
+    parts: list[dict[str, Any]] = [dict(part) for message in sample.messages for part in message["content"] if part["type"] == "image"]
+    return [{key: part[key] for key in SIZE_KEYS if part.get(key) is not None} for part in parts]
+
+
+def measured(row: list[Encoded]) -> Measure:
+    # the first label is never predicted: no token comes before it
+    return Measure(max(len(s.ids) for s in row), sum(label != IGNORE for s in row for label in s.labels[1:]), len(row))

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import RowError, UserError
-from .base import IGNORE, Collator
-from .types import Encoded, FamilyRules
+from .base import IGNORE, Collator, check_placeholders, measured
+from .types import Encoded, FamilyRules, Measure
 
 if TYPE_CHECKING:
-    from ..data.sample import Sample
+    from ..data.sample import Message, Sample
     from .types import Images, Tensors
 
 
@@ -40,14 +40,20 @@ class CaptionCollator(Collator):
         self.fixed_prompt = prompt
         self.end_token_id = end_token_ids[0]
 
-    def encode(self, samples: Sequence[Sample], images: list[Images], generation: bool) -> tuple[list[Encoded], Tensors]:
-        rows = [self._row(sample, row_images, generation) for sample, row_images in zip(samples, images, strict=True)]
+    def encode(self, samples: Sequence[Sample], images: list[Images], generation: bool) -> tuple[list[list[Encoded]], Tensors]:
+        rows = [[self._sequence(sample, generation)] for sample in samples]
         pixels = self.processor.image_processor([row_images[0] for row_images in images], return_tensors="pt")
         return rows, {"pixel_values": pixels["pixel_values"]}
 
-    def _row(self, sample: Sample, images: Images, generation: bool) -> Encoded:
-        if len(images) != 1:
-            raise RowError(sample.id, f"{len(images)} images; this model's caption format takes exactly one (collator=chat takes several)")
+    def measure(self, sample: Sample) -> Measure:
+        check_placeholders(sample)
+        return measured([self._sequence(sample, generation=False)])
+
+    def _sequence(self, sample: Sample, generation: bool) -> Encoded:
+        if len(sample.images) != 1:
+            raise RowError(
+                sample.id, f"{len(sample.images)} images; this model's caption format takes exactly one (collator=chat takes several)"
+            )
         turns = [m for m in sample.messages if m["role"] != "system"]
         if len(turns) != 2:
             raise RowError(sample.id, f"{len(turns)} messages; the caption format takes one question and one answer")
@@ -55,10 +61,11 @@ class CaptionCollator(Collator):
         answer = _text(turns[1])
         prefix = [self.image_token_id] * self.processor.num_query_tokens + self._bos() + self._plain(prompt)
         if generation:
-            return Encoded(prefix, [IGNORE] * len(prefix), {})
+            return Encoded(prefix, [IGNORE] * len(prefix), {}, 1)
         # After a prompt the answer starts a new word, and OPT's tokens include the space before a word.
         target = [*self._plain(f" {answer}" if prompt else answer), self.end_token_id]
-        return Encoded(prefix + target, [IGNORE] * len(prefix) + target, {})
+        loss = turns[1].get("loss") is not False
+        return Encoded(prefix + target, [IGNORE] * len(prefix) + (target if loss else [IGNORE] * len(target)), {}, 1)
 
     def _bos(self) -> list[int]:
         """The ids the tokenizer puts before a text (OPT: `</s>`, id 2); OPT puts nothing after it."""
@@ -69,5 +76,5 @@ class CaptionCollator(Collator):
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
 
 
-def _text(message: dict[str, Any]) -> str:
+def _text(message: Message) -> str:
     return " ".join(p["text"].strip() for p in message["content"] if p["type"] == "text").strip()

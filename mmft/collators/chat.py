@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from ..common.errors import RowError, UserError
-from .base import IGNORE, PER_TOKEN, Collator
-from .control_tokens import Span, Tokens, hide, mark, unhide
-from .types import Encoded, FamilyRules
+from ..common.errors import RowError, UserError, nearest
+from .base import IGNORE, PER_TOKEN, Collator, check_placeholders
+from .chat_template import ChatTemplate, Rendered, Turn
+from .control_tokens import Span, Tokens, frame_tokens, hide, mark, pixel_tokens, unhide
+from .scan import image_file_sizes
+from .types import Encoded, FamilyRules, Measure
 
 if TYPE_CHECKING:
+    import torch
+
     from ..data.sample import Sample
     from .types import Images, Tensors
+
+
+Sizes = tuple[tuple[int, int], ...]  # (width, height) of some images
 
 
 class Replacement(TypedDict):
@@ -22,11 +32,24 @@ class Replacement(TypedDict):
     replacement: str
 
 
+@dataclass(frozen=True)
+class Expansion:
+    """What a processor writes for an image: the placeholder, and the text or, where that is enough, the number of tokens it adds."""
+
+    placeholder: str
+    text: str
+    added: int | None
+
+
 class ChatCollator(Collator):
     """The processor's chat template renders each row. `system` is added to rows without a system message (null: none).
 
     If the template writes no end token after an answer (LLaVA-1.5), the tokenizer's is added: a model that never saw an
     answer end does not stop when it generates.
+
+    answer_tokens: special tokens that an answer may hold (boxes, points, OCR): in an assistant's text they are encoded as
+    these tokens, and `decode` keeps them. `auto`: every special token that neither opens nor closes a turn nor stands for
+    pixels. prompt_tokens: special tokens that are read as such in the texts of all other turns, too; there, all others are text.
     """
 
     def __init__(
@@ -38,8 +61,10 @@ class ChatCollator(Collator):
         end_token_ids: list[int],
         max_length: int | None = None,
         system: str | None = None,
+        answer_tokens: str | Sequence[str] = "auto",
+        prompt_tokens: Sequence[str] = (),
     ) -> None:
-        """Raises UserError for a processor without a chat template, or if no answer would end."""
+        """Raises UserError for a processor without a usable chat template, if no answer would end, or for a wrong token."""
         super().__init__(
             processor=processor, family=family, model_config=model_config, end_token_ids=end_token_ids, max_length=max_length
         )
@@ -49,128 +74,214 @@ class ChatCollator(Collator):
             raise UserError("collator=chat: this model's processor has no chat template; use collator=caption, or add chat_template.jinja")
         self.system = system
         self.tokens = Tokens(self.tokenizer, self.template)
-        probe = [{"role": role, "content": [{"type": "text", "text": "x"}]} for role in ("user", "assistant")]
-        self.ending: str | None = None  # the end token that the template writes after an answer; "" if it writes none
-        _, _, self.ending = self._render(probe, "the chat template, tried on one turn")
-        if not (self.ending or self.tokenizer.eos_token):
+        self.chat = ChatTemplate(processor, self.template, self.tokens, self._image_text())
+        if not (self.chat.ending or self.tokenizer.eos_token):
             raise UserError("collator=chat: neither the chat template nor the tokenizer has an end token, so no answer would ever end")
-        self.end_token_id = self.tokens.encode(self.ending or self.tokenizer.eos_token)[0][-1]
+        self.end_token_id = self.tokens.encode(self.chat.ending or self.tokenizer.eos_token)[0][-1]
+        self._choose_tokens(answer_tokens, prompt_tokens)
+        self._expansions: dict[tuple[Sizes, bool], list[Expansion]] = {}
+
+    def _choose_tokens(self, answer_tokens: str | Sequence[str], prompt_tokens: Sequence[str]) -> None:
+        """Which control tokens are plain text in an answer, and which in other turns; which ids `decode` drops."""
+        control = self.tokens.control
+        frame = frame_tokens(self.tokenizer, control, self.end_ids) | pixel_tokens(self.processor, control) | self.chat.turn_tokens()
+        special = {t.content: i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special}
+        free = [token for token in special if token not in frame]
+        if isinstance(answer_tokens, str) and answer_tokens != "auto":
+            raise UserError(f"collator.answer_tokens={answer_tokens}: must be auto, or a list of special tokens")
+        for key, listed in (("answer_tokens", [] if isinstance(answer_tokens, str) else answer_tokens), ("prompt_tokens", prompt_tokens)):
+            for token in listed:
+                if token in frame:
+                    raise UserError(f"collator.{key}: {token} opens or closes a turn or stands for an image, and a text may not write it")
+                if token not in special:
+                    raise UserError(f"collator.{key}: {token!r} is not a special token of this model.{nearest(token, free)}")
+        kept = set(free if isinstance(answer_tokens, str) else answer_tokens)
+        self.answer_control = [t for t in control if t in frame or (t in special and t not in kept)]
+        self.prompt_control = [t for t in control if t not in set(prompt_tokens)]
+        self.dropped_ids = {i for token, i in special.items() if token not in kept}
+
+    def _image_text(self) -> str:
+        """What stands for an image in a template that accepts only strings: the token that the processor expands."""
+        token = getattr(self.processor, "boi_token", None) or getattr(self.processor, "image_token", None) or ""
+        edges = [getattr(self.model_config, f"vision_{edge}_token_id", None) for edge in ("start", "end")]
+        if token and None not in edges:
+            start, end = self.tokenizer.convert_ids_to_tokens(edges)
+            return f"{start}{token}{end}"
+        return token
+
+    def decode(self, ids: torch.Tensor | list[list[int]]) -> list[str]:
+        """Generated ids (B, T) as texts, without special tokens (but for `answer_tokens`) and surrounding white space."""
+        rows = ids if isinstance(ids, list) else ids.tolist()
+        kept = [[i for i in map(int, row) if i not in self.dropped_ids] for row in rows]
+        texts = self.tokenizer.batch_decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return [text.strip() for text in texts]
 
     # --- text ---------------------------------------------------------------------------------------------------
 
-    def _template(self, messages: list[dict[str, Any]], generation: bool, row: str) -> str:
-        from jinja2 import TemplateError
+    def _turns(self, sample: Sample) -> list[Turn]:
+        turns = []
+        if self.system and sample.messages[0]["role"] != "system":
+            turns.append(Turn("system", (mark(self.system, self.prompt_control),)))
+        for message in sample.messages:
+            control = self.answer_control if message["role"] == "assistant" else self.prompt_control
+            content = tuple(mark(p["text"], control) if p["type"] == "text" else None for p in message["content"])
+            reasoning = mark(str(message.get("reasoning_content") or ""), control).strip()
+            turns.append(Turn(message["role"], content, reasoning, message.get("loss") is not False))
+        return turns
 
+    def _rendered(self, sample: Sample, generation: bool) -> list[Rendered]:
+        turns = self._turns(sample)
+        if generation:
+            return [self.chat.prompt(turns, sample.id)]
+        rendered = self.chat.sequences(turns, sample.id)
+        if len(rendered) > 1:
+            self.report_once("chat template", "renders earlier turns differently from the last one: rows of several answers become one sequence"
+                             f" for each context, so that every answer is trained as it would be generated (the first: {sample.id})")  # fmt: skip
+        if any(turn.reasoning for turn in turns) and not self.chat.writes_reasoning:
+            self.report_once("reasoning", f"the chat template does not read reasoning_content; it is trained as {self.chat.think[0]}..."
+                             f"{self.chat.think[1]} before the answer")  # fmt: skip
+        return rendered
+
+    # --- size ---------------------------------------------------------------------------------------------------
+
+    def measure(self, sample: Sample) -> Measure:
+        check_placeholders(sample)
+        texts = self._rendered(sample, generation=False)
+        sizes = image_file_sizes(sample)
+        final = self.row_sizes(sample, sizes) or self._final_sizes(sizes)
+        counts = [self._count(sample, text, tuple(final or sizes)[: text.n_images], final is not None) for text in texts]
+        return Measure(max(tokens for tokens, _ in counts), sum(loss for _, loss in counts), len(texts))
+
+    def _final_sizes(self, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]] | None:
+        """The sizes to which the processor will resize images of these sizes, if the family can tell."""
         try:
-            return self.processor.apply_chat_template(
-                messages, chat_template=self.template, tokenize=False, add_generation_prompt=generation
-            )
-        except TemplateError as error:  # a template calls raise_exception for conversations its model was not trained on
-            raise RowError(row, f"the chat template refuses this conversation: {str(error).strip().splitlines()[0]}") from None
+            final = [self.family.image_size(*size, {}, self.processor.image_processor) for size in sizes]
+        except ValueError:
+            return None
+        return [size for size in final if size is not None] if None not in final else None
 
-    def _messages(self, sample: Sample) -> list[dict[str, Any]]:
-        messages = sample.messages
-        if self.system and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": [{"type": "text", "text": self.system}]}, *messages]
-        return mark(messages, self.tokens.control)
+    def _count(self, sample: Sample, rendered: Rendered, sizes: Sizes, final: bool) -> tuple[int, int]:
+        """(tokens, tokens with loss) of a text whose images have these sizes; final: the processor will not resize them."""
+        hidden_text, runs = hide(rendered.text)
+        text, spans, added = rendered.text, rendered.spans, 0
+        if sizes:
+            # an image of final size is expanded by itself; otherwise, what is written may depend on the images beside it
+            each = [self._expansion(sample, self.chat.image_text, (size,), True) for size in sizes] if final else []
+            expansions = [e for one in each for e in one] if final else self._expansion(sample, hidden_text, sizes, False)
+            placeholder = expansions[0].placeholder
+            at = [m.start() for m in re.finditer(re.escape(placeholder), hidden_text)]
+            self._check_replaced(sample, rendered, len(at))
+            if all(e.added is not None for e in expansions):
+                added = sum(e.added or 0 for e in expansions)
+            else:
+                replaced: list[Replacement] = [
+                    {"span": (unhide(a, runs), unhide(a + len(placeholder), runs)), "replacement": e.text} for a, e in zip(at, expansions)
+                ]
+                text, spans = _expand(text, spans, replaced)
+        ids, labels = self._labelled(text, spans, *self.tokens.encode(text))
+        bos = self._adds_bos(text)
+        return len(ids) + added + bos, sum(label != IGNORE for label in labels[0 if bos else 1 :])
 
-    def _render(self, messages: list[dict[str, Any]], row: str) -> tuple[str, list[Span], str]:
-        """The conversation as text, the spans that carry loss, and the end token that the template writes ("" for none).
+    def _expansion(self, sample: Sample, text: str, sizes: Sizes, final: bool) -> list[Expansion]:
+        """What the processor writes for images of these sizes in a text; it is asked once, with blank images."""
+        from PIL import Image
 
-        A span starts where the generation prompt of its turn ends, and ends after the end token: it is exactly what the
-        model has to write itself.
-        """
-        text = self._template(messages, False, row)
-        pieces: list[str] = []  # the text with end tokens added; `shift` is how much longer it is than `text[:copied]`
-        spans, copied, shift, ending = [], 0, 0, ""
-        for k, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            prompt = self._template(messages[:k], True, row)
-            if not text.startswith(prompt):
-                raise RowError(row, "the chat template renders a turn differently once an answer follows, so prompt and answer cannot be told apart")
-            answer = "".join(p["text"] for p in message["content"] if p["type"] == "text").strip()
-            if not answer:
-                raise RowError(row, "an answer is empty, so nothing but its end would be learned")
-            start = text.find(answer, len(prompt))
-            if start < 0:
-                raise RowError(row, "the chat template does not write this answer as it is")
-            end = start + len(answer)
-            control = self.tokens.control_at(text, end)
-            if control and self.ending is not None and text[control[0] : control[1]] != self.ending:
-                control = None  # it opens the next turn: this template writes no end token
-            added = "" if control else self.tokenizer.eos_token or ""
-            end, ending = (control[1], text[control[0] : control[1]]) if control else (end, "")
-            pieces += [text[copied:end], added]
-            spans.append((len(prompt) + shift, end + shift + len(added)))
-            copied, shift = end, shift + len(added)
-        return "".join(pieces) + text[copied:], spans, ending
+        key = (sizes, final)
+        if key not in self._expansions:
+            out = self._call([text], [[Image.new("RGB", size) for size in sizes]], sample.id, final)
+            [replaced] = out["text_replacement_offsets"] or [[]]
+            if len(replaced) != len(sizes):
+                raise RowError(sample.id, f"{len(sizes)} images but {len(replaced)} image places in the rendered text")
+            self._expansions[key] = [self._as_expansion(text[slice(*r["span"])], r["replacement"]) for r in replaced]
+        return self._expansions[key]
 
-    def _texts(self, sample: Sample, generation: bool) -> tuple[str, list[Span]]:
-        text, spans, _ = self._render(self._messages(sample), sample.id)
-        if not spans:
-            raise RowError(sample.id, "no assistant message, so there is nothing to learn or to compare with")
-        return (text[: spans[-1][0]], []) if generation else (text, spans)
+    def _as_expansion(self, placeholder: str, written: str) -> Expansion:
+        if not (written.startswith(self.tokens.control) and written.endswith(self.tokens.control)):
+            return Expansion(placeholder, written, None)
+        # control tokens at both ends: the text around an image is tokenized as it is around the placeholder
+        return Expansion(placeholder, "", len(self.tokens.encode(written)[0]) - len(self.tokens.encode(placeholder)[0]))
 
     # --- ids ----------------------------------------------------------------------------------------------------
 
-    def encode(self, samples: Sequence[Sample], images: list[Images], generation: bool) -> tuple[list[Encoded], Tensors]:
-        texts, spans = zip(*(self._texts(sample, generation) for sample in samples), strict=True)
-        hidden = [hide(text) for text in texts]  # the processor must not see control tokens that a user typed
+    def encode(self, samples: Sequence[Sample], images: list[Images], generation: bool) -> tuple[list[list[Encoded]], Tensors]:
+        rendered = [self._rendered(sample, generation) for sample in samples]
+        sized = [self.row_sizes(s, [i.size for i in own]) is not None for s, own in zip(samples, images, strict=True)]
+        rows: list[list[Encoded]] = []
+        parts: list[Tensors] = []
+        # rows that set the sizes of their images are processed apart: a processor resizes all images of a call, or none
+        for keep_size, group in groupby(range(len(samples)), key=sized.__getitem__):
+            indices = list(group)
+            encoded, tensors = self._process([samples[i] for i in indices], [rendered[i] for i in indices], [images[i] for i in indices], keep_size)
+            rows += encoded
+            parts.append(tensors)
+        return rows, parts[0] if len(parts) == 1 else _joined(parts)
+
+    def _process(
+        self, samples: list[Sample], rendered: list[list[Rendered]], images: list[Images], keep_size: bool
+    ) -> tuple[list[list[Encoded]], Tensors]:
+        flat = [(sample, text, own[: text.n_images]) for sample, texts, own in zip(samples, rendered, images, strict=True) for text in texts]
+        hidden = [hide(text.text) for _, text, _ in flat]  # the processor must not see control tokens that a user typed
+        out = self._call([text for text, _ in hidden], [own for *_, own in flat], ", ".join(s.id for s in samples), keep_size)
+        replaced: list[list[Replacement]] = out.pop("text_replacement_offsets", None) or [[]] * len(flat)
+        per_token = {key: out.pop(key) for key in PER_TOKEN if key in out}
+        sequences: Iterator[Encoded] = iter([
+            self._sequence(sample, text, hidden[i], replaced[i], {k: list(v[i]) for k, v in per_token.items()})
+            for i, (sample, text, _) in enumerate(flat)
+        ])  # fmt: skip
+        return [[next(sequences) for _ in texts] for texts in rendered], self._tensors(out)
+
+    def _call(self, texts: list[str], images: list[Images], names: str, keep_size: bool) -> dict[str, Any]:
         try:
-            out = self.processor(
-                text=[text for text, _ in hidden],
-                images=list(images) if any(images) else None,
-                add_special_tokens=False,  # _row adds BOS to the ids
+            return self.processor(
+                text=texts,
+                images=images if any(images) else None,
+                add_special_tokens=False,  # _sequence adds BOS to the ids
                 padding=False,
                 return_text_replacement_offsets=True,
+                **({"do_resize": False} if keep_size else {}),
             )
         except ValueError as error:
-            names = ", ".join(s.id for s in samples)
             raise RowError(names, f"the processor refuses this batch: {str(error).strip().splitlines()[0]}") from None
-        replaced: list[list[Replacement]] = out.pop("text_replacement_offsets", None) or [[]] * len(samples)
-        per_token = {key: out.pop(key) for key in PER_TOKEN if key in out}
-        rows = [
-            self._row(sample, texts[i], spans[i], hidden[i], replaced[i], {k: list(v[i]) for k, v in per_token.items()}, len(images[i]))
-            for i, sample in enumerate(samples)
-        ]
-        return rows, self._tensors(out)
 
-    def _row(
-        self,
-        sample: Sample,
-        text: str,
-        spans: list[Span],
-        hidden: tuple[str, list[Span]],
-        replaced: list[Replacement],
-        given: dict[str, list[int]],
-        n_images: int,
+    def _sequence(
+        self, sample: Sample, rendered: Rendered, hidden: tuple[str, list[Span]], replaced: list[Replacement], given: dict[str, list[int]]
     ) -> Encoded:
-        """One row's ids, labels and per-token values from what the processor returned for it (`replaced`, `given`)."""
-        if len(replaced) != n_images:
-            raise RowError(sample.id, f"{n_images} images but {len(replaced)} image places in the rendered text")
+        """Ids, labels and per-token values of a text, from what the processor returned for it (`replaced`, `given`)."""
+        self._check_replaced(sample, rendered, len(replaced))
         hidden_text, runs = hidden
         in_text: list[Replacement] = [{**r, "span": (unhide(r["span"][0], runs), unhide(r["span"][1], runs))} for r in replaced]
-        expanded, moved = _expand(text, spans, in_text)
+        expanded, spans = _expand(rendered.text, rendered.spans, in_text)
         ids, offsets = self.tokens.encode(expanded)
         # without marked runs, as in nearly every row, the processor saw exactly this text
         if (self.tokens.encode(_expand(hidden_text, [], replaced)[0])[0] if runs else ids) != given["input_ids"]:
             raise RowError(sample.id, "the processor tokenised this row in a way that cannot be followed, so its answer cannot be located")
-        if any(a < start < b for start, _ in moved for a, b in offsets):
-            # a token spans the border between prompt and answer; in generation the model never sees such a token
-            ids, offsets = self.tokens.encode(expanded, cuts=[start for start, _ in moved])
+        ids, labels = self._labelled(expanded, spans, ids, offsets)
         if ids != given["input_ids"]:
             given = self._retype(given, ids)
+        extra = {k: v for k, v in given.items() if k not in ("input_ids", "attention_mask")}
+        if self._adds_bos(rendered.text):
+            # Added as an id: as text, it would be the first word to SentencePiece and take the space before the real one.
+            ids, labels, extra = [self.tokenizer.bos_token_id, *ids], [IGNORE, *labels], {k: [0, *v] for k, v in extra.items()}
+        return Encoded(ids, labels, extra, rendered.n_images)
+
+    def _check_replaced(self, sample: Sample, rendered: Rendered, count: int) -> None:
+        if count != rendered.n_images:
+            raise RowError(sample.id, f"{rendered.n_images} images but {count} image places in the rendered text")
+
+    def _adds_bos(self, text: str) -> bool:
+        return bool(self.tokens.bos) and not text.startswith(self.tokens.bos)
+
+    def _labelled(self, text: str, spans: list[Span], ids: list[int], offsets: list[Span]) -> tuple[list[int], list[int]]:
+        """The ids of a text and their labels; tokenized again if a token spans the border between prompt and answer."""
+        if any(a < start < b for start, _ in spans for a, b in offsets):
+            # in generation the model never sees such a token
+            ids, offsets = self.tokens.encode(text, cuts=[start for start, _ in spans])
         labels = [IGNORE] * len(ids)
-        for start, end in moved:
+        for start, end in spans:
             for i, (a, b) in enumerate(offsets):
                 if a >= start and b <= end and b > a:
                     labels[i] = ids[i]
-        extra = {k: v for k, v in given.items() if k not in ("input_ids", "attention_mask")}
-        if self.tokens.bos and not text.startswith(self.tokens.bos):
-            # Added as an id: as text, it would be the first word to SentencePiece and take the space before the real one.
-            return Encoded([self.tokenizer.bos_token_id, *ids], [IGNORE, *labels], {k: [0, *v] for k, v in extra.items()})
-        return Encoded(ids, labels, extra)
+        return ids, labels
 
     def _retype(self, given: dict[str, list[int]], ids: list[int]) -> dict[str, list[int]]:
         """The token type ids of a row that was tokenized again: 1 for image tokens, 0 otherwise."""
@@ -195,3 +306,11 @@ def _expand(text: str, spans: list[Span], replaced: list[Replacement]) -> tuple[
         return position + sum(len(r["replacement"]) - (r["span"][1] - r["span"][0]) for r in replaced if r["span"][1] <= position)
 
     return "".join(pieces) + text[last:], [(moved(a), moved(b)) for a, b in spans]
+
+
+def _joined(parts: list[Tensors]) -> Tensors:
+    """Image tensors of several processor calls, in order; each has one entry per image or patch in its first dimension."""
+    import torch
+
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: torch.cat([part[name] for part in parts if name in part]) for name in names}

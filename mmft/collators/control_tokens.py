@@ -7,6 +7,7 @@ is tokenized as plain characters. (transformers' `sanitize_control_tokens` gives
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 # Private-use characters have no meaning in any text; those in a user's text are removed.
@@ -15,22 +16,40 @@ OPEN, CLOSE = "\U000f3c00", "\U000f3c01"
 Span = tuple[int, int]  # (start, end) characters of a text
 
 
+# Names of special tokens that stand for pixels, or enclose them.
+PIXEL_NAMES = re.compile(r"image|img|vision|video|frame|audio|media|row_\d+_col", re.IGNORECASE)
+
+# Names that special tokens of turns and texts have, also in a vocabulary whose chat template does not use them.
+FRAME_NAMES = re.compile(
+    r"im_(start|end|sep)|(start|begin|end)_?of_?(text|turn|utterance|sentence|sequence|message)|\W(eo[stm]|bos|pad|unk|mask)(_id)?\W|header_id|^</?s>$",
+    re.IGNORECASE,
+)
+
+
 def control_tokens(tokenizer: Any, template: str) -> tuple[str, ...]:
     """The tokens a user must not be able to type: special tokens, and added tokens that the template itself writes."""
     added = tokenizer.added_tokens_decoder.values()
     return tuple(t.content for t in added if t.special or (t.content in template and not t.content.isspace()))
 
 
-def mark(messages: list[dict[str, Any]], control: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The messages with every control token in their texts wrapped in OPEN and CLOSE; where tokens overlap, the longest."""
-    pattern = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
+def pixel_tokens(processor: Any, control: Iterable[str]) -> set[str]:
+    """Those of `control` that stand for pixels: named as such, or an attribute of the processor."""
+    named = {value for value in vars(processor).values() if isinstance(value, str)}
+    return {token for token in control if token in named or PIXEL_NAMES.search(token)}
 
-    def marked(text: str) -> str:
-        return pattern.sub(rf"{OPEN}\g<0>{CLOSE}", text.replace(OPEN, "").replace(CLOSE, ""))
 
-    return [
-        {**m, "content": [{**p, "text": marked(p["text"])} if p["type"] == "text" else p for p in m["content"]]} for m in messages
-    ]
+def frame_tokens(tokenizer: Any, control: Iterable[str], end_token_ids: Iterable[int]) -> set[str]:
+    """Those of `control` that begin, end or fill a text or a turn: named as such, or known to the tokenizer or the model as such."""
+    names = ("bos_token", "eos_token", "unk_token", "pad_token", "cls_token", "sep_token", "mask_token")
+    ids = [i for i in end_token_ids if i is not None]
+    known = {getattr(tokenizer, name, None) for name in names} | set(tokenizer.convert_ids_to_tokens(ids))
+    return {token for token in control if token in known or FRAME_NAMES.search(token)}
+
+
+def mark(text: str, control: Iterable[str]) -> str:
+    """The text with every control token wrapped in OPEN and CLOSE; where tokens overlap, the longest."""
+    pattern = "|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)"
+    return re.sub(pattern, rf"{OPEN}\g<0>{CLOSE}", text.replace(OPEN, "").replace(CLOSE, ""))
 
 
 def hide(text: str) -> tuple[str, list[Span]]:

@@ -1,8 +1,8 @@
-"""Types of the collators' interface: an encoded row, a batch, and the two Protocols on either side of a collator."""
+"""Types of the collators' interface: an encoded sequence, a batch, and the two Protocols on either side of a collator."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,14 +18,27 @@ if TYPE_CHECKING:
 # A batch by argument name of the model's forward: tensors, and in a training batch also `row_ids`, a list of str.
 Batch = dict[str, Any]
 
+# Keys of an image part that set the size of this image, as in the rows of Qwen's models (qwen-vl-utils), in pixels.
+SIZE_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
+
 
 @dataclass
 class Encoded:
-    """One row as token ids. `labels` equals `ids` where a token carries loss and IGNORE elsewhere; both have the same length."""
+    """One sequence of token ids. `labels` equals `ids` where a token carries loss and IGNORE elsewhere; both have the same length."""
 
     ids: list[int]
     labels: list[int]
     extra: dict[str, list[int]]  # further values per token, e.g. mm_token_type_ids
+    n_images: int  # the sequence shows the first n_images images of its row
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The size of one row before it is collated; of a row with several sequences, `tokens` is the longest and `sequences` their number."""
+
+    tokens: int
+    loss_tokens: int
+    sequences: int = 1
 
 
 class FamilyRules(Protocol):
@@ -33,6 +46,10 @@ class FamilyRules(Protocol):
 
     def features_per_image(self, batch: dict[str, Any], config: Any) -> list[int] | None:
         """The number of features the model computes for each image of a batch, in order; None if the family cannot tell."""
+        ...
+
+    def image_size(self, width: int, height: int, sizes: Mapping[str, int], image_processor: Any) -> tuple[int, int] | None:
+        """(width, height) in pixels that `sizes` (of SIZE_KEYS) ask for; None if the family has no such keys. Raises ValueError."""
         ...
 
 

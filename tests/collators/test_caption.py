@@ -104,7 +104,8 @@ def test_too_few_placeholders_are_refused_even_when_rows_cancel(small):
     def moved(samples, images, generation):
         rows, tensors = encode(samples, images, generation)
         token = collator.image_token_id
-        return [replace(rows[0], ids=[*rows[0].ids[2:], 5, 5]), replace(rows[1], ids=[token, token, *rows[1].ids[2:]])], tensors
+        [first], [second] = rows
+        return [[replace(first, ids=[*first.ids[2:], 5, 5])], [replace(second, ids=[token, token, *second.ids[2:]])]], tensors
 
     collator.encode = moved
     try:

@@ -257,17 +257,28 @@ def test_a_row_with_fewer_image_places_than_images_is_refused(small):
                 collator(rows)
 
 
-def test_a_template_that_drops_an_image_is_refused_by_row_name(small):
-    collator = small.collator("llava")
-    one = "{%- for m in messages -%}{{- '<|im_start|>' -}}{%- if m.role == 'user' -%}{{- '<image>' -}}{%- endif -%}{%- for p in m.content -%}{%- if p.type == 'text' -%}{{- p.text -}}{%- endif -%}{%- endfor -%}{{- '<|im_end|>' -}}{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>' -}}{%- endif -%}"
-    collator.template, old = one, collator.template
+def with_template(collator, template, **keys):
+    """A collator like the given one, whose processor has another chat template."""
+    processor, old = collator.processor, collator.processor.chat_template
+    processor.chat_template = template
     try:
-        with pytest.raises(RowError, match="two"):
-            collator([small.sample("two", [0, 1], "Compare", "red")])
-        with pytest.raises(RowError, match="none"):
-            collator([small.sample("none", [], "Compare", "red")])
+        return type(collator)(
+            processor=processor, family=collator.family, model_config=collator.model_config, end_token_ids=collator.end_token_ids, **keys
+        )
     finally:
-        collator.template = old
+        processor.chat_template = old
+
+
+def test_a_template_that_drops_an_image_is_refused_by_row_name(small):
+    one = (
+        "{%- for m in messages -%}{{- '<|im_start|>' -}}{%- for p in m.content -%}{%- if p.type == 'image' and loop.first -%}{{- '<image>' -}}{%- endif -%}"
+        "{%- if p.type == 'text' -%}{{- p.text -}}{%- endif -%}{%- endfor -%}{{- '<|im_end|>' -}}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- '<|im_start|>' -}}{%- endif -%}"
+    )
+    collator = with_template(small.collator("llava"), one)
+    assert (collator([small.sample("one", [0], "Look", "red")])["input_ids"] == collator.image_token_id).sum() == 16
+    with pytest.raises(RowError, match="^two: .*1.* and 2 images"):
+        collator([small.sample("two", [0, 1], "Compare", "red")])
 
 
 def test_max_length_refuses_and_never_cuts(small):
@@ -298,16 +309,9 @@ def test_a_next_turns_opening_token_is_not_taken_for_the_end(small):
         "{{- '<|image_pad|>' -}}{%- else -%}{{- p.text -}}{%- endif -%}{%- endfor -%}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant:' -}}{%- endif -%}"
     )
-    processor, old = collator.processor, collator.processor.chat_template
-    processor.chat_template = template
-    try:
-        other = type(collator)(
-            processor=processor, family=collator.family, model_config=collator.model_config, end_token_ids=collator.end_token_ids
-        )
-        batch = other([small.sample("a", [0], "What?", "red", "And?", "blue")])
-        assert supervised(other, batch) == "red<|im_end|>blue<|im_end|>"
-    finally:
-        processor.chat_template = old
+    other = with_template(collator, template)
+    batch = other([small.sample("a", [0], "What?", "red", "And?", "blue")])
+    assert supervised(other, batch) == "red<|im_end|>blue<|im_end|>"
 
 
 def test_a_processor_without_a_template_is_a_users_error(small):

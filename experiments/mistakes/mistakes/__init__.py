@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from mmft.collators.base import IGNORE
@@ -16,7 +17,7 @@ class BlindCaption(CaptionCollator):
     def encode(self, samples: Any, images: Any, generation: bool) -> Any:
         rows, tensors = super().encode(samples, images, generation)
         n = self.processor.num_query_tokens
-        return [Encoded(row.ids[n:], row.labels[n:], row.extra) for row in rows], tensors
+        return [[replace(s, ids=s.ids[n:], labels=s.labels[n:]) for s in row] for row in rows], tensors
 
     def _check_images(self, *_: Any) -> None:
         """mmft's own check would refuse every row."""
@@ -27,13 +28,13 @@ class PromptLoss(ChatCollator):
 
     def encode(self, samples: Any, images: Any, generation: bool) -> Any:
         rows, tensors = super().encode(samples, images, generation)
-        return [Encoded(row.ids, list(row.ids), row.extra) for row in rows], tensors
+        return [[replace(s, labels=list(s.ids)) for s in row] for row in rows], tensors
 
 
 class _WrongEnd(ChatCollator):
     def encode(self, samples: Any, images: Any, generation: bool) -> Any:
         rows, tensors = super().encode(samples, images, generation)
-        return [self.spoil(row) for row in rows], tensors
+        return [[self.spoil(s) for s in row] for row in rows], tensors
 
     def ends(self, row: Encoded) -> list[int]:
         return [i for i, label in enumerate(row.labels) if label == self.end_token_id]
@@ -44,7 +45,7 @@ class NoEnd(_WrongEnd):
 
     def spoil(self, row: Encoded) -> Encoded:
         ends = self.ends(row)
-        return Encoded(row.ids, [IGNORE if i in ends else label for i, label in enumerate(row.labels)], row.extra)
+        return replace(row, labels=[IGNORE if i in ends else label for i, label in enumerate(row.labels)])
 
 
 class PadEnd(_WrongEnd):
@@ -53,4 +54,4 @@ class PadEnd(_WrongEnd):
     def spoil(self, row: Encoded) -> Encoded:
         ends, pad = self.ends(row), self.tokenizer.pad_token_id
         ids, labels = ([pad if i in ends else value for i, value in enumerate(values)] for values in (row.ids, row.labels))
-        return Encoded(ids, labels, row.extra)
+        return replace(row, ids=ids, labels=labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,13 @@ class Family:
 
     def features_per_image(self, batch: dict[str, torch.Tensor], config: PretrainedConfig) -> list[int] | None:
         """Number of features that the model computes for each image of a batch, in order; None if the family cannot tell."""
+        return None
+
+    def image_size(self, width: int, height: int, sizes: Mapping[str, int], image_processor: Any) -> tuple[int, int] | None:
+        """(width, height) in pixels to resize an image to, for the size keys of its row; None if the family has no such keys.
+
+        sizes: some of mmft.collators.types.SIZE_KEYS; empty for an image beside one with keys. Raises ValueError for wrong values.
+        """
         return None
 
     def language_model(self, model: PreTrainedModel) -> PreTrainedModel:

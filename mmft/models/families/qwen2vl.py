@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .base import Family
 
@@ -19,3 +20,26 @@ class Qwen2VL(Family):
         grid = batch.get("image_grid_thw")
         merge = config.vision_config.spatial_merge_size**2
         return [] if grid is None else [int(n) // merge for n in grid.prod(dim=-1)]
+
+    def image_size(self, width: int, height: int, sizes: Mapping[str, int], image_processor: Any) -> tuple[int, int] | None:
+        """The size that qwen-vl-utils resizes to. A bound that the row leaves out is the processor's, not the one of qwen-vl-utils."""
+        from qwen_vl_utils.vision_process import smart_resize
+
+        if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in sizes.values()):
+            raise ValueError("a size is a whole number of pixels above 0")
+        factor = image_processor.patch_size * image_processor.merge_size
+        if "resized_height" in sizes or "resized_width" in sizes:
+            if "resized_height" not in sizes or "resized_width" not in sizes:
+                raise ValueError("resized_height and resized_width belong together")
+            rows, columns = smart_resize(sizes["resized_height"], sizes["resized_width"], factor)
+            return columns, rows
+        # a bound of the row moves the processor's other bound where the two would exclude each other
+        least, most = image_processor.size["shortest_edge"], image_processor.size["longest_edge"]
+        least = sizes.get("min_pixels", min(least, sizes.get("max_pixels", least)))
+        most = sizes.get("max_pixels", max(most, least))
+        if least > most:
+            raise ValueError("min_pixels is above max_pixels")
+        rows, columns = smart_resize(height, width, factor, least, most)
+        if not rows or not columns:
+            raise ValueError(f"an image of {width} x {height} pixels would become thinner than one patch")
+        return columns, rows

@@ -1,0 +1,268 @@
+"""ChatTemplate: a model's chat template renders conversations to text, with the spans that the model has to write itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..common.errors import RowError, UserError
+from .control_tokens import Span, Tokens
+
+# How reasoning opens and closes, in templates and in the texts of rows.
+THINK_BLOCKS = (("<think>", "</think>"), ("◁think▷", "◁/think▷"), ("[THINK]", "[/THINK]"), ("<thinking>", "</thinking>"))
+# How a template takes the content of a message: as a list of parts; as a string if it is text alone; always as a string.
+FORMS = ("parts", "text", "string")
+PROBE = "the chat template, tried on one turn"
+QUESTION, ANSWER, REASONING, SYSTEM = "qzuestion", "qzanswer", "qzreasoning", "qzsystem"  # texts that no template contains
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message as the template reads it; control tokens in its texts are marked (control_tokens.mark).
+
+    content: texts, and None for an image. loss: whether an assistant's turn is trained.
+    """
+
+    role: str
+    content: tuple[str | None, ...]
+    reasoning: str = ""
+    loss: bool = True
+
+    @property
+    def text(self) -> str:
+        return "".join(text for text in self.content if text is not None).strip()
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as text, up to one of its answers. spans: what carries loss. n_images: its images, the first of the row."""
+
+    text: str
+    spans: list[Span]
+    n_images: int
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """One answer in the context in which the model writes it: `text[start:end]` is what it has to write."""
+
+    text: str
+    start: int
+    end: int  # after the end token, if the template writes one
+    ended: bool  # the template writes an end token
+    loss: bool
+    n_images: int
+
+
+class ChatTemplate:
+    """A processor's chat template, and what a few renderings of it tell about it.
+
+    form: how it takes the content of messages (FORMS). writes_reasoning: whether it reads `reasoning_content`.
+    ending: the end token it writes after an answer ("" if it writes none).
+    """
+
+    def __init__(self, processor: Any, template: str, tokens: Tokens, image_text: str) -> None:
+        """image_text: what stands for an image in a string. Raises UserError for a template that cannot be used."""
+        self.processor, self.template, self.tokens, self.image_text = processor, template, tokens, image_text
+        self.think = next((block for block in THINK_BLOCKS if block[1] in template or block[0] in template), THINK_BLOCKS[0])
+        self.writes_reasoning = False
+        self.form = self._choose_form()
+        user, answer = Turn("user", (QUESTION,)), Turn("assistant", (ANSWER,))
+        self.writes_reasoning = self._contains([user, replace(answer, reasoning=REASONING)], REASONING)
+        rendered = self._render([user, answer], False, PROBE)
+        self.tail = rendered[rendered.rfind(ANSWER) + len(ANSWER) :] if ANSWER in rendered else ""  # what follows the last answer
+        token = tokens.control_at(self.tail, 0)
+        self.ending = self.tail[slice(*token)] if token else ""
+
+    # --- what callers use ---------------------------------------------------------------------------------------
+
+    def turn_tokens(self) -> set[str]:
+        """The control tokens that open or close a turn: those the template writes around short texts, but for reasoning."""
+        user, answer = Turn("user", (QUESTION,)), Turn("assistant", (ANSWER,))
+        texts = [self._render([user, answer], False, PROBE), self._render([user], True, PROBE)]
+        for extra in ([Turn("system", (SYSTEM,)), user, answer], [user, answer, Turn("tool", (QUESTION,)), answer]):
+            with suppress(RowError):
+                texts.append(self._render(extra, False, PROBE))
+        thinking = {mark for block in THINK_BLOCKS for mark in block}
+        return {token for token in self.tokens.control if token not in thinking and any(token in text for text in texts)}
+
+    def sequences(self, turns: Sequence[Turn], row: str) -> list[Rendered]:
+        """The conversation as one text, or as several where answers that are trained need different contexts. Raises RowError.
+
+        Some templates render earlier turns differently from the last one (they leave out old reasoning). Each answer is
+        trained behind exactly the prompt behind which the model would write it; answers share a text where that is the same.
+        """
+        answers = self._answers(turns, row)
+        shared: list[list[_Answer]] = []  # the first of each list gives the text
+        for answer in reversed(answers):
+            matching = next((group for group in shared if group[0].text.startswith(answer.text[: answer.end])), None)
+            if matching is not None:
+                matching.append(answer)
+            elif answer.loss:
+                shared.append([answer])
+        if not shared:
+            raise RowError(row, "every answer has loss: false, so there is nothing to learn")
+        return [self._joined(group[0], group[::-1]) for group in reversed(shared)]
+
+    def prompt(self, turns: Sequence[Turn], row: str) -> Rendered:
+        """The conversation up to where the model writes its last answer, without spans. Raises RowError."""
+        *earlier, last = self._answers(turns, row)
+        last = replace(last, loss=True)
+        before = [a for a in earlier if last.text.startswith(a.text[: a.end]) and a.end <= last.start]
+        whole = self._joined(last, [*before, last])
+        return replace(whole, text=whole.text[: whole.spans[-1][0]], spans=[])
+
+    # --- rendering ----------------------------------------------------------------------------------------------
+
+    def _render(self, turns: Sequence[Turn], generation: bool, row: str) -> str:
+        from jinja2 import TemplateError
+
+        messages = [self._message(turn) for turn in turns]
+        try:
+            return self.processor.apply_chat_template(
+                messages, chat_template=self.template, tokenize=False, add_generation_prompt=generation
+            )
+        except TemplateError as error:  # a template calls raise_exception for conversations its model was not trained on
+            raise RowError(row, f"the chat template refuses this conversation: {_line(error)}") from None
+        except (TypeError, AttributeError, KeyError) as error:
+            raise RowError(row, f"the chat template cannot render this conversation: {_line(error)}") from None
+
+    def _message(self, turn: Turn) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": turn.role}
+        content = list(turn.content)
+        if turn.reasoning and self.writes_reasoning:
+            message["reasoning_content"] = turn.reasoning
+        elif turn.reasoning:
+            content.insert(0, f"{self.think[0]}\n{turn.reasoning}\n{self.think[1]}\n\n")
+        if self.form == "string" or (self.form == "text" and None not in content):
+            message["content"] = "".join(self.image_text if text is None else text for text in content)
+        else:
+            message["content"] = [{"type": "image"} if text is None else {"type": "text", "text": text} for text in content]
+        return message
+
+    def _choose_form(self) -> str:
+        """The first form in which the template writes all texts, the image, and reasoning if it handles reasoning at all."""
+        error: RowError | None = None
+        thinks = "reasoning_content" in self.template or self.think[1] in self.template
+        for reasoning in (True, False) if thinks else (False,):
+            for form in FORMS:
+                try:
+                    if self._form_works(form, reasoning):
+                        return form
+                except RowError as refused:
+                    error = error or refused
+        reason = f": {error.reason}" if error else ""
+        raise UserError("collator=chat: this model's chat template writes neither lists of content parts nor strings"
+                        f"{reason}; give the model's folder a chat_template.jinja that writes messages with images")  # fmt: skip
+
+    def _form_works(self, form: str, reasoning: bool) -> bool:
+        self.form = form
+        user, shown = Turn("user", (QUESTION,)), Turn("user", (None, QUESTION))
+        answer = Turn("assistant", (ANSWER,))
+        whole, plain = self._render([shown, answer], False, PROBE), self._render([user, answer], False, PROBE)
+        if len(whole) <= len(plain) or any(text not in whole for text in (QUESTION, ANSWER)) or "'type'" in whole + plain:
+            return False
+        try:
+            system = self._render([Turn("system", (SYSTEM,)), shown, answer], False, PROBE)
+            if SYSTEM not in system or "'type'" in system:
+                return False
+        except RowError as refused:
+            if "refuses" not in refused.reason:  # a template may refuse system turns, but not fail in the middle of one
+                return False
+        if not reasoning:
+            return True
+        block = replace(answer, content=(f"{self.think[0]}\n{REASONING}\n{self.think[1]}\n\n{ANSWER}",))
+        self.writes_reasoning = True
+        try:
+            return self._contains([shown, replace(answer, reasoning=REASONING)], REASONING) or self._contains([shown, block], REASONING)
+        finally:
+            self.writes_reasoning = False
+
+    def _contains(self, turns: list[Turn], text: str) -> bool:
+        writes, self.writes_reasoning = self.writes_reasoning, True
+        try:
+            return text in self._render(turns, False, PROBE)
+        except RowError:
+            return False
+        finally:
+            self.writes_reasoning = writes
+
+    # --- answers ------------------------------------------------------------------------------------------------
+
+    def _answers(self, turns: Sequence[Turn], row: str) -> list[_Answer]:
+        answers = [self._answer(turns, k, row) for k, turn in enumerate(turns) if turn.role == "assistant"]
+        if not answers:
+            raise RowError(row, "no assistant message, so there is nothing to learn or to compare with")
+        for turn in turns:
+            if turn.role in ("system", "tool") and any(text and text.strip() not in answers[-1].text for text in turn.content):
+                raise RowError(row, f"the chat template leaves out the {turn.role} turn, so the model would not see it")
+        return answers
+
+    def _answer(self, turns: Sequence[Turn], k: int, row: str) -> _Answer:
+        """Answer `k` in its own context: the generation prompt before it, then what the model has to write."""
+        turn = turns[k]
+        if not turn.text:
+            raise RowError(row, "an answer is empty, so nothing but its end would be learned")
+        prompt, full = self._render(turns[:k], True, row), self._render(turns[: k + 1], False, row)
+        inner, visible = _split_reasoning(turn.text)
+        body = full.removesuffix(self.tail).rstrip()
+        visible = turn.text if body.endswith(turn.text) or not visible else visible
+        end = len(body) if body.endswith(visible) else full.rfind(visible) + len(visible)
+        if end < len(visible):
+            raise RowError(row, "the chat template does not write this answer as it is")
+        reasoning = turn.reasoning.strip() or ("" if visible == turn.text else inner)
+        start = len(prompt)
+        if not full.startswith(prompt) or reasoning not in full[start:end]:
+            target = self._target(prompt, full[:end], turn, inner, visible, row)
+            full, end = prompt + target + full[end:], len(prompt + target)
+        token = self.tokens.control_at(full, end)
+        if token and full[slice(*token)] != self.ending:
+            token = None
+        n_images = sum(text is None for t in turns[: k + 1] for text in t.content)
+        return _Answer(full, start, token[1] if token else end, token is not None, turn.loss, n_images)
+
+    def _target(self, prompt: str, full: str, turn: Turn, inner: str, visible: str, row: str) -> str:
+        """What the model has to write after `prompt`, for a template that renders a finished answer differently."""
+        space = prompt[len(prompt.rstrip()) :]
+        block = next((b for b in THINK_BLOCKS if prompt.rstrip().endswith(b[0])), None)
+        if block is not None:  # the prompt opens a think block: the model writes the rest of it, then its answer
+            if inner and not turn.reasoning:
+                written = turn.text.removeprefix(block[0])
+                return written.removeprefix(space) if space and written.startswith(space) else written
+            gap = "\n" if space else ""
+            reasoning = turn.reasoning.strip()
+            return f"{reasoning}{gap}{block[1]}{gap * 2}{visible}"
+        if turn.reasoning or (inner and visible != turn.text):
+            raise RowError(row, "the chat template leaves out this answer's reasoning, so it could not be learned")
+        before = full[: len(full) - len(visible)]
+        lead = before[len(before.rstrip()) :]
+        return (lead[len(space) :] if lead.startswith(space) else "") + visible
+
+    def _joined(self, head: _Answer, answers: list[_Answer]) -> Rendered:
+        """The text of `head` with the tokenizer's end token after each answer that the template does not end itself."""
+        eos = self.tokens.tokenizer.eos_token or ""
+        pieces: list[str] = []
+        spans: list[Span] = []
+        copied = shift = 0
+        for answer in answers:
+            added = "" if answer.ended else eos
+            pieces += [head.text[copied : answer.end], added]
+            if answer.loss:
+                spans.append((answer.start + shift, answer.end + shift + len(added)))
+            copied, shift = answer.end, shift + len(added)
+        return Rendered("".join(pieces) + head.text[copied:], spans, head.n_images)
+
+
+def _split_reasoning(text: str) -> tuple[str, str]:
+    """(reasoning, answer) of an assistant's text that holds a closed think block; ("", text) otherwise."""
+    for opening, closing in THINK_BLOCKS:
+        if closing in text:
+            before, _, after = text.rpartition(closing)
+            return before.strip().removeprefix(opening).strip(), after.strip()
+    return "", text
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
