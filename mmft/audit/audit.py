@@ -67,8 +67,9 @@ def check_rows(counts: TokenCounts) -> Check:
 
 def look_at_rows(result: AuditResult, model: torch.nn.Module, collator: BatchMaker, usable: list[Sample], n: int) -> None:
     """Show the first `n` usable rows token by token, in the terminal and in the result, and check them."""
-    shown = usable[:n]
-    batch = collator(shown)
+    by_id = {sample.id: sample for sample in usable[:n]}
+    batch = collator(list(by_id.values()))
+    shown = [by_id[row] for row in batch["row_ids"]]  # a row of several sequences is shown once for each
     rows = [tokens.pieces(collator, batch, i) for i in range(len(shown))]
     print_rows(shown, rows)
     result.rows = [shown_row(sample, pieces) for sample, pieces in zip(shown, rows, strict=True)]

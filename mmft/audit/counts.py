@@ -58,8 +58,8 @@ def count_tokens(collator: BatchMaker, rows: Sequence[Sample], limit: int | None
         except UserError as error:  # a RowError or an ImageError
             counts.refused.append((row.id, getattr(error, "reason", str(error))))
             continue
-        ids, labels = batch["input_ids"][0], batch["labels"][0]
-        counts.lengths.append(len(ids))
-        counts.images.append(int((ids == collator.image_token_id).sum()))
-        counts.supervised.append(int((labels != IGNORE).sum()))
+        for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"]):  # one row may be several sequences
+            counts.lengths.append(int(mask.sum()))
+            counts.images.append(int((ids == collator.image_token_id).sum()))
+            counts.supervised.append(int((labels != IGNORE).sum()))
     return counts

@@ -50,25 +50,26 @@ def _is_unicode(text: str) -> bool:
 
 def _role_problem(messages: list[Message]) -> str | None:
     roles = [m["role"] for m in messages]
-    unknown = next((r for r in roles if r not in ("system", "user", "assistant")), None)
+    unknown = next((r for r in roles if r not in ("system", "user", "assistant", "tool")), None)
     if unknown is not None:
-        return f"role order: {unknown!r} is not system, user or assistant"
+        return f"role order: {unknown!r} is not system, user, assistant or tool"
     if "assistant" not in roles:
         return "no answer: no assistant turn"
     turns = roles[1:] if roles[0] == "system" else roles
-    for i, role in enumerate(turns):
-        if role != ("user", "assistant")[i % 2]:
-            return f"role order: turn {i + 1} is {role}'s; after an optional system turn, user and assistant must alternate"
+    allowed = {"": ("user",), "user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant")}
+    for i, (before, role) in enumerate(zip(["", *turns], turns)):
+        if role not in allowed.get(before, ()):
+            return f"role order: turn {i + 1} is {role}'s; after an optional system turn, user and assistant must alternate (tool turns may follow an answer)"
     if turns[-1] != "assistant":
-        return "no answer: the last turn is the user's"
+        return f"no answer: the last turn is the {turns[-1]}'s"
     return None
 
 
 def _content_problem(messages: list[Message]) -> str | None:
     for i, message in enumerate(messages, 1):
         images = any(p["type"] == "image" for p in message["content"])
-        if images and message["role"] != "user":
-            return f"image count: turn {i} is {message['role']}'s and holds an image; only user turns can"
+        if images and message["role"] not in ("user", "tool"):
+            return f"image count: turn {i} is {message['role']}'s and holds an image; only user and tool turns can"
         if not images and not message_text(message).strip():
             return "empty answer: the assistant says nothing" if message["role"] == "assistant" else f"empty turn: turn {i} is empty"
         if not _is_unicode(message_text(message)):

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 from .images import open_image
 
 if TYPE_CHECKING:
+    from typing import NotRequired  # Python 3.11; in 3.10 only mypy reads it
+
     from PIL import Image
 
 
@@ -22,19 +24,28 @@ class TextPart(TypedDict):
 
 
 class ImagePart(TypedDict):
-    """The position of the next image of the row."""
+    """The position of the next image of the row, and the size that the row sets for it (keys of qwen-vl-utils, in pixels)."""
 
     type: Literal["image"]
+    min_pixels: NotRequired[int]
+    max_pixels: NotRequired[int]
+    resized_height: NotRequired[int]
+    resized_width: NotRequired[int]
 
 
 Part = TextPart | ImagePart
 
 
 class Message(TypedDict):
-    """One turn. role: `system`, `user` or `assistant`. content: texts and image positions in order."""
+    """One turn. role: `system`, `user`, `assistant` or `tool`. content: texts and image positions in order.
+
+    reasoning_content: what the assistant thinks before its answer. loss: false for an answer that is not trained.
+    """
 
     role: str
     content: list[Part]
+    reasoning_content: NotRequired[str]
+    loss: NotRequired[bool]
 
 
 def text_part(text: str) -> TextPart:
@@ -111,7 +122,8 @@ class Row:
     """A row that a source could read; `prepare` checks it.
 
     images: paths (absolute, or relative to the source's data root) or the encoded bytes of an image file.
-    where: names the row in messages to the user: `captions.csv:17`.
+    where: names the row in messages to the user: `captions.csv:17`. notes: what the user should know about how the row was
+    read; `prepare` reports each note once, with the number of rows ("12 rows " + note).
     """
 
     images: list[str | bytes]
@@ -120,6 +132,7 @@ class Row:
     id: str | None = None
     split: str | None = None
     where: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
