@@ -37,16 +37,15 @@ class AllocationTracker:
 @contextmanager
 def track_allocations() -> Iterator[AllocationTracker]:
     """`with track_allocations() as tracker`: results of operations are counted, tensors made before are not, nor views of them."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
+    from torch.utils._python_dispatch import TorchDispatchMode  # where torch's own documentation imports it from
 
     tracker = AllocationTracker()
 
     class Track(TorchDispatchMode):
         def __torch_dispatch__(self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-            inputs = {storage.data_ptr() for storage in _storages(tree_leaves((args, kwargs)))}
+            inputs = {storage.data_ptr() for storage in _storages((args, kwargs))}
             result = function(*args, **(kwargs or {}))
-            for storage in _storages(tree_leaves(result)):
+            for storage in _storages(result):
                 if storage.data_ptr() not in inputs:
                     tracker.add(storage)
             return result
@@ -55,7 +54,13 @@ def track_allocations() -> Iterator[AllocationTracker]:
         yield tracker
 
 
-def _storages(leaves: list[Any]) -> list[torch.UntypedStorage]:
+def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
+    """The storages of the dense tensors in nested arguments or results."""
     import torch
 
-    return [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided]
+    if isinstance(value, torch.Tensor):
+        if value.layout is torch.strided:
+            yield value.untyped_storage()
+    elif isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _storages(item)

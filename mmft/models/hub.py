@@ -70,6 +70,17 @@ def _huggingface(path: str, revision: str | None) -> Located:
     return Located(path, folder, "huggingface", folder.name)
 
 
+def cached_snapshot(path: str, commit: str) -> Path | None:
+    """The folder of a commit of a Hugging Face model in the local cache; None if it is not there. Nothing is downloaded."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, revision=commit, allow_patterns=patterns(), local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
+
+
 def _modelscope(path: str, revision: str | None) -> Located:
     try:
         from modelscope import snapshot_download

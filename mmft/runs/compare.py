@@ -103,8 +103,9 @@ def compare_runs(first: Path, second: Path) -> RunComparison:
         "answers": compare_answers(*answers),
         "status": [summary.get("status") or "unfinished" for summary in summaries],
     }
-    if not any(what == "base model" for what, *_ in result["inputs"]):  # the same commit, named by a branch in one run
-        result["settings"] = [s for s in result["settings"] if s[0] != "model.revision"]
+    if not any(what == "base model" for what, *_ in result["inputs"]):  # the same files in another place, or a commit named by its branch
+        result["settings"] = [s for s in result["settings"] if s[0] not in ("model.revision", "model.path", "model.hub")]
+        result["environment"] = [s for s in result["environment"] if s[0] not in ("model.path", "model.hub")]
     result["verdict"] = verdict(result)
     result["why"] = explanation(result)
     return result

@@ -24,6 +24,7 @@ from ..models.families.base import Family
 from ..models.fingerprint import import_while_hashing
 from ..models.load import Loaded, build_collator, load_model, load_processor, locate_model
 from .adapter import load_adapter
+from .base_model import MOVED, locate_base
 from .directory import Run
 
 if TYPE_CHECKING:
@@ -121,11 +122,14 @@ def run_config(path: str | Path, cfg: DictConfig, overrides: list[str]) -> tuple
     folder = run_folder(path)
     kept = read_snapshot(folder)
     for word in overrides:
-        key, _, _ = word.partition("=")
+        key = word.partition("=")[0].lstrip("+~")
         head = key.split(".")[0].split("@")[0]
-        if head in FIXED:
-            raise UserError(f"{word}: run={path} brings its own {head}; drop this word (train a new run to change it)")
-        if key == "data":
+        if key == MOVED:
+            kept.model.path = cfg.model.path
+        elif head in FIXED:
+            other_place = f"; {MOVED}=FOLDER alone is possible, if its base model was moved" if head == "model" else ""
+            raise UserError(f"{word}: run={path} brings its own {head}; drop this word (train a new run to change it{other_place})")
+        elif key == "data":
             kept.data = cfg.data
         elif head in ("data", "evaluation", "generation"):
             OmegaConf.update(kept, key, OmegaConf.select(cfg, key), force_add=True)
@@ -146,17 +150,13 @@ def open_run(path: str | Path, cfg: DictConfig, overrides: list[str], checkpoint
     weights, full = trained_weights(run, checkpoint)
     import_while_hashing("transformers", "peft", model=str(weights) if full else kept.model.get("path"))
     family = build(kept.model, "model")
-    env = run.read_json("env.json")
     if full:
+        if any(word.lstrip("+").startswith(f"{MOVED}=") for word in overrides):
+            raise UserError(f"run={path}: the whole model was trained, so no base model is read; drop {MOVED}=...")
         family.path, family.hub, family.revision = str(weights), "huggingface", None
-    elif family.hub == "huggingface" and not env["model"]["revision"].startswith("sha256:"):
-        family.revision = env["model"]["revision"]  # the commit that the run was trained on
-    located = locate_model(family)
-    if not full and located.revision != env["model"]["revision"]:
-        raise UserError(
-            f"run={path}: its base model {family.path} is not what it was trained on (then {env['model']['revision'][:19]}, now"
-            f" {located.revision[:19]}); give it back its files"
-        )
+        located = locate_model(family)
+    else:
+        located = locate_base(family, run.read_json("env.json")["model"], path)
     loaded = load_model(family, located=located)
     loaded.processor = load_processor(family, located, run / "adapter" if (run / "adapter").is_dir() else weights)
     model = loaded.model if full else load_adapter(loaded.model, weights)

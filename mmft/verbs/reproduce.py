@@ -50,6 +50,8 @@ class Reproduce:
         result["changes"] = changes
         second.write_json("reproduce.json", result)
         second.record("reproduce", overrides, [second / "reproduce.json"])
+        if not any(what == "base model" for what, *_ in result["inputs"]):  # another place of the same files is no change
+            changes = [w for w in changes if not w.startswith("model.path=")]
         rows = comparison_table(result) | ({"changed on purpose": " ".join(changes)} if changes else {})
         terminal.show(terminal.pairs_table("Reproduced" if self.against is None else "Run against run", rows))
         for text in result["why"]:
