@@ -13,8 +13,8 @@ from typing import Any
 from ..common.errors import UserError
 from ..common.files import read_jsonl
 from ..data.prepared import PreparedData, Rows
+from ..data.readers import files as readers
 from ..data.sample import BadRow, Message, Row, Sample, assistant_turn, user_turn
-from ..data.sources import readers
 from ..data.sources.columns import Columns, texts
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm", ".tga")

@@ -52,12 +52,13 @@ def _measured(board: Leaderboard) -> list[str]:
 
 
 def markdown(board: Leaderboard) -> str:
-    head = ["run", *board.keys, "status", "base", board.label, "loss", "trainable", "time", "scale", "peak memory", "samples/s", ""]
+    head = ["run", *board.keys, "status", "base", board.label, *(["rows"] if board.counted else []), "loss", "trainable", "time", "scale",
+            "peak memory", "samples/s", ""]  # fmt: skip
     lines = [f"# {board.name}: {len(board.rows)} runs, ranked by {board.label}", "", *_head(head)]
     for r in board.rows:
         run = f"[{cell(r.run)}]({r.run.replace(' ', '%20')}/report.html)" if r.report else cell(r.run)
-        figures = [numbers.metric(r.base), numbers.metric(r.score), numbers.metric(r.loss), numbers.count(r.trainable), numbers.duration(r.seconds),
-                   numbers.plain(r.scale), numbers.memory(r.memory), numbers.plain(r.speed)]  # fmt: skip
+        figures = [numbers.metric(r.base), numbers.metric(r.score), *([r.answered] if board.counted else []), numbers.metric(r.loss), numbers.count(r.trainable),
+                   numbers.duration(r.seconds), numbers.plain(r.scale), numbers.memory(r.memory), numbers.plain(r.speed)]  # fmt: skip
         lines.append(table_line([run, *map(cell, r.values), cell(r.status), *figures, ", ".join([*r.marks, *map(cell, r.flags)])]))
     if board.groups:
         lines += ["", "## Over seeds", "", *_head([*board.setting_keys, "seeds", board.label, "spread", "loss", "trainable", "scale", ""])]
@@ -76,10 +77,12 @@ def table(board: Leaderboard) -> str:
     out = io.StringIO()
     metrics = _measured(board)
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["run", "status", *board.keys, "eval_loss", *metrics, "trainable_parameters", "scale", "peak_memory_mb", "seconds",
+    counts = ("rows", "truncated", "left_out") if board.counted else ()
+    writer.writerow(["run", "status", *board.keys, "eval_loss", *metrics, *counts, "trainable_parameters", "scale", "peak_memory_mb", "seconds",
                      "samples_per_second", "marks", "flags", "reason"])  # fmt: skip
     for r in board.rows:
-        values = [r.loss, *(r.metrics.get(m) for m in metrics), r.trainable, r.scale, r.memory, r.seconds, r.speed]
+        counted = [r.counts["rows"], r.counts["truncated"], r.counts["left_out"]] if r.counts else [None] * len(counts)
+        values = [r.loss, *(r.metrics.get(m) for m in metrics), *counted, r.trainable, r.scale, r.memory, r.seconds, r.speed]
         # a spreadsheet would take a text that starts with one of these for a formula
         words = [f"'{w}" if w[:1] in ("=", "+", "@") else w for w in [r.run, r.status, *map(str, r.values)]]
         writer.writerow([*words, *("" if v is None else v for v in values), "; ".join(r.marks), "; ".join(r.flags), r.reason])

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..common.files import read_jsonl
-from ..common.records import MetricValues, Summary
+from ..common.records import AnswerCounts, MetricValues, Summary
+from . import numbers
 from .numbers import is_number
 
 BEST, CHEAPEST = "best", "cheapest within 1 s.e."
@@ -48,6 +49,19 @@ class RankedRun:
     summary: Summary
     marks: list[str] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
+
+    @property
+    def counts(self) -> AnswerCounts | None:
+        """Rows measured, answers cut off, rows left out."""
+        return self.summary.get("answer_counts")
+
+    @property
+    def answered(self) -> str:
+        """The counts as a table cell: `128`, `128, 5 cut off`, `120, 8 left out`."""
+        if self.counts is None:
+            return numbers.MISSING
+        named = [f"{self.counts['truncated']} cut off" if self.counts["truncated"] else "", f"{self.counts['left_out']} left out" if self.counts["left_out"] else ""]
+        return ", ".join([str(self.counts["rows"]), *filter(None, named)])
 
 
 @dataclass
@@ -97,6 +111,11 @@ class Leaderboard:
         return 1 if self.by in LOWER_IS_BETTER else -1
 
     @property
+    def counted(self) -> bool:
+        """Whether any run recorded the numbers of its answers (older runs did not)."""
+        return any(r.counts for r in self.rows)
+
+    @property
     def setting_keys(self) -> list[str]:
         """The keys without the seed."""
         return [k for k in self.keys if k != "seed"]
@@ -107,8 +126,8 @@ class Leaderboard:
 
 
 def mean_sd(values: Iterable[object]) -> tuple[float | None, float | None]:
-    numbers = [v for v in values if is_number(v)]
-    return (statistics.fmean(numbers) if numbers else None), (statistics.stdev(numbers) if len(numbers) > 1 else None)
+    finite = [v for v in values if is_number(v)]
+    return (statistics.fmean(finite) if finite else None), (statistics.stdev(finite) if len(finite) > 1 else None)
 
 
 def seed_groups(board: Leaderboard) -> list[SeedGroup]:

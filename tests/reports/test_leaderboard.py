@@ -158,3 +158,18 @@ def test_labels_of_an_axis_do_not_run_into_each_other(values, said):
     from mmft.reports.sweep_plots import _spaced_labels
 
     assert _spaced_labels(values[::-1], 0.16) == said
+
+
+def test_rows_cut_off_answers_and_rows_left_out_stand_beside_the_score(tmp_path):
+    """Of runs that recorded them; the columns are absent where no run did."""
+    counts = {"rows": 9, "references_per_row": 1.0, "truncated": 3, "left_out": 1}
+    run(tmp_path, "a", {"lora.r": 4}, 0.5, answer_counts=counts)
+    run(tmp_path, "b", {"lora.r": 8}, 0.6)
+    leaderboard_page.write(tmp_path, leaderboard.read(tmp_path))
+    assert ">9, 3 cut off, 1 left out</td>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "| 9, 3 cut off, 1 left out |" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    rows = {r["run"]: r for r in csv.DictReader((tmp_path / "leaderboard.csv").open(encoding="utf-8"))}
+    assert [rows["a"][k] for k in ("rows", "truncated", "left_out")] == ["9", "3", "1"] and rows["b"]["truncated"] == ""
+    shutil.rmtree(tmp_path / "a")
+    leaderboard_page.write(tmp_path, leaderboard.read(tmp_path))
+    assert ">Rows<" not in (tmp_path / "report.html").read_text(encoding="utf-8")
