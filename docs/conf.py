@@ -8,7 +8,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import reference  # noqa: E402
 
-import mmft
+import mmft  # noqa: E402
 
 project, author, copyright = "mmft", "the authors of mmft", "the authors of mmft"
 release = version = mmft.__version__

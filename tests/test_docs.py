@@ -213,3 +213,56 @@ def test_a_comment_of_a_yaml_is_the_meaning_of_its_key():
     assert keys_of(text, "p.") == [
         Key("p.a", "1", "one"), Key("p.b", "{x: 2}", "above; behind"), Key("p.c.d", "null", "inner"), Key("p.c.e", "'#'", ""), Key("p.list", "- 1", ""),
     ]  # fmt: skip
+
+
+# --- the tour of the code -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def diagram(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import diagram
+
+    return diagram
+
+
+def test_the_diagram_is_drawn_from_this_code(diagram):
+    assert diagram.TARGET.read_text(encoding="utf-8") == diagram.drawing(), "python docs/diagram.py draws it again"
+
+
+def test_the_diagram_refuses_a_cycle_and_leaves_out_what_follows(diagram):
+    edges = {"a": {"b", "c"}, "b": {"c"}, "c": set()}
+    assert diagram.levels(edges) == {"c": 0, "b": 1, "a": 2}
+    assert diagram.direct(edges) == [("a", "b"), ("b", "c")]
+    with pytest.raises(ValueError, match="a, b"):
+        diagram.levels({"a": {"b"}, "b": {"a"}, "c": set()})
+
+
+def test_the_tour_has_a_paragraph_for_each_package(diagram):
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    order = re.findall(r"\w+", re.search(r"^```text\n(common <.*?)^```", text, re.S | re.M)[1])
+    assert sorted(order) == sorted(diagram.packages()) == sorted(re.findall(r"^\*\*(\w+)\*\* ", text, re.M))
+    assert [p for p in re.findall(r"^\*\*(\w+)\*\* ", text, re.M) if p in order] == order, "in the order of the imports"
+
+
+def test_every_file_and_function_that_a_page_names_exists(diagram):
+    """A path in code is a file; names in code behind `FILE`: are its functions, classes, methods, or keys of a yaml."""
+    pages = [p for p in (ROOT / "docs").rglob("*.md") if p.parent.name != "reference"]
+    pages += [*(ROOT / "experiments").glob("*/README.md"), *ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md"]
+    missing, named = [], 0
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        for file, names in re.findall(r"`((?:mmft|tests|conf|docs|benchmarks|experiments)/[a-z_0-9./]+\.\w+)`(?:: ((?:`[\w.]+`(?:, )?)+))?", text):
+            if file in saved_files():
+                continue
+            path = ROOT / file
+            wanted = re.findall(r"`([\w.]+)`", names)
+            named += len(wanted)
+            if not path.is_file():
+                missing.append(f"{page.relative_to(ROOT)}: {file}")
+            elif path.suffix == ".py":
+                missing += [f"{page.relative_to(ROOT)}: {file}: {name}" for name in wanted if not diagram.defined(path, name)]
+            else:
+                keys = re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.M)
+                missing += [f"{page.relative_to(ROOT)}: {file}: {name}" for name in wanted if name not in keys]
+    assert not missing and named >= 10
