@@ -137,7 +137,7 @@ class ChatCollator(Collator):
         if len(rendered) > 1:
             self.report_once("chat template", "renders earlier turns differently from the last one: rows of several answers become one sequence"
                              f" for each context, so that every answer is trained as it would be generated (the first: {sample.id})")  # fmt: skip
-        if any(turn.reasoning for turn in turns) and not self.chat.writes_reasoning:
+        if any(turn.reasoning for turn in turns) and not (self.chat.writes_reasoning or self.chat.opens):
             self.report_once("reasoning", f"the chat template does not read reasoning_content; it is trained as {self.chat.think[0]}..."
                              f"{self.chat.think[1]} before the answer")  # fmt: skip
         return rendered

@@ -59,17 +59,18 @@ class _Answer:
 class ChatTemplate:
     """A processor's chat template, and what a few renderings of it tell about it.
 
-    form: how it takes the content of messages (FORMS). writes_reasoning: whether it reads `reasoning_content`.
-    ending: the end token it writes after an answer ("" if it writes none).
+    form: how it takes the content of messages (FORMS). writes_reasoning: whether it reads `reasoning_content`. opens: whether
+    the generation prompt opens a think block. think: the marks of such a block. ending: the end token it writes after an answer ("" if it writes none).
     """
 
     def __init__(self, processor: Any, template: str, tokens: Tokens, image_text: str) -> None:
         """image_text: what stands for an image in a string. Raises UserError for a template that cannot be used."""
         self.processor, self.template, self.tokens, self.image_text = processor, template, tokens, image_text
         self.think = next((block for block in THINK_BLOCKS if block[1] in template or block[0] in template), THINK_BLOCKS[0])
-        self.writes_reasoning = False
+        self.writes_reasoning, self.opens = False, False
         self.form = self._choose_form()
         user, answer = Turn("user", (QUESTION,)), Turn("assistant", (ANSWER,))
+        self.opens = _opened(self._render([user], True, PROBE)) is not None
         self.writes_reasoning = self._contains([user, replace(answer, reasoning=REASONING)], REASONING)
         rendered = self._render([user, answer], False, PROBE)
         self.tail = rendered[rendered.rfind(ANSWER) + len(ANSWER) :] if ANSWER in rendered else ""  # what follows the last answer
@@ -134,8 +135,9 @@ class ChatTemplate:
         content = list(turn.content)
         if turn.reasoning and self.writes_reasoning:
             message["reasoning_content"] = turn.reasoning
-        elif turn.reasoning:
-            content.insert(0, f"{self.think[0]}\n{turn.reasoning}\n{self.think[1]}\n\n")
+        elif turn.reasoning and not self.opens:
+            gap = _gap(self.think)
+            content.insert(0, f"{self.think[0]}{gap}{turn.reasoning}{gap}{self.think[1]}{gap * 2}")
         if self.form == "string" or (self.form == "text" and None not in content):
             message["content"] = "".join(self.image_text if text is None else text for text in content)
         else:
@@ -226,14 +228,13 @@ class ChatTemplate:
     def _target(self, prompt: str, full: str, turn: Turn, inner: str, visible: str, row: str) -> str:
         """What the model has to write after `prompt`, for a template that renders a finished answer differently."""
         space = prompt[len(prompt.rstrip()) :]
-        block = next((b for b in THINK_BLOCKS if prompt.rstrip().endswith(b[0])), None)
+        block = _opened(prompt)
         if block is not None:  # the prompt opens a think block: the model writes the rest of it, then its answer
             if inner and not turn.reasoning:
                 written = turn.text.removeprefix(block[0])
                 return written.removeprefix(space) if space and written.startswith(space) else written
             gap = "\n" if space else ""
-            reasoning = turn.reasoning.strip()
-            return f"{reasoning}{gap}{block[1]}{gap * 2}{visible}"
+            return f"{turn.reasoning.strip()}{gap}{block[1]}{gap * 2}{visible}"
         if turn.reasoning or (inner and visible != turn.text):
             raise RowError(row, "the chat template leaves out this answer's reasoning, so it could not be learned")
         before = full[: len(full) - len(visible)]
@@ -262,6 +263,16 @@ def _split_reasoning(text: str) -> tuple[str, str]:
             before, _, after = text.rpartition(closing)
             return before.strip().removeprefix(opening).strip(), after.strip()
     return "", text
+
+
+def _opened(prompt: str) -> tuple[str, str] | None:
+    """The think block that a prompt opens and leaves open."""
+    return next((block for block in THINK_BLOCKS if prompt.rstrip().endswith(block[0])), None)
+
+
+def _gap(block: tuple[str, str]) -> str:
+    """What stands between a mark of a think block and a text."""
+    return "\n" if block[0].isascii() else ""
 
 
 def _line(error: Exception) -> str:
