@@ -12,13 +12,16 @@ FLOW = ("vision", "qformer", "connector", "language")
 FUNCTIONAL_DROPOUT = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout")
 
 
-def freeze(model: Any) -> list[str]:
+def freeze(model: Any, noisy_embeddings: bool = False) -> list[str]:
     """Let `model.train()` switch only trained modules to training, and run fully frozen parts without gradients.
 
     Gradient checkpointing makes frozen inputs require gradients (`enable_input_require_grads` hooks every embedding). A frozen tower
-    would then be recomputed and backpropagated; without gradients it is not. Returns the names of the modules that run without gradients.
+    would then be recomputed and backpropagated; without gradients it is not. noisy_embeddings: set the frozen input embeddings to training,
+    too, because NEFTune adds noise only in training mode. Returns the names of the modules that run without gradients.
     """
     modules = _trained_modules(model)
+    if noisy_embeddings and modules != [model]:
+        modules.append(model.get_input_embeddings())
     checkpointed = _checkpointed_layers(model) if modules != [model] else []
     modes: list[bool] = []  # the mode that was set last
 

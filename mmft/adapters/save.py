@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .convert import convert_saved
 from .plan import AdapterPlan
 
 if TYPE_CHECKING:
@@ -15,12 +16,13 @@ if TYPE_CHECKING:
 
 def save_trained(
     run: Path, model: Any, plan: AdapterPlan, processor: Any, base: tuple[str, str | None], generation_config: Any | None,
-    state_dict: dict[str, torch.Tensor] | None = None,
+    state_dict: dict[str, torch.Tensor] | None = None, initial: dict[str, torch.Tensor] | None = None,
 ) -> Path:  # fmt: skip
     """Write run/adapter/ (run/model/ after full training): weights, processor, chat template and generation config.
 
     The folder is written under another name and renamed: it is complete or absent. base: (path or hub id, hub revision) for
-    adapter_config.json. state_dict: the weights of a model that FSDP or DeepSpeed spread over processes.
+    adapter_config.json. state_dict: the weights of a model that FSDP or DeepSpeed spread over processes. initial: the
+    first matrices of an adapter whose initialisation changed the base (convert.py).
     """
     name = "model" if plan.method == "full" else "adapter"
     final, staging = run / name, run / f".{name}.{os.getpid()}"
@@ -31,6 +33,8 @@ def save_trained(
         config.base_model_name_or_path, config.revision = base
         # the token embeddings are frozen; peft would ask a hub whether to save them
         model.save_pretrained(staging, save_embedding_layers=False, state_dict=state_dict)
+        if initial is not None:
+            convert_saved(staging, initial)
     else:
         model.save_pretrained(staging, state_dict=state_dict)
     processor.save_pretrained(staging)

@@ -120,6 +120,7 @@ class Summary(TypedDict, total=False):
     seed: int
     data_fingerprint: str
     held_out_samples: int
+    dropped_rows: int  # too long, left out by data.too_long=drop (dropped_rows.jsonl)
     times: dict[str, float]
 
 

@@ -25,6 +25,19 @@ class Subset(Sequence[Sample]):
         return self.rows[index % self.n]
 
 
+class Selection(Sequence[Sample]):
+    """The rows at some indices of `rows`, which are read only when asked for."""
+
+    def __init__(self, rows: Sequence[Sample], indices: Sequence[int]):
+        self.rows, self.indices = rows, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[self.indices[index]]
+
+
 def spread(rows: Sequence[Sample], n: int = 1000) -> Iterator[Sample]:
     """At most `n` rows, evenly spaced."""
     count = min(n, len(rows))

@@ -13,6 +13,7 @@ from ..common.model_parts import part_of
 from ..config.build import build
 from ..config.settings import Settings
 from ..models.device import choose_device
+from ..models.quantization import saved_quantization
 from ..pipeline.prepare import locate_and_outline
 from ..sweeps.context import SweepContext
 from ..system.memory import USABLE, free_memory
@@ -69,6 +70,8 @@ def why_alone(settings: Settings) -> str | None:
     for key in ("torch_compile", "fsdp", "deepspeed"):
         if trainer.get(key):
             return f"trainer.{key} takes a model apart"
+    if trainer.get("neftune_noise_alpha"):
+        return "trainer.neftune_noise_alpha adds noise to the embeddings, which all would share"
     if "swanlab" in str(settings["logger"]):
         return "logger: SwanLab keeps one run in a process"
     return None
@@ -117,6 +120,8 @@ def _why_alone_by_plan(candidate: Candidate, context: SweepContext) -> str | Non
         plan = plan_adapter(skeleton, settings["lora"])
     except UserError as error:  # the point's own run says it again
         return str(error)
+    if saved_quantization(skeleton.config):
+        return "model.path: preparing a base that is saved quantised for training changes it"
     head = skeleton.get_output_embeddings()
     modules = dict(skeleton.named_modules())
     for name in plan.adapted:

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..adapters.attach import attach_adapter
+from ..adapters.convert import changes_base, initial_matrices
 from ..adapters.freeze import freeze
 from ..adapters.report import adapter_report
 from ..common.records import PlanReport
 from ..common.tensors import to_device
+from ..models.quantization import prepare_for_training
 from ..rewrites.apply import Rewrites, rewrite_for_training
 from .context import RunContext
 from .load import Base, cache_training_rows, use_feature_cache
 from .prepare import TrainingInputs
+
+if TYPE_CHECKING:
+    import torch
 
 NUMERIC_KEYS = ("r", "lora_alpha", "lora_dropout")  # keys of an adapter that change numbers, not what is computed
 
 
 @dataclass
 class Adapted:
-    """The model that is trained: with its adapter, frozen, with its rewrites."""
+    """The model that is trained: with its adapter, frozen, with its rewrites.
+
+    initial: the adapter's first matrices, if their initialisation changed the base weights.
+    """
 
     model: Any
     rewrites: Rewrites
     report: PlanReport
+    initial: dict[str, torch.Tensor] | None = None
 
 
 def attach(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: int = 0) -> Adapted:
@@ -33,15 +42,11 @@ def attach(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: i
 
     settings, model = inputs.settings, base.loaded.model
     set_seed(settings["seed"])
-    if base.loaded.quantized:
-        from peft import prepare_model_for_kbit_training
-
-        given = settings["trainer"]
-        checkpointing = bool(given.get("activation_checkpointing") or given.get("gradient_checkpointing"))
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+    model = prepare_for_training(model, base.loaded.quantization, settings["trainer"], inputs.family.path)
     model = attach_adapter(model, inputs.plan)
     rewrites = rewrite_for_training(model, inputs.family.rewrites, settings["seed"])
-    freeze(model)
+    freeze(model, noisy_embeddings=bool(settings["trainer"].get("neftune_noise_alpha")))
+    initial = initial_matrices(model) if changes_base(inputs.plan.settings) else None
     if base.loaded.quantized:  # the preparation casts some weights, so features are computed after it
         use_feature_cache(inputs, base, context, run_bytes)
     cache_training_rows(inputs, base, model)
@@ -49,7 +54,7 @@ def attach(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: i
         batch = to_device(base.collator([base.rows[0]]), model.device)
         adapter = {k: v for k, v in settings["lora"].items() if k not in NUMERIC_KEYS}
         rewrites.narrow(model, batch, lambda compare: context.memo.once(inputs.base_key("last layer", adapter), compare))
-    return Adapted(model, rewrites, adapter_report(model, inputs.plan))
+    return Adapted(model, rewrites, adapter_report(model, inputs.plan), initial)
 
 
 def _may_narrow(inputs: TrainingInputs) -> bool:

@@ -12,6 +12,7 @@ from ..collators.base import Collator
 from ..collators.types import BatchMaker
 from ..common.errors import UserError
 from ..common.hashing import key_of
+from ..data.augment import augment_rows
 from ..data.selection import spread
 from ..evaluation.evaluate import Evaluator
 from ..evaluation.token_limit import TokenLimit, token_limit
@@ -19,6 +20,7 @@ from ..feature_cache.cache import CachedCollator, RowsInMemory
 from ..feature_cache.policy import open_cache, rows_seen, why_not_frozen
 from ..models.load import Loaded, build_collator
 from ..system.distributed import is_main
+from .check_rows import CheckedRows, check_rows
 from .context import RunContext
 from .prepare import TrainingInputs
 
@@ -30,13 +32,18 @@ log = logging.getLogger("mmft")
 
 @dataclass
 class Base:
-    """The loaded base model and what is measured and trained with it. cached: the collator, if it uses the feature cache."""
+    """The loaded base model and what is measured and trained with it.
+
+    rows: training rows, augmented, and from memory if they are cached. checked: the usable rows and their lengths. cached: the collator,
+    if it uses the feature cache.
+    """
 
     loaded: Loaded
     collator: BatchMaker
     evaluator: Evaluator | None
     rows: Sequence[Any]
     limit: TokenLimit
+    checked: CheckedRows
     cached: CachedCollator | None = None
 
 
@@ -44,23 +51,26 @@ def load_base(inputs: TrainingInputs, context: RunContext, audit: bool) -> Base:
     """Read weights and processor. Raises UserError, also if the audit of the first rows fails."""
     from transformers import set_seed
 
-    settings, rows = inputs.settings, inputs.rows
+    settings = inputs.settings
     set_seed(settings["seed"])
     loaded = context.load(inputs.family, inputs.full, inputs.located)
     for note in loaded.notes:
         log.info("%-14s %s", "model", note)
     collator = build_collator(inputs.cfg.collator, inputs.family, loaded)
+    assert isinstance(collator, Collator)
+    checked = check_rows(inputs, collator, context)
+    rows = checked.rows
     collator([rows[0]])  # a collator that does not fit the model fails here, before any work is done
     if audit:
         checks = context.memo.once(inputs.base_key("audit"), lambda: quick_checks(loaded.model, collator, rows))
         raise_failed(checks, "; audit=false trains it all the same")
     evaluator = None
-    if inputs.held_out is not None:
+    if checked.held_out is not None:
         batch_size, loss_batch_size = settings["evaluation"]["batch_size"], settings["trainer"].get("per_device_eval_batch_size", 8)
-        evaluator = Evaluator(inputs.held_out, collator, settings["generation"], batch_size, loss_batch_size, progress=is_main())
+        evaluator = Evaluator(checked.held_out, collator, settings["generation"], batch_size, loss_batch_size, progress=is_main())
     limit = evaluator.limit if evaluator else token_limit(settings["generation"], spread(inputs.prepared.split("train")), collator.tokenizer)
     log.info("%-14s %s", "generation", limit.note)
-    return Base(loaded, collator, evaluator, rows, limit)
+    return Base(loaded, collator, evaluator, augment_rows(rows, settings["augment"] or {}, settings["seed"]), limit, checked)
 
 
 def use_feature_cache(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: int) -> None:
@@ -78,7 +88,7 @@ def use_feature_cache(inputs: TrainingInputs, base: Base, context: RunContext, r
         return
     base.cached = base.collator = CachedCollator(collator, cache)
     rows = base.rows
-    base.rows = context.memo.once(key_of("rows", str(inputs.prepared.path), inputs.prepared.fingerprint), lambda: RowsInMemory(rows))
+    base.rows = context.memo.once(key_of("rows", str(inputs.prepared.path), inputs.prepared.fingerprint, len(rows)), lambda: RowsInMemory(rows))
     if base.evaluator is not None:
         base.evaluator.collator = base.cached
         for generation in (False, True)[: 1 + base.cached.generates]:

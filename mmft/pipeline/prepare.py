@@ -14,7 +14,6 @@ from ..common.hashing import key_of
 from ..config.build import build
 from ..config.settings import Settings
 from ..config.validate import to_plain
-from ..data.augment import augment_rows
 from ..data.prepare import prepared_data
 from ..data.prepared import PreparedData
 from ..data.selection import split_rows
@@ -57,8 +56,7 @@ def prepare_inputs(cfg: DictConfig, context: RunContext) -> TrainingInputs:
     settings: Settings = to_plain(cfg)
     family: Family = build(cfg.model, "model")
     prepared = context.memo.once(key_of("prepared", settings["data"], settings["output_dir"]), lambda: prepared_data(cfg))
-    train_rows, held_out = split_rows(prepared, settings["evaluation"])
-    rows = augment_rows(train_rows, settings.get("augment"), settings["seed"])
+    rows, held_out = split_rows(prepared, settings["evaluation"])
     located, skeleton = locate_and_outline(family, context)
     return TrainingInputs(cfg, settings, family, prepared, rows, held_out, located, skeleton, plan_adapter(skeleton, settings["lora"]))
 

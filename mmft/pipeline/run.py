@@ -84,6 +84,10 @@ class Training:
             else:  # env.json keeps what the run began on; each later part is added
                 run.append_line("resumed.jsonl", {"step": resumed.step, **env})
             self.logger.start(run.path, run.name, inputs.settings)
+        self.summary["held_out_samples"] = len(base.checked.held_out or ())
+        if base.checked.dropped:
+            self.summary["dropped_rows"] = len(base.checked.dropped)
+            run.write_lines("dropped_rows.jsonl", [{"split": split, "id": p.row, "tokens": p.tokens} for split, p in base.checked.dropped])
         if not base.loaded.quantized:
             with self.timed("cache"):
                 use_feature_cache(inputs, base, self.context, run_bytes)
@@ -109,7 +113,7 @@ class Training:
             terminal.show(terminal.plan_table(adapted.report))
         loop = TrainingLoop(TrainingJob(
             run=run, logger=self.logger, settings=inputs.settings, loaded=base.loaded, model=adapted.model, rewrites=adapted.rewrites, full=inputs.full,
-            collator=base.collator, rows=base.rows, held_out=inputs.held_out, evaluator=base.evaluator, listener=listener, cached=base.cached is not None,
+            collator=base.collator, rows=base.rows, lengths=base.checked.lengths, held_out=base.checked.held_out, evaluator=base.evaluator, listener=listener, cached=base.cached is not None,
             checkpoint=resumed.checkpoint if resumed else None, member=context.member, reporter=context.reporter, sharers=context.sharers,
         ))  # fmt: skip
         try:
@@ -127,7 +131,7 @@ class Training:
         state_dict = loop.trainer.gathered_weights()
         if run.writes:
             settings = base.evaluator.generation_config() if base.evaluator else None
-            save_trained(run.path, adapted.model, inputs.plan, base.loaded.processor, _base_of(inputs.located), settings, state_dict)
+            save_trained(run.path, adapted.model, inputs.plan, base.loaded.processor, _base_of(inputs.located), settings, state_dict, adapted.initial)
 
     def measure_tuned(self, base: Base, adapted: Adapted) -> None:
         """Measure the tuned model on the same rows as the base."""

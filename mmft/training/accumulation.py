@@ -27,6 +27,8 @@ def mergeable(trainer: Section) -> int:
         raise UserError(f"trainer.fold_accumulation={mode}: must be auto, always or off")
     if mode == "off" or world_size() > 1 or trainer.get("deepspeed") or trainer.get("fsdp"):
         return 1
+    if trainer.get("neftune_noise_alpha"):  # its noise depends on the padded length of a batch
+        return 1
     return trainer.get("gradient_accumulation_steps") or 1
 
 

@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from ..loggers.base import Logger
 from ..runs.directory import Run
 from ..system.distributed import share, world_size
 from ..system.signals import Listener
+from .sampling import LengthGroupedSampler
 from .trainer import JointMember, SupervisedTrainer
 
 log = logging.getLogger("mmft")
@@ -182,18 +183,19 @@ class SaveAtEpochEnd(TrainerCallback):
         self.save = self.evaluate = False
 
 
-class EpochOfAugmentation(TrainerCallback):
-    """Tell the augmented rows which epoch is trained, also in a resumed run."""
+class SetEpoch(TrainerCallback):
+    """Tell augmented rows and the sampler which epoch is trained, also in a resumed run."""
 
-    def __init__(self, rows: Augmented):
-        self.rows, self.next_epoch = rows, 0
+    def __init__(self, targets: Sequence[Augmented | LengthGroupedSampler]):
+        self.targets, self.next_epoch = targets, 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader: Any = None, **kwargs: Any) -> None:
         steps_per_epoch = max(math.ceil(len(train_dataloader) / args.gradient_accumulation_steps), 1)
         self.next_epoch = state.global_step // steps_per_epoch
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.rows.epoch = self.next_epoch
+        for target in self.targets:
+            target.epoch = self.next_epoch
         self.next_epoch += 1
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState, TrainingArguments
 
 from ..collators.types import BatchMaker
 from ..common.errors import UserError
@@ -33,17 +33,18 @@ from .accumulation import merged_micro_batches
 from .arguments import training_settings
 from .callbacks import (
     EndAfterSave,
-    EpochOfAugmentation,
     FiniteStep,
     Progress,
     Recorder,
     ReportTrial,
     SampleAnswers,
     SaveAtEpochEnd,
+    SetEpoch,
     StopOnSignal,
     TrialReporter,
-)
+)  # fmt: skip
 from .checkpoint_writer import CheckpointWriter, RestoreState
+from .sampling import LengthGroupedSampler
 from .trainer import JointMember, SupervisedTrainer
 
 log = logging.getLogger("mmft")
@@ -67,6 +68,7 @@ class TrainingJob:
     full: bool
     collator: BatchMaker
     rows: Sequence[Any]
+    lengths: Sequence[int]
     held_out: Sequence[Any] | None
     evaluator: Evaluator | None
     listener: Listener
@@ -178,7 +180,7 @@ class TrainingLoop:
         seed, evaluation, home = job.settings["seed"], job.settings["evaluation"], job.run / "checkpoints"
         limit = self.arguments.get("save_total_limit")
         args, callbacks = training_settings(
-            {**self.arguments, "save_total_limit": None}, output_dir=str(home / checkpoints.SAVING), seed=seed, data_seed=seed, report_to=[],
+            {**self.arguments, "save_total_limit": None, **self._own_sampling()}, output_dir=str(home / checkpoints.SAVING), seed=seed, data_seed=seed, report_to=[],
             remove_unused_columns=False, label_names=["labels"],
         )  # fmt: skip
         recorder, stop = Recorder(job.run, job.logger), StopOnSignal(job.listener)
@@ -187,11 +189,13 @@ class TrainingLoop:
             callbacks.append(ReportTrial(job.reporter))
         if job.evaluator is not None:
             callbacks.append(SampleAnswers(job.run, job.logger, job.evaluator, evaluation["samples"], evaluation["sample_steps"]))
-        if isinstance(job.rows, Augmented):
-            callbacks.append(EpochOfAugmentation(job.rows))
+        sampler = self._sampler(args)
+        follows_epoch = [each for each in (job.rows, sampler) if isinstance(each, (Augmented, LengthGroupedSampler))]
+        if follows_epoch:
+            callbacks.append(SetEpoch(follows_epoch))
         trainer = SupervisedTrainer(
             model=job.model, args=args, rows=job.rows, held_out=job.held_out, collator=job.collator, processor=job.loaded.processor, callbacks=callbacks,
-            rewrites=job.rewrites, evaluator=job.evaluator, generate=evaluation["generate"], member=job.member, merged_rows=merged_rows,
+            rewrites=job.rewrites, sampler=sampler, evaluator=job.evaluator, generate=evaluation["generate"], member=job.member, merged_rows=merged_rows,
         )  # fmt: skip
         finite = FiniteStep(trainer, self.arguments.get("nonfinite") or "stop", self.arguments.get("nonfinite_limit") or 0)
         restore, writer = RestoreState(trainer, self.checkpoint), CheckpointWriter(trainer, job.run, limit)
@@ -203,6 +207,19 @@ class TrainingLoop:
         if not args.disable_tqdm:
             trainer.add_callback(Progress(job.member))
         return _Attempt(trainer, recorder, restore, finite, writer)
+
+    def _own_sampling(self) -> dict[str, str]:
+        """The Trainer's own grouping by length needs rows that are mappings; mmft's sampler takes its place."""
+        return {"train_sampling_strategy": "random"} if self._groups_by_length() else {}
+
+    def _groups_by_length(self) -> bool:
+        return str(self.arguments.get("train_sampling_strategy")) == "group_by_length"
+
+    def _sampler(self, args: TrainingArguments) -> LengthGroupedSampler | None:
+        if not self._groups_by_length():
+            return None
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return LengthGroupedSampler(self.job.lengths, step, self.job.settings["seed"])
 
     def _note(self, trainer: SupervisedTrainer) -> None:
         history = [h["loss"] for h in trainer.state.log_history if math.isfinite(h.get("loss", math.nan))]

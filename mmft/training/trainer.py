@@ -21,6 +21,7 @@ from ..system.distributed import share
 from . import checkpoints
 from .accumulation import micro_batches
 from .meter import Meter
+from .sampling import LengthGroupedSampler, set_sampler
 
 
 class JointMember(Protocol):
@@ -43,18 +44,20 @@ class JointMember(Protocol):
 class SupervisedTrainer(Trainer):
     """Trainer whose loss is the mean over the supervised tokens of the whole (accumulated, distributed) batch.
 
-    merged_rows: rows of each micro-batch that was merged into one batch (training/accumulation.py), or None. member: the place in a
+    sampler: the order of the rows, None for a random one. merged_rows: rows of each micro-batch that was merged into one batch
+    (training/accumulation.py), or None. member: the place in a
     group of jointly trained runs, or None.
     """
 
     def __init__(
         self, *, model: Any, args: TrainingArguments, rows: Sequence[Any], held_out: Sequence[Any] | None, collator: BatchMaker, processor: Any,
-        callbacks: list[TrainerCallback], rewrites: Rewrites, evaluator: Evaluator | None = None, generate: bool = False,
+        callbacks: list[TrainerCallback], rewrites: Rewrites, sampler: LengthGroupedSampler | None = None, evaluator: Evaluator | None = None, generate: bool = False,
         member: JointMember | None = None, merged_rows: int | None = None,
     ):  # fmt: skip
         super().__init__(
             model=model, args=args, train_dataset=rows, eval_dataset=held_out, data_collator=collator, processing_class=processor, callbacks=callbacks
         )
+        self.sampler = sampler
         self.rewrites, self.evaluator, self.generate, self.member, self.merged_rows = rewrites, evaluator, generate, member, merged_rows
         self.model_accepts_loss_kwargs = True  # have the Trainer count supervised tokens over the accumulated batch
         self.loss_is_scaled_for_ga = True  # compute_loss already divides by that count
@@ -71,6 +74,8 @@ class SupervisedTrainer(Trainer):
 
     def get_train_dataloader(self) -> Any:
         loader = super().get_train_dataloader()
+        if self.sampler is not None:
+            set_sampler(loader, self.sampler)
         if isinstance(self.train_dataset, Augmented):
             self.train_dataset.follow(loader)
         return loader
