@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,14 @@ from typing import Any
 
 from ..common.errors import UserError
 from ..common.files import read_jsonl
+from ..data.images import SUFFIXES as IMAGES
 from ..data.prepared import PreparedData, Rows
 from ..data.readers import files as readers
-from ..data.sample import BadRow, Message, Row, Sample, assistant_turn, user_turn
-from ..data.sources.columns import Columns, texts
+from ..data.sample import BadRow, Message, Row, Sample, assistant_turn
+from ..data.sources.cells import UnusableRow, texts
+from ..data.sources.columns import Columns
+from ..data.sources.turns import prompt_turn
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm", ".tga")
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 SPLITS = ("train", "validation", "test")
 # Accepted names of a table's columns; the first one that exists is used.
@@ -44,8 +45,12 @@ class Asked:
 
 
 def ask(where: str, paths: Sequence[Path], prompt: str | None, references: Sequence[str] = ()) -> Asked:
-    """Image files followed by a question."""
-    turns = [user_turn(len(paths), prompt), assistant_turn(references[0] if references else UNKNOWN_ANSWER)]
+    """Image files followed by a question, or at the positions of `<image>` in it."""
+    try:
+        question = prompt_turn(paths, prompt)
+    except UnusableRow as error:
+        return Asked(where, None, f"{where}: {error}")
+    turns = [question, assistant_turn(references[0] if references else UNKNOWN_ANSWER)]
     return conversation(where, paths, turns, references)
 
 
@@ -138,12 +143,10 @@ def read_table(path: Path, prompt: Prompt) -> list[Asked]:
 
 def _table_row(path: Path, where: str, values: Mapping[str, Any], columns: Sequence[str | None], default_prompt: Prompt) -> Asked:
     image, prompt, reference = (values.get(c) if c else None for c in columns)
-    if isinstance(image, str) and image.lstrip().startswith("["):  # a list in a cell of a CSV
-        try:
-            image = json.loads(image)
-        except ValueError:
-            return Asked(where, None, f"{where}: the list of images is not valid JSON")
-    references = texts(reference)
+    try:
+        references = texts(reference, f"column {columns[2]}", optional=True)
+    except UnusableRow as error:
+        return Asked(where, None, f"{where}: {error}")
     answer = references[0] if references else UNKNOWN_ANSWER
     cells = {"image": image, "prompt": prompt, "answer": answer}
     row = Columns(image="image", text="answer", prompt="prompt").row(cells, where, None if prompt else default_prompt())
