@@ -12,6 +12,7 @@ from ..common.errors import UserError
 from ..common.records import AnswerRecord, PlanReport
 from ..config.settings import Settings
 from ..evaluation.evaluate import Evaluator
+from ..models.quantization import Quantization, uses_checkpointing
 from . import tokens
 from .checks import Check, check_blindness, check_end_token
 from .counts import TokenCounts
@@ -107,7 +108,8 @@ def untrained_answers(model: torch.nn.Module, collator: BatchMaker, settings: Se
 
 
 def estimate_cost(
-    model: Any, collator: BatchMaker, rows: list[Sample], counts: TokenCounts, settings: Settings, gigabytes: float | None, tflops: float | None
+    model: Any, collator: BatchMaker, rows: list[Sample], counts: TokenCounts, settings: Settings, quantization: Quantization | None,
+    gigabytes: float | None, tflops: float | None,
 ) -> tuple[Estimate, GpuEstimate | None]:
     """(memory and time of a step on this machine, the same on a GPU of `gigabytes` or None)."""
     trainer = settings["trainer"]
@@ -116,11 +118,4 @@ def estimate_cost(
     here = estimate(model, collator, rows, counts, trainer)
     if gigabytes is None:
         return here, None
-    quantization = settings["model"].get("quantization") or {}
-    bits = 4 if quantization.get("load_in_4bit") else 8 if quantization.get("load_in_8bit") else 16
-    return here, on_gpu(here, gigabytes, tflops, bits)
-
-
-def uses_checkpointing(trainer: dict[str, Any]) -> bool:
-    """Whether the config section `trainer` asks for activation checkpointing, by its new or its old name."""
-    return bool(trainer.get("activation_checkpointing") or trainer.get("gradient_checkpointing"))
+    return here, on_gpu(here, gigabytes, tflops, 16 if quantization is None else 4 if quantization.bits <= 4 else 8)

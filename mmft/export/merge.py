@@ -69,7 +69,11 @@ def unquantised(opened: OpenedRun, weights: Path, base: str) -> PeftModel:
         family = replace(opened.family, quantization=None, dtype=str(dtype).removeprefix("torch."))
         return load_adapter(load_model(family, located=opened.loaded.located).model, weights)
     quantised = load_model(opened.family, located=opened.loaded.located).model
-    return load_adapter(quantised.dequantize(dtype), weights)
+    try:
+        return load_adapter(quantised.dequantize(dtype), weights)
+    except NotImplementedError:
+        method = opened.loaded.quantization.method if opened.loaded.quantization else ""
+        raise UserError(f"this adapter cannot be merged: transformers cannot dequantise {method} weights; use the adapter unmerged") from None
 
 
 def save_merged(model: PreTrainedModel, processor: ProcessorMixin, generation_config: GenerationConfig | None, folder: Path, max_shard_size: str) -> None:

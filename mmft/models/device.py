@@ -1,18 +1,14 @@
-"""Choose device, dtype and quantisation for this machine, each with the reason that is printed."""
+"""Choose device and dtype for this machine, each with the reason that is printed."""
 
 from __future__ import annotations
 
-import importlib.util
-import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..common.errors import UserError, nearest
-from ..system import startup
 from ..system.distributed import local_rank, world_size
 
 if TYPE_CHECKING:
     import torch
-    from transformers import BitsAndBytesConfig
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "bfloat16": "bfloat16", "float16": "float16", "float32": "float32"}
 
@@ -52,44 +48,6 @@ def choose_dtype(wanted: str, device: str, full_training: bool) -> tuple[torch.d
             return torch.bfloat16, "this GPU computes bf16"
         return torch.float16, "this GPU has no bf16"
     return torch.float32, "exact and fastest without a GPU"
-
-
-def choose_quantization(wanted: dict[str, Any] | None, device: str) -> tuple[BitsAndBytesConfig | None, str]:
-    """(the quantisation to load with, a note if this machine cannot do what the config asks for). Raises UserError for wrong keys."""
-    wanted = {k: v for k, v in (wanted or {}).items() if v is not None}
-    bits = [k for k in ("load_in_8bit", "load_in_4bit") if wanted.get(k)]
-    if not bits:
-        return None, ""
-    if len(bits) == 2:
-        raise UserError("model.quantization: load_in_8bit and load_in_4bit exclude each other; keep one")
-    startup.with_bitsandbytes()
-    reason = why_not_quantised(device)
-    if reason:
-        return None, f"{bits[0]} is not possible here ({reason}); loading unquantised weights instead"
-    from transformers import BitsAndBytesConfig
-
-    # bitsandbytes warns in every 8-bit layer and forward pass that fp32 inputs are cast, which is intended here
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    kind = wanted.get("bnb_4bit_quant_type", "nf4")
-    if kind not in ("nf4", "fp4"):
-        raise UserError(f"model.quantization.bnb_4bit_quant_type={kind}: must be nf4 or fp4")
-    try:
-        return BitsAndBytesConfig(**wanted), ""
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"model.quantization: {' '.join(str(error).split())}") from None
-
-
-def why_not_quantised(device: str) -> str:
-    """Why bitsandbytes cannot be used on this device; "" if it can."""
-    if device.startswith("mps"):
-        return "bitsandbytes has no kernels for mps"
-    if importlib.util.find_spec("bitsandbytes") is None:
-        return "bitsandbytes is not installed; pip install bitsandbytes"
-    try:
-        import bitsandbytes  # noqa: F401  # the import fails on platforms for which it ships no binary
-    except Exception as error:
-        return f"bitsandbytes does not load: {str(error).splitlines()[0]}"
-    return ""
 
 
 def mixed_precision(dtype: torch.dtype, device: str, full_training: bool) -> dict[str, bool]:

@@ -17,10 +17,10 @@ from ..common.errors import UserError, nearest
 from ..config.build import build
 from ..config.guard.remote_code import trusts_remote_code
 from ..rewrites.apply import rewrite_loaded
-from ..system import startup
-from .device import choose_device, choose_dtype, choose_quantization
+from .device import choose_device, choose_dtype
 from .families.base import Family
 from .hub import Located, locate
+from .quantization import Quantization, asked_quantization, check_saved, choose_quantization, saved_quantization
 
 if TYPE_CHECKING:
     import torch
@@ -29,15 +29,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class Loaded:
-    """A model ready for training or use. notes: the choices made, shown in the terminal and stored in env.json."""
+    """A model ready for training or use.
+
+    quantization: None for unquantised weights. notes: the choices made, shown in the terminal and stored in env.json.
+    """
 
     model: PreTrainedModel
     processor: ProcessorMixin
     located: Located
     device: str
     dtype: torch.dtype
-    quantized: bool
+    quantization: Quantization | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def quantized(self) -> bool:
+        return self.quantization is not None
 
 
 def locate_model(family: Family) -> Located:
@@ -110,17 +117,21 @@ def load_model(family: Family, *, full_training: bool = False, located: Located 
     located = located or locate_model(family)
     device = choose_device(family.device)
     dtype, why = choose_dtype(family.dtype, device, full_training)
-    quantization, note = choose_quantization(family.quantization, device)
+    quantization = saved_quantization(load_config(family, located))
+    to_quantize = None
+    if quantization is not None:
+        note = check_saved(quantization, family.quantization, device, full_training, family.path)
+    else:
+        to_quantize, note = choose_quantization(family.quantization, device)
+        quantization = asked_quantization(to_quantize) if to_quantize is not None else None
     if quantization is not None and full_training:
         raise UserError("model.quantization and lora=none: quantised weights cannot be trained; use an adapter (lora=default)")
     notes = ["the model's own code may run (--trust-remote-code)"] if trusts_remote_code() else []
     notes += [f"{device}, {str(dtype).removeprefix('torch.')} ({why})", *([note] if note else [])]
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": family.attn_implementation}
     if quantization is not None:
-        options |= {"quantization_config": quantization, "device_map": {"": device}}
-        notes.append("8-bit base" if quantization.load_in_8bit else f"4-bit base ({quantization.bnb_4bit_quant_type})")
-    if getattr(load_config(family, located), "quantization_config", None):  # weights that were saved quantised
-        startup.with_bitsandbytes()
+        options |= {"device_map": {"": device}, **({"quantization_config": to_quantize} if to_quantize is not None else {})}
+        notes.append(str(quantization))
     model, info = _read_weights(family, located, options)
     unused = _check_weights(family, model, info)
     if unused:
@@ -131,7 +142,7 @@ def load_model(family: Family, *, full_training: bool = False, located: Located 
         _keep_4bit_trainable_on_cpu(model)
     rewrite_loaded(model, family.rewrites)
     model.eval()
-    return Loaded(model, load_processor(family, located), located, device, dtype, quantization is not None, notes)
+    return Loaded(model, load_processor(family, located), located, device, dtype, quantization, notes)
 
 
 def _read_weights(family: Family, located: Located, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -147,10 +158,10 @@ def _read_weights(family: Family, located: Located, options: dict[str, Any]) -> 
     except SafetensorError as error:
         raise UserError(f"model.path={family.path}: a weights file is torn ({error}); download it again") from None
     except RuntimeError as error:
-        quantised = "quantization_config" in options
+        quantised = "device_map" in options
         if "ignore_mismatched_sizes" not in str(error) and not quantised:
             raise
-        why = "these model.quantization settings do not work" if quantised else "the weights have other shapes than its config.json says"
+        why = f"these model.quantization settings do not work ({str(error).strip().splitlines()[0][:120]})" if quantised else "the weights have other shapes than its config.json says"
         raise UserError(f"model.path={family.path}: cannot be loaded: {why}") from None
     except (ValueError, OSError, ImportError) as error:
         raise UserError(f"model.path={family.path}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None

@@ -18,7 +18,8 @@ import torch
 from ..common.hashing import key_of, tensor_hash
 from ..models.families.base import Family
 from ..models.hub import Located
-from ..models.load import Loaded, load_model
+from ..models.load import Loaded, load_config, load_model
+from ..models.quantization import saved_quantization
 from ..pipeline.context import RunContext
 
 log = logging.getLogger("mmft")
@@ -49,7 +50,7 @@ class SweepContext(RunContext):
 
         Quantised models are read for each point, because their preparation for training casts weights in place; so are fully trained ones.
         """
-        if full_training or family.quantization:
+        if full_training or family.quantization or saved_quantization(load_config(family, located)):
             self.base.loads += 1
             return load_model(family, full_training=full_training, located=located)
         key = key_of(type(family).__name__, dataclasses.asdict(family), located.revision)

@@ -13,14 +13,12 @@ from omegaconf import DictConfig
 from ..common.errors import UserError
 from ..config.build import build
 from ..config.plain import resolved
-from ..config.settings import Section
 from ..data.prepare import prepared_data
 from ..models.load import build_collator, load_model, load_skeleton, locate_model
 from ..runs.directory import plain_name
 
 if TYPE_CHECKING:
     from ..audit.audit import AuditResult
-    from ..models.load import Loaded
 
 log = logging.getLogger("mmft")
 
@@ -53,7 +51,9 @@ class Audit:
         from ..audit.counts import count_tokens
         from ..data.augment import build_transforms
         from ..data.prepared import describe
+        from ..models.quantization import prepare_for_training
         from ..reports import terminal
+        from ..rewrites.apply import rewrite_for_training
         from ..training.arguments import training_settings
 
         # everything light is checked before the weights are read
@@ -82,13 +82,14 @@ class Audit:
             audit.look_at_rows(result, loaded.model, collator, usable, self.rows)
             result.answers = audit.untrained_answers(loaded.model, collator, settings, usable[: self.generate])
         terminal.show(page.counts_table(counts))
-        model = attach_adapter(self._prepared_for_bits(loaded, settings["trainer"]), plan)
+        model = attach_adapter(prepare_for_training(loaded.model, loaded.quantization, settings["trainer"], family.path), plan)
+        rewrite_for_training(model, family.rewrites, cfg.seed)
         freeze(model)
         result.plan = adapter_report(model, plan)
         terminal.show(terminal.plan_table(result.plan), page.checks_table(result.checks))
         if self.estimate and counts.lengths:
             result.estimate, result.gpu = audit.estimate_cost(
-                model, collator, usable or [rows[0]], counts, settings, self.gpu_memory_gb, self.gpu_tflops
+                model, collator, usable or [rows[0]], counts, settings, loaded.quantization, self.gpu_memory_gb, self.gpu_tflops
             )
             result.cost = page.cost_lines(result.estimate, counts.rows, settings["trainer"], result.gpu)
             terminal.show(terminal.pairs_table("What training takes", result.cost))
@@ -109,13 +110,3 @@ class Audit:
         if self.out:
             return Path(self.out)
         return output_dir / f"audit_{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{plain_name(name.replace(', ', '_'))}.html"
-
-    def _prepared_for_bits(self, loaded: Loaded, trainer: Section) -> object:
-        """The model as training prepares it: a quantised one with peft's own preparation."""
-        if not loaded.quantized:
-            return loaded.model
-        from peft import prepare_model_for_kbit_training
-
-        from ..audit.audit import uses_checkpointing
-
-        return prepare_model_for_kbit_training(loaded.model, use_gradient_checkpointing=uses_checkpointing(trainer))

@@ -55,6 +55,8 @@ class Merge:
 
         opened = open_run(self.run, cfg, overrides, self.checkpoint)
         loaded = opened.loaded
+        if self.base == "original" and loaded.quantization is not None and loaded.quantization.saved:
+            raise UserError(f"base=original: {loaded.located.path} is saved in {loaded.quantization.bits} bit and has no unquantised files; use base=dequantised")
         reference = merge_check.Reference.of_run(opened, rows)
         model = opened.model
         opened.model = loaded.model = None  # one copy of the weights at a time

@@ -14,6 +14,7 @@ from mmft.common.model_parts import part_of, size
 from mmft.models import device as machine
 from mmft.models.families.base import Family
 from mmft.models.load import end_token_ids, load_model, load_processor, load_skeleton, locate_model
+from mmft.models.quantization import choose_quantization
 
 
 @pytest.fixture
@@ -178,9 +179,9 @@ def test_the_choice_is_told_and_in_force(small):
 def test_quantisation_that_cannot_work_falls_back_with_one_line(monkeypatch, device):
     if device == "cpu":
         monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
-    config, note = machine.choose_quantization({"load_in_4bit": True}, device)
+    config, note = choose_quantization({"load_in_4bit": True}, device)
     assert config is None and note.startswith("load_in_4bit is not possible here (bitsandbytes") and "\n" not in note
-    assert machine.choose_quantization({"load_in_8bit": False}, device) == (None, "")
+    assert choose_quantization({"load_in_8bit": False}, device) == (None, "")
 
 
 def test_measuring_a_4bit_base_first_changes_no_gradient(small):
