@@ -266,3 +266,11 @@ def test_every_file_and_function_that_a_page_names_exists(diagram):
                 keys = re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.M)
                 missing += [f"{page.relative_to(ROOT)}: {file}: {name}" for name in wanted if name not in keys]
     assert not missing and named >= 10
+
+
+def test_every_test_that_the_guarantees_name_exists():
+    files = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    functions = re.findall(r"^def (test_\w+)", "\n".join(files.values()), re.M)
+    text = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("guarantees.md", "guarantees-data.md"))
+    for name, shortened in re.findall(r"\b(test_\w+(?:\.py)?)(\.\.\.)?", text):
+        assert name in files or name in functions or (shortened and any(f.startswith(name) for f in functions)), name
