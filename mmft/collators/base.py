@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import RowError
+from ..common.model_parts import is_encoder_decoder
 from .types import SIZE_KEYS, Batch, Encoded, FamilyRules, Measure
 
 if TYPE_CHECKING:
@@ -76,7 +77,10 @@ class Collator:
         return self._batch(samples, generation=False)
 
     def prompt(self, samples: Sequence[Sample]) -> Batch:
-        """The batch to generate from: one sequence per row, up to the last answer, padded on the left, without labels. Raises RowError."""
+        """The batch to generate from: one sequence per row, up to the last answer, without labels. Raises RowError.
+
+        Padded on the left; for an encoder-decoder model on the right.
+        """
         return self._batch(samples, generation=True)
 
     def decode(self, ids: torch.Tensor | list[list[int]]) -> list[str]:
@@ -117,7 +121,9 @@ class Collator:
 
     def assemble(self, samples: Sequence[Sample], rows: list[list[Encoded]], tensors: Tensors, generation: bool) -> Batch:
         """The batch of encoded rows and their image inputs: image tensors, or features computed before."""
-        batch = self._pad([sequence for row in rows for sequence in row], left=generation)
+        # an encoder counts positions from the start of the text, so it is padded on the right
+        left = generation and not is_encoder_decoder(self.model_config)
+        batch = self._pad([sequence for row in rows for sequence in row], left=left)
         if generation:
             del batch["labels"]
         else:  # lets an error message name the rows of a step

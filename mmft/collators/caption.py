@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import RowError, UserError
+from ..common.model_parts import is_encoder_decoder
 from .base import IGNORE, Collator, check_placeholders, measured
 from .types import Encoded, FamilyRules, Measure
 
@@ -39,11 +40,26 @@ class CaptionCollator(Collator):
             raise UserError(f"collator=caption: BLIP-2's format, and {type(processor).__name__} has no query tokens; use collator=chat")
         self.fixed_prompt = prompt
         self.end_token_id = end_token_ids[0]
+        self.encoder_decoder = is_encoder_decoder(model_config)
+        # Byte-level tokens (OPT's) hold the space before a word; SentencePiece (Vicuna's, T5's) adds it to every text itself.
+        self._spaces_words = not self.encoder_decoder and self._plain("a b") == [*self._plain("a"), *self._plain(" b")]
 
     def encode(self, samples: Sequence[Sample], images: list[Images], generation: bool) -> tuple[list[list[Encoded]], Tensors]:
         rows = [[self._sequence(sample, generation)] for sample in samples]
         pixels = self.processor.image_processor([row_images[0] for row_images in images], return_tensors="pt")
-        return rows, {"pixel_values": pixels["pixel_values"]}
+        return rows, {"pixel_values": pixels["pixel_values"], **self._question_tensors(samples)}
+
+    def _question_tensors(self, samples: Sequence[Sample]) -> Tensors:
+        """The prompts for InstructBLIP's Q-Former, which reads them with its own tokenizer; {} for BLIP-2."""
+        tokenizer = getattr(self.processor, "qformer_tokenizer", None)
+        if tokenizer is None:
+            return {}
+        limit = self.model_config.qformer_config.max_position_embeddings
+        tokens = tokenizer([self._prompt(s) for s in samples], padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        return {"qformer_input_ids": tokens["input_ids"], "qformer_attention_mask": tokens["attention_mask"]}
+
+    def _prompt(self, sample: Sample) -> str:
+        return _text(next(m for m in sample.messages if m["role"] != "system")) if self.fixed_prompt is None else self.fixed_prompt
 
     def measure(self, sample: Sample) -> Measure:
         check_placeholders(sample)
@@ -57,19 +73,23 @@ class CaptionCollator(Collator):
         turns = [m for m in sample.messages if m["role"] != "system"]
         if len(turns) != 2:
             raise RowError(sample.id, f"{len(turns)} messages; the caption format takes one question and one answer")
-        prompt = _text(turns[0]) if self.fixed_prompt is None else self.fixed_prompt
+        prompt = self._prompt(sample)
         answer = _text(turns[1])
-        prefix = [self.image_token_id] * self.processor.num_query_tokens + self._bos() + self._plain(prompt)
+        prefix = [self.image_token_id] * self.processor.num_query_tokens + self._bos() + self._plain(prompt) + self._encoder_end()
         if generation:
             return Encoded(prefix, [IGNORE] * len(prefix), {}, 1)
         # After a prompt the answer starts a new word, and OPT's tokens include the space before a word.
-        target = [*self._plain(f" {answer}" if prompt else answer), self.end_token_id]
+        target = [*self._plain(f" {answer}" if prompt and self._spaces_words else answer), self.end_token_id]
         loss = turns[1].get("loss") is not False
         return Encoded(prefix + target, [IGNORE] * len(prefix) + (target if loss else [IGNORE] * len(target)), {}, 1)
 
     def _bos(self) -> list[int]:
-        """The ids the tokenizer puts before a text (OPT: `</s>`, id 2); OPT puts nothing after it."""
-        return self.tokenizer("")["input_ids"][:1]
+        """The ids the tokenizer puts before a text (OPT: `</s>`, id 2; T5: nothing); OPT puts nothing after it."""
+        return [] if self.encoder_decoder else self.tokenizer("")["input_ids"][:1]
+
+    def _encoder_end(self) -> list[int]:
+        """The ids the tokenizer puts after an encoder's text (T5: `</s>`, id 1)."""
+        return self.tokenizer("")["input_ids"][-1:] if self.encoder_decoder else []
 
     def _plain(self, text: str) -> list[int]:
         """Ids of a text in which `<image>` or `</s>` are the characters a user typed, not control tokens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,8 +13,9 @@ from .control_tokens import Span, Tokens
 
 # How reasoning opens and closes, in templates and in the texts of rows.
 THINK_BLOCKS = (("<think>", "</think>"), ("◁think▷", "◁/think▷"), ("[THINK]", "[/THINK]"), ("<thinking>", "</thinking>"))
-# How a template takes the content of a message: as a list of parts; as a string if it is text alone; always as a string.
-FORMS = ("parts", "text", "string")
+# How a template takes contents: as lists of parts; as strings from all but users; as strings if they are text alone; as strings.
+FORMS = ("parts", "users", "text", "string")
+LIST = re.compile(r"""['"]text['"]\s*:\s*['"]qz""")  # a list that a template wrote as it is, or as JSON
 PROBE = "the chat template, tried on one turn"
 QUESTION, ANSWER, REASONING, SYSTEM = "qzuestion", "qzanswer", "qzreasoning", "qzsystem"  # texts that no template contains
 
@@ -137,8 +139,10 @@ class ChatTemplate:
             message["reasoning_content"] = turn.reasoning
         elif turn.reasoning and not self.opens:
             gap = _gap(self.think)
-            content.insert(0, f"{self.think[0]}{gap}{turn.reasoning}{gap}{self.think[1]}{gap * 2}")
-        if self.form == "string" or (self.form == "text" and None not in content):
+            block = f"{self.think[0]}{gap}{turn.reasoning}{gap}{self.think[1]}{gap * 2}"
+            content = [block + turn.text]  # one text: some templates write the first part of an answer alone
+        as_list = {"parts": True, "users": turn.role == "user", "text": None in content, "string": False}
+        if not as_list[self.form]:
             message["content"] = "".join(self.image_text if text is None else text for text in content)
         else:
             message["content"] = [{"type": "image"} if text is None else {"type": "text", "text": text} for text in content]
@@ -164,11 +168,11 @@ class ChatTemplate:
         user, shown = Turn("user", (QUESTION,)), Turn("user", (None, QUESTION))
         answer = Turn("assistant", (ANSWER,))
         whole, plain = self._render([shown, answer], False, PROBE), self._render([user, answer], False, PROBE)
-        if len(whole) <= len(plain) or any(text not in whole for text in (QUESTION, ANSWER)) or "'type'" in whole + plain:
+        if len(whole) <= len(plain) or any(t not in text for t in (QUESTION, ANSWER) for text in (whole, plain)) or LIST.search(whole + plain):
             return False
         try:
             system = self._render([Turn("system", (SYSTEM,)), shown, answer], False, PROBE)
-            if SYSTEM not in system or "'type'" in system:
+            if SYSTEM not in system or LIST.search(system):
                 return False
         except RowError as refused:
             if "refuses" not in refused.reason:  # a template may refuse system turns, but not fail in the middle of one
@@ -194,6 +198,7 @@ class ChatTemplate:
     # --- answers ------------------------------------------------------------------------------------------------
 
     def _answers(self, turns: Sequence[Turn], row: str) -> list[_Answer]:
+        turns = [self._normalized(turn) for turn in turns]
         answers = [self._answer(turns, k, row) for k, turn in enumerate(turns) if turn.role == "assistant"]
         if not answers:
             raise RowError(row, "no assistant message, so there is nothing to learn or to compare with")
@@ -201,6 +206,13 @@ class ChatTemplate:
             if turn.role in ("system", "tool") and any(text and text.strip() not in answers[-1].text for text in turn.content):
                 raise RowError(row, f"the chat template leaves out the {turn.role} turn, so the model would not see it")
         return answers
+
+    def _normalized(self, turn: Turn) -> Turn:
+        """An answer whose text holds its reasoning, with the reasoning apart, if the template reads it from there."""
+        reasoning, text = _split_reasoning(turn.text)
+        if turn.role != "assistant" or not self.writes_reasoning or turn.reasoning or not reasoning or not text:
+            return turn
+        return replace(turn, content=(text,), reasoning=reasoning)
 
     def _answer(self, turns: Sequence[Turn], k: int, row: str) -> _Answer:
         """Answer `k` in its own context: the generation prompt before it, then what the model has to write."""
@@ -236,7 +248,7 @@ class ChatTemplate:
             gap = "\n" if space else ""
             return f"{turn.reasoning.strip()}{gap}{block[1]}{gap * 2}{visible}"
         if turn.reasoning or (inner and visible != turn.text):
-            raise RowError(row, "the chat template leaves out this answer's reasoning, so it could not be learned")
+            raise RowError(row, "the chat template leaves out this answer's reasoning; remove it from the row, or use a chat_template.jinja that writes it")
         before = full[: len(full) - len(visible)]
         lead = before[len(before.rstrip()) :]
         return (lead[len(space) :] if lead.startswith(space) else "") + visible

@@ -53,6 +53,8 @@ TEMPLATES = {
     "closed": answers("'<think>\\n\\n</think>\\n\\n' + c", "c") + prompt("<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n"),
     # the prompt holds a closed block that no answer shows
     "hidden": answers("c") + prompt("<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n"),
+    # like Qwen3.8's: reasoning is read from reasoning_content alone
+    "apart": answers(BLOCK, "c").replace(SPLIT, "{%- set r = m.reasoning_content or '' -%}") + OPEN,
     # every answer keeps its block
     "kept": answers(BLOCK) + OPEN,
     # like Kimi-VL-Thinking's: other marks, contents written as they are

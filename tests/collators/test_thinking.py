@@ -55,6 +55,7 @@ SINGLE = {
     "open": ("<think>\n", "it looks red\n</think>\n\nred<|im_end|>", "\n</think>\n\nred<|im_end|>"),
     "hybrid": ("", "<think>\nit looks red\n</think>\n\nred<|im_end|>", "<think>\n\n</think>\n\nred<|im_end|>"),
     "stripped": ("<think>\n", "it looks red\n</think>\n\nred<|im_end|>", "\n</think>\n\nred<|im_end|>"),
+    "apart": ("<think>\n", "it looks red\n</think>\n\nred<|im_end|>", "\n</think>\n\nred<|im_end|>"),
     "empty": ("", "<think>it looks red</think>\nred<|im_end|>", "<think></think>\nred<|im_end|>"),
     "kept": ("<think>\n", "it looks red\n</think>\n\nred<|im_end|>", "\n</think>\n\nred<|im_end|>"),
     "unaware": ("", "<think>\nit looks red\n</think>\n\nred<|im_end|>", "red<|im_end|>"),
@@ -75,7 +76,7 @@ def test_one_answer_without_reasoning(small, made, name):
     assert taught(made(name), made(name)([row(small, "What?", "red")])) == [(FIRST + opened, written)]
 
 
-@pytest.mark.parametrize("name", ["open", "hybrid", "stripped", "empty", "kept", "unaware"])
+@pytest.mark.parametrize("name", ["open", "hybrid", "stripped", "apart", "empty", "kept", "unaware"])
 @pytest.mark.parametrize("text", ["<think>\nit looks red\n</think>\n\nred", "<think>it looks red</think>\nred", "<think>\nit looks red</think>red"])
 def test_reasoning_inside_the_answer_is_the_same_answer(small, made, name, text):
     opened, written, _ = SINGLE[name]
@@ -192,6 +193,17 @@ def test_reasoning_of_a_template_that_does_not_read_it_is_reported(small, caplog
     with caplog.at_level(logging.INFO, logger="mmft"):
         own([row(small, "What?", ("it looks red", "red"))])
     assert "does not read reasoning_content; it is trained as <think>...</think>" in caplog.text
+
+
+def test_a_template_that_writes_the_first_text_alone(small):
+    """Like LLaVA-NeXT's: reasoning and answer reach it as one text, and an answer of two texts is refused."""
+    template = TEMPLATES["unaware"].replace("'<|im_start|>assistant\\n' + c", "'<|im_start|>assistant\\n' + m.content[0].text")
+    own = collator(small, template)
+    assert taught(own, own([row(small, "What?", ("it is red", "red"))])) == [(FIRST, "<think>\nit is red\n</think>\n\nred<|im_end|>")]
+    sample = row(small, "What?", "red")
+    sample.messages[1]["content"].append(text_part(" and blue"))
+    with pytest.raises(RowError, match="^row: the chat template does not write this answer as it is"):
+        own([sample])
 
 
 def test_a_template_that_thinks_only_behind_strings(small):
