@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from ..common.errors import UserError
-from .base import Replaced, apply
+from .base import Replaced, Rewrite, apply
 from .gated_mlp import GatedMlp
 from .last_layer import ReadPositions, narrow_if_equal
 from .lora_linear import LoraLinear
@@ -20,8 +20,8 @@ from .seeded_dropout import DropoutStream, seed_dropout
 log = logging.getLogger("mmft")
 
 MODES = ("auto", "off")  # of model.rewrites
-ON_LOAD = (PatchEmbed(),)  # on the loaded model, for every verb
-IN_TRAINING = (LoraLinear(), GatedMlp(), RmsNorm())  # on a model with an adapter, while it is trained
+ON_LOAD: tuple[Rewrite, ...] = (PatchEmbed(),)  # on the loaded model, for every verb
+IN_TRAINING: tuple[Rewrite, ...] = (LoraLinear(), GatedMlp(), RmsNorm())  # on a model with an adapter, while it is trained
 
 
 class Rewrites:
@@ -62,11 +62,11 @@ def rewrite_loaded(model: torch.nn.Module, mode: str) -> Rewrites:
     return rewrites
 
 
-def rewrite_for_training(model: torch.nn.Module, mode: str, seed: int) -> Rewrites:
-    """Apply the rewrites of training to a model with its adapter. seed: of the adapter's dropout."""
+def rewrite_for_training(model: torch.nn.Module, mode: str, seed: int, selected: Sequence[Rewrite] = IN_TRAINING) -> Rewrites:
+    """Apply the rewrites of training to a model with its adapter. seed: of the adapter's dropout. selected: for measurements."""
     rewrites = Rewrites()
     if mode == "auto" and hasattr(model, "peft_config"):
         rewrites.dropout = seed_dropout(model, seed)
-        for rewrite in IN_TRAINING:
+        for rewrite in selected:
             apply(rewrite, model, rewrites.replaced)
     return rewrites

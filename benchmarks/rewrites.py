@@ -1,0 +1,168 @@
+"""What each rewrite gains: a training step with all of them, and with one left out, in turn in one process.
+
+    python -m benchmarks.rewrites [--photos FOLDER] [--family qwen2vl] [--rounds 15]
+
+Prints a table: time of a step with all rewrites / without this one (below 1 is a gain), and the same for the pass that computes image
+features (patch_embed). Use a quiet machine. Losses of all variants are compared; a variant that differs ends the command with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from . import fixture, process
+
+LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear", "scope": "language"}
+CLOSE = 1e-4  # of the first loss
+
+
+@dataclass
+class Variant:
+    """One model with its optimizer. without: the rewrite that was left out, "" for none."""
+
+    without: str
+    step: Callable[[], float]
+
+
+def variants(folder: Path, captions: list[dict[str, str]], photos: Path, family_name: str, dropout: float) -> list[Variant]:
+    """All rewrites, then each left out."""
+    from mmft.rewrites.apply import IN_TRAINING
+
+    names = ["", *(r.name for r in IN_TRAINING), "last_layer"] if dropout == 0.0 else ["", "seeded_dropout"]
+    return [variant(name, folder, captions, photos, family_name, dropout) for name in names]
+
+
+def variant(without: str, folder: Path, captions: list[dict[str, str]], photos: Path, family_name: str, dropout: float) -> Variant:
+    import torch
+    from transformers import set_seed
+
+    from mmft.adapters.attach import attach_adapter
+    from mmft.adapters.freeze import freeze
+    from mmft.adapters.plan import plan_adapter
+    from mmft.losses.supervised import supervised_loss
+    from mmft.rewrites.apply import IN_TRAINING, rewrite_for_training
+
+    model, batch = loaded(folder, captions, photos, family_name)
+    set_seed(0)
+    plan = plan_adapter(model, {**LORA, "lora_dropout": dropout})
+    model = attach_adapter(model, plan)
+    if without == "seeded_dropout":
+        rewrites = rewrite_for_training(model, "off", 0)
+    else:
+        rewrites = rewrite_for_training(model, "auto", 0, [r for r in IN_TRAINING if r.name != without])
+    freeze(model)
+    if without not in ("last_layer", "seeded_dropout"):
+        rewrites.narrow(model, batch, lambda compare: compare())
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+    model.train()
+
+    def step() -> float:
+        loss, count = supervised_loss(model, batch)
+        loss = loss / count
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return Variant(without, step)
+
+
+def loaded(folder: Path, captions: list[dict[str, str]], photos: Path, family_name: str, rewrites: str = "auto") -> tuple[Any, dict[str, Any]]:
+    """(the fixture's model, a batch of four rows with image features in place of pixels)."""
+    import hashlib
+
+    from mmft.config.build import build
+    from mmft.config.compose import compose
+    from mmft.data.sample import Sample, assistant_turn, user_turn
+    from mmft.feature_cache.cache import CachedCollator, FeatureCache
+    from mmft.feature_cache.image_features import FeatureLayout
+    from mmft.feature_cache.store import Store
+    from mmft.models.load import build_collator, load_model
+
+    cfg = compose([f"model={family_name}", f"model.path={folder}", f"model.rewrites={rewrites}", "model.device=cpu"])
+    family = build(cfg.model, "model")
+    base = load_model(family)
+    collator: Any = build_collator(cfg.collator, family, base)
+    samples = []
+    for n, row in enumerate(captions[:4]):
+        digest = hashlib.sha256((photos / row["image"]).read_bytes()).hexdigest()
+        turns = [user_turn(1, fixture.PROMPT), assistant_turn(row["text"])]
+        samples.append(Sample(str(n), (row["image"],), turns, (row["text"],), photos.as_posix(), (digest,)))
+    layout = FeatureLayout()
+    _, tensors = collator.encode_checked(samples[:1], False)
+    layout.compute(base.model, tensors, 1)
+    batch = CachedCollator(collator, FeatureCache(collator, base.model, layout, Store(None), Store(None)))(samples)
+    batch.pop("row_ids", None)
+    return base.model, batch
+
+
+def measure(chosen: list[Variant], rounds: int) -> tuple[dict[str, float], bool]:
+    """(median seconds of a step of each variant, whether all gave the same losses); they take turns."""
+    first = {v.without: v.step() for v in chosen}
+    same = all(abs(loss - first[""]) <= CLOSE * abs(first[""]) for loss in first.values())
+    times: dict[str, list[float]] = {v.without: [] for v in chosen}
+    for _ in range(rounds):
+        for v in chosen:
+            began = time.perf_counter()
+            v.step()
+            times[v.without].append(time.perf_counter() - began)
+    return {name: median(values) for name, values in times.items()}, same
+
+
+def feature_pass(folder: Path, captions: list[dict[str, str]], photos: Path, family_name: str, rounds: int) -> dict[str, float]:
+    """Median seconds of the pass through the tower, with and without patch_embed."""
+    import torch
+
+    times: dict[str, list[float]] = {"auto": [], "off": []}
+    models = {mode: loaded(folder, captions, photos, family_name, mode)[0] for mode in times}
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder)
+    from PIL import Image
+
+    pixels = processor.image_processor([Image.open(photos / row["image"]).convert("RGB") for row in captions[:8]], return_tensors="pt")
+    for _ in range(rounds):
+        for mode, model in models.items():
+            began = time.perf_counter()
+            with torch.no_grad():
+                model.get_image_features(**pixels)
+            times[mode].append(time.perf_counter() - began)
+    return {mode: median(values) for mode, values in times.items()}
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rewrites", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path)
+    parser.add_argument("--family", default="qwen2vl", choices=["qwen2vl", "llava"])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--size", default="small", choices=["small", "quick"])
+    args = parser.parse_args(words)
+    with tempfile.TemporaryDirectory() as home:
+        data, folder = Path(home) / "data", Path(home) / args.family
+        captions = fixture.photos(args.photos, data, 8)
+        n = fixture.build(args.family, folder, [row["text"] for row in captions], args.size)
+        place = process.place()
+        print(f"commit {str(place['commit'])[:12]}, {place['cpu']}, torch {place['torch']}; {args.family}, {n / 1e6:.1f} M parameters, 4 rows a step, fp32")
+        seconds, same = measure(variants(folder, captions, data, args.family, 0.0), args.rounds)
+        dropped, _ = measure(variants(folder, captions, data, args.family, 0.1), args.rounds)
+        print("\n| rewrite | step with it / without it |\n|---|---|")
+        for name, value in list(seconds.items())[1:]:
+            print(f"| {name} | {seconds[''] / value:.3f} |")
+        print(f"| all of training, with dropout 0.1 | {dropped[''] / dropped['seeded_dropout']:.3f} |")
+        passes = feature_pass(folder, captions, data, args.family, args.rounds)
+        print(f"| patch_embed (pass of image features) | {passes['auto'] / passes['off']:.3f} |")
+    if not same:
+        print("losses differ between the variants", file=sys.stderr)
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
