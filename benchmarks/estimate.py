@@ -1,6 +1,6 @@
-"""How far `mmft audit`'s estimate of memory and time is from a training that is watched.
+"""Compare the estimate of memory and time by `mmft audit` with a measured training.
 
-    python benchmarks/estimate.py [key=value ...]        a model and data as for mmft; without words: a few that run anywhere
+    python benchmarks/estimate.py [key=value ...]        a model and data as for mmft; without words: three commands that run anywhere
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from mmft.models.load import build_collator, load_model, load_skeleton, locate_m
 def compare(words: list[str], steps: int = 6) -> dict[str, Any]:
     """Estimate, then train `steps` steps through the Trainer: bytes and seconds of a step, both ways.
 
-    Measured memory is the highest sum of weights, gradients, optimizer state and activations over the last steps, read from
-    the GPU's allocator or by watching every storage; watching is slow, so time is taken from steps of their own.
+    Measured memory is the highest sum of weights, gradients, optimizer state and activations over the last steps, read from the GPU's
+    allocator or by tracking every storage; tracking is slow, so time is measured in separate steps.
     """
     import torch
 
@@ -34,7 +34,9 @@ def compare(words: list[str], steps: int = 6) -> dict[str, Any]:
     from mmft.config.plain import to_plain
     from mmft.data.prepare import prepared_data
     from mmft.models.device import mixed_precision
-    from mmft.training.trainer import SupervisedTrainer, training_settings
+    from mmft.rewrites.apply import rewrite_for_training
+    from mmft.training.arguments import training_settings
+    from mmft.training.trainer import SupervisedTrainer
 
     cfg = compose([*words, "logger=none"])
     settings = to_plain(cfg)
@@ -46,6 +48,7 @@ def compare(words: list[str], steps: int = 6) -> dict[str, Any]:
     model = loaded.model
     collator = build_collator(cfg.collator, family, loaded)
     model = attach_adapter(model, plan)
+    rewrites = rewrite_for_training(model, family.rewrites, 1)
     freeze(model)
     trainer = settings["trainer"]
     if trainer.get("activation_checkpointing"):
@@ -61,9 +64,8 @@ def compare(words: list[str], steps: int = 6) -> dict[str, Any]:
             )  # fmt: skip
             times = Times()
             SupervisedTrainer(
-                model=model, args=args, train_dataset=rows, data_collator=collator, processing_class=loaded.processor, callbacks=[times],
-                evaluator=None, generate=False,
-            ).train()  # fmt: skip
+                model=model, args=args, rows=rows, held_out=None, collator=collator, processor=loaded.processor, callbacks=[times], rewrites=rewrites
+            ).train()
         model.zero_grad(set_to_none=True)
         return [b - a for a, b in itertools.pairwise(times.ends)]
 

@@ -1,10 +1,10 @@
-"""On a GPU: three models at their true shapes with random weights, and what each of mmft's parts adds, one rung at a time.
+"""On a GPU: three models at their true shapes with random weights, and what each optimisation of mmft adds, one rung after another.
 
     python -m benchmarks.gpu [--models qwen2vl llava blip2]        no network, within ten minutes
-    python -m benchmarks.gpu --tiny --device cpu                   the same code on small shapes: checks itself, measures nothing
+    python -m benchmarks.gpu --tiny --device cpu                   the same code on small shapes: a self-check, without useful figures
 
-Rows are made up (random pixels, random words, equal lengths), and lie ready as tensors: reading and resizing photos is left out of
-every rung alike. What a rung has, all later rungs have, too.
+Rows are random pixels and random words of equal length, prepared as tensors: no rung reads or resizes photos. Each rung has the
+optimisations of all earlier rungs.
 """
 
 from __future__ import annotations
@@ -169,15 +169,15 @@ class Ladder:
 
     def features(self) -> list[dict[str, Any]]:
         """The rows with features in place of pixels, as mmft keeps them."""
-        from mmft.feature_cache.image_features import Taken
+        from mmft.feature_cache.image_features import FeatureLayout
 
-        self.taken = Taken()
-        kept = []
+        self.layout = FeatureLayout()
+        cached = []
         for row in self.rows:
             tensors = {k: v for k, v in row.items() if k in ("pixel_values", "image_grid_thw")}
-            (entry,) = self.taken.compute(self.base, tensors, 1)
-            kept.append({k: v for k, v in row.items() if k not in tensors} | {"entry": entry})
-        return kept
+            (entry,) = self.layout.compute(self.base, tensors, 1)
+            cached.append({k: v for k, v in row.items() if k not in tensors} | {"entry": entry})
+        return cached
 
     def alone(self, frozen: bool = False, supervised: bool = False, cached: bool = False, merged: bool = False, compiled: bool = False) -> Any:
         """One adapter, two micro-batches of two rows a step, or one of four."""
@@ -185,7 +185,7 @@ class Ladder:
 
         from mmft.adapters.freeze import freeze
         from mmft.losses.supervised import supervised_loss
-        from mmft.sweeps.shared_base import modules_over
+        from mmft.sweeps.context import modules_over
 
         model = modules_over(self.base)
         if self.args.checkpointing and not frozen:
@@ -226,19 +226,21 @@ class Ladder:
     def batch(self, chosen: list[dict[str, Any]]) -> dict[str, Any]:
         if "entry" not in chosen[0]:
             return batched(chosen)
-        return batched([{k: v for k, v in row.items() if k != "entry"} for row in chosen]) | self.taken.inputs([row["entry"] for row in chosen])
+        return batched([{k: v for k, v in row.items() if k != "entry"} for row in chosen]) | self.layout.inputs([row["entry"] for row in chosen])
 
     def joint(self, members: int) -> Any:
         """K adapters over one pass of the base, four cached rows of each, as mmft trains the points of a sweep."""
         import torch
 
-        from mmft.joint.stacked_model import Rows, carrier, losses
-        from mmft.sweeps.shared_base import modules_over
+        from mmft.joint.stacked_model import RowOwners, joint_losses, stack_models
+        from mmft.rewrites.apply import rewrite_for_training
+        from mmft.sweeps.context import modules_over
 
-        data, order = self.features(), Rows()
+        data, owners = self.features(), RowOwners()
         models = {n: self.peft(modules_over(self.base)) for n in range(members)}
+        rewrites = {n: rewrite_for_training(model, "auto", 0) for n, model in models.items()}
         kwargs = {"use_reentrant": False} if self.args.checkpointing else None
-        whole = carrier(self.base, models, order, kwargs)
+        stacked = stack_models(self.base, models, rewrites, owners, kwargs)
         trained = [[p for p in m.parameters() if p.requires_grad] for m in models.values()]
         optimizers = [torch.optim.AdamW(own, lr=1e-4) for own in trained]
 
@@ -246,7 +248,7 @@ class Ladder:
             chosen = [data[(4 * number + i) % len(data)] for i in range(4)]
             batches = [(n, moved(self.batch(chosen), self.device), 0.0) for n in models]
             with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
-                each = [loss / (4 * ANSWER) for loss, _ in losses(whole, order, batches)]
+                each = [loss / (4 * ANSWER) for loss, _ in joint_losses(stacked, owners, batches)]
             sum(each).backward()
             for own, optimizer in zip(trained, optimizers):
                 torch.nn.utils.clip_grad_norm_(own, 1.0)

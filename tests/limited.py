@@ -1,6 +1,6 @@
-"""`python limited.py MB STEP WORDS`: mmft in a process that may take so many MB of address space more from the beginning of a step on.
+"""`python limited.py MB STEP WORDS`: run mmft; from the beginning of a step on, limit its address space to so many MB more.
 
-Prints the peak of the whole run above what it had there, so that a first run without a limit (MB=0) says where to put one.
+Prints the peak of the run above its memory at that step, so that a first run without a limit (MB=0) shows which limit to use.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import psutil
 
 def main() -> int:
     from mmft.cli.main import main as mmft
-    from mmft.training.trainer import FiniteStep
+    from mmft.training.callbacks import FiniteStep
 
     megabytes, step = int(sys.argv[1]), int(sys.argv[2])
     begin, taken = FiniteStep.on_step_begin, []

@@ -1,4 +1,4 @@
-"""Points trained in step: each equals the run it would have been alone; who joins, who cannot and why; who leaves early."""
+"""Jointly trained points equal single runs; which points can join, and why others cannot; members that end early."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ def assert_equal(joint: dict[str, Path], alone: dict[str, Path], tolerance: floa
         wa, wb = weights(joint[name]), weights(alone[name])
         assert wa.keys() == wb.keys()
         assert max(float((wa[k] - wb[k]).abs().max()) for k in wa) <= tolerance, name
-        assert max(float(wa[k].abs().max()) for k in wa if "lora_B" in k) > 100 * tolerance, "an adapter that never moved would prove nothing"
+        assert max(float(wa[k].abs().max()) for k in wa if "lora_B" in k) > 100 * tolerance, "the adapter has changed"
         one, other = (json.loads((r[name] / "summary.json").read_text(encoding="utf-8")) for r in (joint, alone))
         for key in ("steps", "supervised_tokens", "effective_batch_size", "trainable_parameters", "metrics"):
             assert one[key] == other[key], key
         assert abs(one["eval_loss"] - other["eval_loss"]) <= tolerance
 
 
-def test_four_ranks_equal_four_runs_with_dropout_and_clipping(mmft, tmp_path):
-    """30 steps in fp32: losses, gradient norms and final weights within 1e-5 of what each run gives alone."""
+def test_four_ranks_equal_four_single_runs_with_dropout_and_clipping(mmft, tmp_path):
+    """30 steps in fp32: losses, gradient norms and final weights within 1e-5 of those of single runs."""
     words = ["lora.r=2,4,8,16", *SMALL, "trainer.max_steps=30", "lora.lora_dropout=0.2", "trainer.max_grad_norm=0.3"]
     joint, out = swept(mmft, tmp_path / "joint", *words)
     assert "4 points in step" in out
     alone, _ = swept(mmft, tmp_path / "alone", *words, "hydra/launcher=basic")
     assert_equal(joint, alone)
     norms = losses(joint["lora.r-16"], "grad_norm")
-    assert max(norms) > 0.3, "clipping had something to clip"
+    assert max(norms) > 0.3, "some gradients were clipped"
     assert len({tuple(losses(run)) for run in joint.values()}) == 4, "each has an adapter of its own"
     together = [json.loads((run / "summary.json").read_text(encoding="utf-8"))["trained_together"] for run in joint.values()]
     assert together == [4] * 4
@@ -74,18 +74,18 @@ def test_four_ranks_equal_four_runs_with_dropout_and_clipping(mmft, tmp_path):
     ["lora.r=2,8", "trainer.gradient_checkpointing=true", "lora.lora_dropout=0.3"],
     ["lora.lora_dropout=0.0,0.1", "vision_cache=off", "trainer.weight_decay=0.1", "lora.use_rslora=true"],
 ])  # fmt: skip
-def test_what_points_may_differ_in(mmft, tmp_path, words):
+def test_settings_in_which_points_of_a_group_may_differ(mmft, tmp_path, words):
     """Learning rate, schedule, targets, dropout, seed (and with it the order of rows): under accumulation, checkpointing, without a cache."""
-    # Adam divides a gradient by its own size: without a larger epsilon a weight whose gradient is rounding noise moves as far as any other
+    # Adam divides a gradient by its size: without a larger epsilon a gradient that is rounding noise moves its weight like any other
     words = [*words, *SMALL, "trainer.max_steps=3", "trainer.adam_epsilon=0.0001"]
-    joint, out = swept(mmft, tmp_path / "joint", *words, "hydra/launcher=joint", "hydra.launcher.processes=1")  # with as many threads as alone
+    joint, out = swept(mmft, tmp_path / "joint", *words, "hydra/launcher=joint", "hydra.launcher.processes=1")  # with as many threads as a single run
     assert f"{len(joint)} points in step" in out
     alone, _ = swept(mmft, tmp_path / "alone", *words, "hydra/launcher=joint", "hydra.launcher.most=1")
     assert_equal(joint, alone)
 
 
 def test_half_precision_with_fp32_adapters(mmft, tmp_path):
-    """As a GPU trains: bf16 weights under autocast. Losses are alike as far as bf16 rounds, and what is saved is fp32."""
+    """As on a GPU: bf16 weights under autocast. Losses are equal within the rounding of bf16, and the saved weights are fp32."""
     words = [*SMALL, "lora.r=2,8", "model.dtype=bf16", "lora.lora_dropout=0.2", "trainer.max_steps=6"]
     joint, out = swept(mmft, tmp_path / "joint", *words)
     assert "2 points in step" in out
@@ -116,8 +116,8 @@ def test_other_families(small, mmft, tmp_path, kind):
     assert_equal(joint, alone)
 
 
-def test_a_member_that_stops_early_and_one_that_fails_leave_the_others(mmft, tmp_path, monkeypatch):
-    """A learning rate that explodes ends its own run; early stopping ends another; the third equals itself alone."""
+def test_members_that_stop_early_or_fail_do_not_change_the_others(mmft, tmp_path, monkeypatch):
+    """A learning rate that diverges ends its own run; early stopping ends another; the third equals its single run."""
     words = [*SMALL, "trainer.max_steps=12", "trainer.lr_scheduler_type=constant", "trainer.warmup_steps=0", "trainer.eval_strategy=steps", "trainer.eval_steps=2",
              "trainer.save_strategy=steps", "trainer.save_steps=2", "trainer.load_best_model_at_end=true", "trainer.metric_for_best_model=eval_loss",
              "trainer.early_stopping_patience=1",
@@ -136,11 +136,11 @@ def test_a_member_that_stops_early_and_one_that_fails_leave_the_others(mmft, tmp
     assert losses(alone) == pytest.approx(losses(found["trainer.learning_rate-0.003"]), abs=1e-5)
 
 
-def test_the_base_is_untouched_and_read_once(mmft, tmp_path, monkeypatch):
-    from mmft.sweeps import shared_base
+def test_the_base_is_unchanged_and_read_once(mmft, tmp_path, monkeypatch):
+    from mmft.sweeps import context
 
     digests = []
-    monkeypatch.setattr(shared_base, "weights_digest", lambda model, digest=shared_base.weights_digest: digests.append(digest(model)) or digests[-1])
+    monkeypatch.setattr(context, "weights_digest", lambda model, digest=context.weights_digest: digests.append(digest(model)) or digests[-1])
     swept(mmft, tmp_path / "joint", "lora.r=2,4", *SMALL, "trainer.max_steps=3")
     assert len(digests) == 2 and digests[0] == digests[1], "hashed when it was read and after the group"
 
@@ -153,10 +153,11 @@ def test_the_base_is_untouched_and_read_once(mmft, tmp_path, monkeypatch):
     (["model.quantization={load_in_4bit: true}"], "model.quantization"),
     (["trainer.torch_compile=true"], "trainer.torch_compile"),
     (["logger=swanlab"], "SwanLab"),
+    (["model.rewrites=off"], "model.rewrites=off"),
 ])  # fmt: skip
-def test_why_a_point_stays_alone(words, why):
-    assert why in partition.reason(OmegaConf.to_container(compose.compose(words), resolve=True))
-    assert partition.reason(OmegaConf.to_container(compose.compose([]), resolve=True)) is None
+def test_settings_that_keep_a_point_alone(words, why):
+    assert why in partition.why_alone(OmegaConf.to_container(compose.compose(words), resolve=True))
+    assert partition.why_alone(OmegaConf.to_container(compose.compose([]), resolve=True)) is None
 
 
 @pytest.mark.parametrize("words, together", [
@@ -164,34 +165,34 @@ def test_why_a_point_stays_alone(words, why):
     (["trainer.per_device_train_batch_size=3"], False), (["trainer.gradient_accumulation_steps=2"], False), (["trainer.max_steps=9"], False),
     (["data.pictures=99"], False), (["model.dtype=bf16"], False), (["collator.system=x"], False), (["trainer.bf16=true"], False), (["vision_cache=off"], False),
 ])  # fmt: skip
-def test_what_must_be_the_same_in_a_group(words, together):
-    plain, other = (partition.key(OmegaConf.to_container(compose.compose(w), resolve=True)) for w in ([], words))
+def test_settings_that_must_be_equal_in_a_group(words, together):
+    plain, other = (partition.group_key(OmegaConf.to_container(compose.compose(w), resolve=True)) for w in ([], words))
     assert (plain == other) == together
 
 
-def test_points_that_cannot_join_are_named_and_run_all_the_same(mmft, tmp_path):
+def test_points_that_cannot_join_are_named_and_run_alone(mmft, tmp_path):
     found, out = swept(mmft, tmp_path / "o", "lora.r=2,4", "lora.scope=language,all", *SMALL, "trainer.max_steps=2")
     assert len(found) == 4 and all((run / "DONE").is_file() for run in found.values())
     assert "2 points in step" in out and out.count("\nalone ") == 2 and "the adapter reaches" in out
 
 
 def test_memory_limits_a_pass_and_a_group(mmft, tmp_path, monkeypatch):
-    """Two passes of two members each give what one of four gives; an adapter too many for memory begins another group."""
+    """Two passes of two members each equal one of four; an adapter that does not fit into memory begins another group."""
     from mmft.joint import scheduler
     from mmft.joint.partition import Candidate
 
     words = ["lora.r=2,3,4,5", *SMALL, "trainer.max_steps=3"]
     words += ["hydra/launcher=joint", "hydra.launcher.processes=1"]
     joint, _ = swept(mmft, tmp_path / "one", *words)
-    monkeypatch.setattr(scheduler, "fitting", lambda *_: 2)
+    monkeypatch.setattr(scheduler, "passes_that_fit", lambda *_: 2)
     halved, out = swept(mmft, tmp_path / "two", *words)
     assert "2 adapters a pass" in out
     assert_equal(joint, halved)
     settings = OmegaConf.to_container(compose.compose([]), resolve=True)
-    monkeypatch.setattr(partition, "_misplaced", lambda candidate, shared: setattr(candidate, "bytes", 40))
-    monkeypatch.setattr(partition, "free_memory", lambda device: 100 / partition.ROOM)
-    divided = partition.divide([Candidate(n, settings) for n in range(5)], None)
-    assert [[c.number for c in g] for g in divided.together] == [[0, 1], [2, 3]] and divided.alone[0][0].number == 4
+    monkeypatch.setattr(partition, "_why_alone_by_plan", lambda candidate, context: setattr(candidate, "bytes", 40))
+    monkeypatch.setattr(partition, "free_memory", lambda device: 100 / partition.USABLE)
+    divided = partition.partition([Candidate(n, settings) for n in range(5)], None)
+    assert [[c.number for c in g] for g in divided.groups] == [[0, 1], [2, 3]] and divided.alone[0][0].number == 4
 
 
 def test_an_interruption_reaches_every_member(mmft, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""A group shared by several processes on a CPU: the same numbers, signals that reach all of them, a process that dies."""
+"""A joint group divided among processes on a CPU: the same numbers, signals to all processes, a process that dies."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from places import ROOT
 from test_joint import SMALL, assert_equal, runs, swept
 
 from mmft.common.errors import UserError
-from mmft.joint.processes import dealt, how_many, side_by_side
+from mmft.joint.processes import divide, process_count, run_side_by_side
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
 SHARED = ["hydra/launcher=joint", "hydra.launcher.processes=2"]
-MANY = [*SMALL, "lora.r=2,4,8", "trainer.max_steps=4000", "trainer.save_steps=4000", "trainer.logging_steps=5"]  # more steps than anybody waits for
+MANY = [*SMALL, "lora.r=2,4,8", "trainer.max_steps=4000", "trainer.save_steps=4000", "trainer.logging_steps=5"]  # more steps than the tests wait for
 
 
-def started(folder: Path, *words: str) -> subprocess.Popen:
+def start(folder: Path, *words: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "mmft", "-m", *SHARED, *words, f"output_dir={folder.as_posix()}", "name=s"]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
@@ -58,8 +58,8 @@ def test_points_in_two_processes_equal_those_in_one(mmft, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_reaches_every_process_once(tmp_path, number):
-    """To the whole process group, as a terminal sends its Ctrl-C: twice to one process would end it in the middle of a step."""
-    process = started(tmp_path, *MANY)
+    """To the whole process group, like a terminal's Ctrl-C: a process that got it twice would end in the middle of a step."""
+    process = start(tmp_path, *MANY)
     children = training(process, tmp_path)
     assert len(children) == 2
     os.killpg(process.pid, number)
@@ -70,7 +70,7 @@ def test_a_signal_reaches_every_process_once(tmp_path, number):
     assert len(list(tmp_path.glob("sweeps/s/*/checkpoints/checkpoint-*"))) == 3
 
 
-def test_how_a_job_ends_is_how_the_command_ends(capfd):
+def test_errors_of_a_job_become_errors_of_the_command(capfd):
     def interrupted() -> None:
         raise KeyboardInterrupt
 
@@ -84,22 +84,22 @@ def test_how_a_job_ends_is_how_the_command_ends(capfd):
         return {"n": 1}
 
     with pytest.raises(KeyboardInterrupt):
-        side_by_side([interrupted, fine])
+        run_side_by_side([interrupted, fine])
     with pytest.raises(UserError, match="x.csv: no such file"):
-        side_by_side([fine, refused])
-    good, bad = side_by_side([fine, broken])
-    assert (good.answer, good.why) == ({"n": 1}, None) and (bad.answer, bad.why) == (None, "ZeroDivisionError: by zero")
+        run_side_by_side([fine, refused])
+    good, bad = run_side_by_side([fine, broken])
+    assert (good.result, good.why) == ({"n": 1}, None) and (bad.result, bad.why) == (None, "ZeroDivisionError: by zero")
 
 
-def test_a_process_that_dies_leaves_the_other_and_the_same_command_goes_on(tmp_path):
+def test_a_process_that_dies_leaves_the_other_and_the_same_command_resumes(tmp_path):
     few = [word.replace("=4000", "=60") for word in MANY]
-    process = started(tmp_path, *few)
+    process = start(tmp_path, *few)
     training(process, tmp_path)[1].kill()
     out, _ = process.communicate(timeout=240)
     assert process.returncode == 1 and "ended by signal SIGKILL" in out and "Traceback" not in out, out
     done = {p.parent.name: p.stat().st_mtime_ns for p in tmp_path.glob("sweeps/s/*/DONE")}
     assert 1 <= len(done) <= 2
-    again = started(tmp_path, *few)
+    again = start(tmp_path, *few)
     out, _ = again.communicate(timeout=240)
     assert again.returncode == 0, out
     assert len(list(tmp_path.glob("sweeps/s/*/DONE"))) == 3
@@ -107,7 +107,7 @@ def test_a_process_that_dies_leaves_the_other_and_the_same_command_goes_on(tmp_p
 
 
 def test_a_killed_command_leaves_no_process_behind(tmp_path):
-    process = started(tmp_path, *MANY)
+    process = start(tmp_path, *MANY)
     children = training(process, tmp_path)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -116,23 +116,23 @@ def test_a_killed_command_leaves_no_process_behind(tmp_path):
     assert runs(tmp_path) and not statuses(tmp_path), "killed, not stopped"
 
 
-def test_how_points_are_dealt_and_to_how_many(monkeypatch):
+def test_how_points_are_divided_among_how_many_processes(monkeypatch):
     import torch
 
-    from mmft.training import accumulation
+    from mmft.joint import processes
 
     ranks = [2, 4, 8, 16, 32, 64, 128, 256]
     best = min(max(sum(four), sum(ranks) - sum(four)) for four in itertools.combinations(ranks, 4))
-    parts = dealt(ranks, 2)
+    parts = divide(ranks, 2)
     assert parts == [[0, 1, 2, 7], [3, 4, 5, 6]] and max(sum(ranks[n] for n in part) for part in parts) == best
-    assert dealt([1, 1, 1], 2) == [[0, 2], [1]]
-    assert sorted(map(len, dealt([9, 1, 1, 1, 1, 1], 4))) == [1, 1, 2, 2]
-    assert dealt([5, 1], 1) == [[0, 1]]
+    assert divide([1, 1, 1], 2) == [[0, 2], [1]]
+    assert sorted(map(len, divide([9, 1, 1, 1, 1, 1], 4))) == [1, 1, 2, 2]
+    assert divide([5, 1], 1) == [[0, 1]]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(accumulation, "free_memory", lambda device: 64 << 30)
-    assert [how_many(8, "cpu", None), how_many(3, "cpu", None), how_many(8, "cpu", 1), how_many(8, "cpu", 6), how_many(8, "cuda", 4)] == [4, 3, 1, 6, 1]
-    monkeypatch.setattr(accumulation, "free_memory", lambda device: 2 << 30)
-    assert how_many(8, "cpu", None) == 2, "each finds a gigabyte"
+    monkeypatch.setattr(processes, "free_memory", lambda device: 64 << 30)
+    assert [process_count(8, "cpu", None), process_count(3, "cpu", None), process_count(8, "cpu", 1), process_count(8, "cpu", 6), process_count(8, "cuda", 4)] == [4, 3, 1, 6, 1]
+    monkeypatch.setattr(processes, "free_memory", lambda device: 2 << 30)
+    assert process_count(8, "cpu", None) == 2, "each needs a gigabyte"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert how_many(8, "cpu", None) == 1, "a process that may have used a GPU cannot be forked"
+    assert process_count(8, "cpu", None) == 1, "a process that may have used a GPU cannot be forked"

@@ -1,4 +1,4 @@
-"""Hours in minutes: 600,000 rows prepared, 10,000 steps trained; memory and open files stay where they were."""
+"""Memory and open files stay constant while 600,000 rows are prepared and 10,000 steps are trained."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ def pictures(folder, n, side=56):
     return folder
 
 
-def test_600000_rows_are_prepared_in_memory_that_stays_flat(tmp_path):
+def test_preparing_600000_rows_uses_constant_memory(tmp_path):
     rows = 600_000
     folder = pictures(tmp_path / "pictures", 100, side=8)
     with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
@@ -33,13 +33,13 @@ def test_600000_rows_are_prepared_in_memory_that_stays_flat(tmp_path):
     manifest = json.loads(prepared.read_text(encoding="utf-8"))
     assert manifest["rows_read"] == rows and manifest["dropped"] == 0 and sum(p["rows"] for p in manifest["splits"].values()) == rows
     first, last, files, files_last = seen.tenths()
-    print(f"\n{rows} rows in {seen.seconds:.0f} s: {first:.0f} MB, then {last:.0f} MB (most {max(seen.memory):.0f}); {files} files held, then {files_last}; the most in one look {max(seen.files)}")
-    # the second pass holds a file for each of the two splits where the first held the source
-    new = {Path(name).name for name in seen.held()} - {Path(name).name for name in seen.held(first=True)}
-    assert last < first * 1.05 and new == {"train.arrow", "validation.arrow"} and files_last <= files + 1, seen.held()
+    print(f"\n{rows} rows in {seen.seconds:.0f} s: {first:.0f} MB, then {last:.0f} MB (most {max(seen.memory):.0f}); {files} open files, then {files_last}; at most {max(seen.files)}")
+    # the second pass has a file open for each of the two splits, the first one has the source
+    new = {Path(name).name for name in seen.open_files()} - {Path(name).name for name in seen.open_files(first=True)}
+    assert last < first * 1.05 and new == {"train.arrow", "validation.arrow"} and files_last <= files + 1, seen.open_files()
 
 
-def test_10000_steps_keep_memory_and_files_and_lose_no_line(tmp_path, small):
+def test_training_10000_steps_uses_constant_memory_and_logs_every_step(tmp_path, small):
     steps, every = 10_000, 10
     folder = pictures(tmp_path / "pictures", 16)
     with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
@@ -54,6 +54,6 @@ def test_10000_steps_keep_memory_and_files_and_lose_no_line(tmp_path, small):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     logged = [row["step"] for row in lines if "loss" in row]
     first, last, files, files_last = seen.tenths()
-    print(f"\n{steps} steps in {seen.seconds:.0f} s: {first:.0f} MB, then {last:.0f} MB (most {max(seen.memory):.0f}); {files} files held, then {files_last}; the most in one look {max(seen.files)}")
-    assert logged == [1, *range(every, steps + 1, every)], "a step's line is lost or doubled"
-    assert last < first * 1.05 and files_last <= files, seen.held()
+    print(f"\n{steps} steps in {seen.seconds:.0f} s: {first:.0f} MB, then {last:.0f} MB (most {max(seen.memory):.0f}); {files} open files, then {files_last}; at most {max(seen.files)}")
+    assert logged == [1, *range(every, steps + 1, every)], "a step is logged never or twice"
+    assert last < first * 1.05 and files_last <= files, seen.open_files()

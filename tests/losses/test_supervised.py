@@ -1,11 +1,12 @@
-"""The loss: plain transformers' own on every family, normalised by supervised tokens, and nothing learned from a NaN."""
+"""The loss: equal to transformers' own for every family, a mean over supervised tokens, and no step with a NaN."""
 
 from __future__ import annotations
 
 import pytest
 from small_models import KINDS
 
-from mmft.adapters.lora import attach, plan
+from mmft.adapters.attach import attach_adapter
+from mmft.adapters.plan import plan_adapter
 from mmft.collators.base import IGNORE
 from mmft.common.errors import UserError
 from mmft.losses.supervised import supervised_loss, takes_logits_to_keep
@@ -26,7 +27,7 @@ def grads(model):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_loss_and_gradients_are_plain_transformers(small, kind):
+def test_loss_and_gradients_equal_those_of_transformers(small, kind):
     model, collator, _ = small.load(kind)
     batch = collator(rows(small, kind))
     loss, count = supervised_loss(model, batch)
@@ -48,7 +49,7 @@ def test_loss_and_gradients_are_plain_transformers(small, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_are_computed_where_a_label_is_and_nowhere_else(small, kind):
+def test_logits_are_computed_only_for_supervised_positions(small, kind):
     import torch
     from transformers import modeling_utils
 
@@ -63,12 +64,12 @@ def test_logits_are_computed_where_a_label_is_and_nowhere_else(small, kind):
     with torch.no_grad():
         _, count = supervised_loss(model, batch)
     assert takes_logits_to_keep(model)
-    assert seen == [int(count)], "the head saw the supervised positions alone"
+    assert seen == [int(count)], "the head gets only the supervised positions"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_images_give_two_losses(small, kind):
-    """A model that is blind to its image would give the same."""
+    """A model that ignores its image would give the same."""
     import torch
 
     model, collator, _ = small.load(kind)
@@ -88,7 +89,7 @@ def test_two_images_give_two_losses(small, kind):
     assert abs(losses[0] - losses[1]) > 1e-4
 
 
-def test_a_model_that_takes_no_positions_gives_the_same_loss(small):
+def test_a_model_without_logits_to_keep_gives_the_same_loss(small):
     import torch
 
     model, collator, _ = small.load("llava")
@@ -108,7 +109,7 @@ def test_a_model_that_takes_no_positions_gives_the_same_loss(small):
     assert few.item() == pytest.approx(all_.item(), abs=1e-5)
 
 
-def test_label_smoothing_is_torchs(small):
+def test_label_smoothing_equals_that_of_torch(small):
     import torch
 
     model, collator, _ = small.load("llava")
@@ -127,13 +128,17 @@ def test_label_smoothing_is_torchs(small):
 
 def trainer(small, tmp_path, samples, collator=None, **settings):
     from mmft.adapters.freeze import freeze
-    from mmft.training.trainer import SupervisedTrainer, training_settings
+    from mmft.rewrites.apply import rewrite_for_training
+    from mmft.training.arguments import training_settings
+    from mmft.training.callbacks import FiniteStep
+    from mmft.training.trainer import SupervisedTrainer
 
     model, own, _ = small.load("qwen2vl")
     import torch
 
     torch.manual_seed(0)
-    adapted = attach(model, plan(model, {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}))
+    adapted = attach_adapter(model, plan_adapter(model, {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}))
+    rewrites = rewrite_for_training(adapted, "auto", 0)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -143,16 +148,18 @@ def trainer(small, tmp_path, samples, collator=None, **settings):
     args, callbacks = training_settings(
         settings, output_dir=str(tmp_path), seed=1, data_seed=1, report_to=[], remove_unused_columns=False, label_names=["labels"], use_cpu=True
     )
-    return SupervisedTrainer(
-        model=adapted, args=args, train_dataset=samples, data_collator=collator or own, callbacks=callbacks, evaluator=None, generate=False
+    trainer = SupervisedTrainer(
+        model=adapted, args=args, rows=samples, held_out=None, collator=collator or own, processor=None, callbacks=callbacks, rewrites=rewrites
     )
+    trainer.add_callback(FiniteStep(trainer, "stop", 0))
+    return trainer
 
 
 def weights(model):
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
-def test_accumulated_batches_step_as_one_batch(small, tmp_path):
+def test_accumulated_micro_batches_step_like_one_batch(small, tmp_path):
     """2 x 2 rows of very different lengths: the mean over tokens, not over batches."""
     samples = [
         small.sample("1", [0], "What?", "red"),
@@ -165,10 +172,10 @@ def test_accumulated_batches_step_as_one_batch(small, tmp_path):
     start = weights(one.model)
     one.train(), two.train()
     whole, halves = weights(one.model), weights(two.model)
-    assert max((whole[n] - start[n]).abs().max() for n in start) > 1e-3, "the step was a real one"
+    assert max((whole[n] - start[n]).abs().max() for n in start) > 1e-3, "the step changed the weights"
     for n in start:  # learning rate 0.1: a gradient's difference of 1e-6 is 1e-7 here
         assert (whole[n] - halves[n]).abs().max() <= 1e-7, n
-    assert int(one.supervised_tokens) == int(two.supervised_tokens)
+    assert int(one.meter.supervised_tokens) == int(two.meter.supervised_tokens) > 0
     assert one.state.log_history[0]["loss"] == pytest.approx(two.state.log_history[0]["loss"], abs=1e-5)
 
 
@@ -176,12 +183,12 @@ def test_the_logged_loss_is_the_mean_over_tokens(small, tmp_path):
     import torch
 
     samples = [small.sample("1", [0], "What?", "red"), small.sample("2", [1], "Which?", "a red square and a blue circle")]
-    made = trainer(small, tmp_path, samples, per_device_train_batch_size=1, gradient_accumulation_steps=2)
+    run = trainer(small, tmp_path, samples, per_device_train_batch_size=1, gradient_accumulation_steps=2)
     with torch.no_grad():
-        parts = [supervised_loss(made.model.eval(), small.collator("qwen2vl")([s])) for s in samples]
+        parts = [supervised_loss(run.model.eval(), small.collator("qwen2vl")([s])) for s in samples]
     expected = sum(loss.item() for loss, _ in parts) / sum(int(n) for _, n in parts)
-    made.train()
-    assert made.state.log_history[0]["loss"] == pytest.approx(expected, abs=1e-3)
+    run.train()
+    assert run.state.log_history[0]["loss"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_non_finite_loss_stops_before_the_step_and_names_the_rows(small, tmp_path):
@@ -194,21 +201,21 @@ def test_a_non_finite_loss_stops_before_the_step_and_names_the_rows(small, tmp_p
         return batch
 
     samples = [small.sample(i, [0], "What?", "red") for i in ("good", "bad", "fine")]
-    made = trainer(small, tmp_path, samples, poisoned, per_device_train_batch_size=3, max_steps=2)
-    start = weights(made.model)
+    run = trainer(small, tmp_path, samples, poisoned, per_device_train_batch_size=3, max_steps=2)
+    start = weights(run.model)
     with pytest.raises(UserError, match=r"step 1: the loss is not finite.*(good|bad|fine), .*the weights of step 0 are untouched") as caught:
-        made.train()
+        run.train()
     assert "bad" in str(caught.value) and "\n" not in str(caught.value)
-    for name, now in weights(made.model).items():
+    for name, now in weights(run.model).items():
         assert now.equal(start[name]), name
 
 
-def test_a_non_finite_gradient_alone_stops_too(small, tmp_path):
+def test_a_non_finite_gradient_with_a_finite_loss_stops_too(small, tmp_path):
     samples = [small.sample("only", [0], "What?", "red")]
-    made = trainer(small, tmp_path, samples, per_device_train_batch_size=1)
-    name, parameter = next((n, p) for n, p in made.model.named_parameters() if p.requires_grad)
+    run = trainer(small, tmp_path, samples, per_device_train_batch_size=1)
+    name, parameter = next((n, p) for n, p in run.model.named_parameters() if p.requires_grad)
     parameter.register_hook(lambda g: g * float("inf"))
-    start = weights(made.model)
+    start = weights(run.model)
     with pytest.raises(UserError, match="step 1: the gradient is not finite.*only"):
-        made.train()
-    assert all(now.equal(start[n]) for n, now in weights(made.model).items())
+        run.train()
+    assert all(now.equal(start[n]) for n, now in weights(run.model).items())

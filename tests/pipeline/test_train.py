@@ -1,4 +1,4 @@
-"""The main job through the command line, on the built-in model: what it writes, that it learns, what it refuses."""
+"""`mmft` on the built-in model: the files of a run, the loss, and settings that are refused."""
 
 import json
 import math
@@ -11,7 +11,7 @@ SMALL = ["data.pictures=48", "trainer.per_device_train_batch_size=8", "data.spli
          "generation.max_new_tokens=12"]  # fmt: skip
 
 
-def the_run(tmp_path: Path) -> Path:
+def run_in(tmp_path: Path) -> Path:
     (run,) = [p for p in (tmp_path / "outputs").iterdir() if p.name != "data"]
     return run
 
@@ -22,16 +22,16 @@ def lines(path: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One small run of the default, shared by the tests that look at what it left."""
+    """One small default run, shared by the tests of its files."""
     from mmft.cli.main import main
 
     tmp_path = tmp_path_factory.mktemp("default")
     words = [*SMALL, "evaluation.sample_steps=2", "trainer.eval_strategy=steps", "trainer.eval_steps=2", "trainer.adam_beta2=0.98"]
     assert main([*words, f"output_dir={(tmp_path / 'outputs').as_posix()}"]) == 0
-    return the_run(tmp_path)
+    return run_in(tmp_path)
 
 
-def test_every_file_of_a_run_is_there(finished):
+def test_a_run_writes_all_its_files(finished):
     names = {p.relative_to(finished).as_posix() for p in finished.rglob("*") if p.is_file()}
     assert names >= {
         "snapshot.yaml", "overrides.txt", "env.json", "summary.json", "lora_plan.json", "metrics.jsonl", "loss_curve.png", "report.html",
@@ -41,7 +41,7 @@ def test_every_file_of_a_run_is_there(finished):
     assert not [n for n in names if "/." in f"/{n}"], "temporary files were left behind"
 
 
-def test_the_summary_holds_what_it_promises(finished):
+def test_the_summary_has_all_keys(finished):
     summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
     metrics = {"exact_match", "exact_match_normalized", "contains", "token_f1", "vqa_accuracy", "bleu4", "rouge_l", "cider"}
     assert set(summary) >= {
@@ -78,7 +78,7 @@ def test_the_metrics_file_has_each_step_once(finished):
     assert all(math.isfinite(r["loss"]) for r in rows if "loss" in r)
 
 
-def test_snapshot_overrides_and_environment_say_how_to_run_it_again(finished):
+def test_snapshot_overrides_and_environment_describe_the_run(finished):
     snapshot = yaml.safe_load((finished / "snapshot.yaml").read_text(encoding="utf-8"))
     assert snapshot["trainer"]["adam_beta2"] == 0.98 and snapshot["data"]["pictures"] == 48
     words = (finished / "overrides.txt").read_text(encoding="utf-8").split("\n")
@@ -88,7 +88,7 @@ def test_snapshot_overrides_and_environment_say_how_to_run_it_again(finished):
     assert env["packages"]["transformers"] and env["hardware"]["cores"]
 
 
-def test_held_out_rows_were_never_trained_on(finished):
+def test_held_out_rows_share_no_image_with_training(finished):
     from mmft.data.prepared import PreparedData
 
     env = json.loads((finished / "env.json").read_text(encoding="utf-8"))
@@ -138,9 +138,9 @@ def test_the_same_seed_gives_the_same_losses_and_another_seed_others(mmft, tmp_p
     assert losses["a"] == losses["b"] != losses["c"]
 
 
-def test_a_run_that_fails_says_why_and_leaves_no_done(mmft, tmp_path):
+def test_a_failed_run_says_why_and_has_no_done(mmft, tmp_path):
     code, _, err = mmft(*SMALL, "trainer.learning_rate=1e30", "trainer.max_grad_norm=0", "trainer.warmup_steps=0", "logger=none", "evaluation.base=false")
-    run = the_run(tmp_path)
+    run = run_in(tmp_path)
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert code == 2 and "is not finite" in err and "shape-" in err and "Traceback" not in err
     assert summary["status"] == "failed" and "not finite" in summary["reason"]
@@ -175,13 +175,13 @@ def test_a_wrong_setting_is_one_line_and_writes_nothing(mmft, tmp_path, words, e
     assert all(name == "data" or (tmp_path / "outputs" / name / "summary.json").exists() for name in left)
 
 
-def test_best_checkpoint_and_early_stopping_through_the_trainers_own_arguments(mmft, tmp_path):
+def test_best_checkpoint_and_early_stopping_by_arguments_of_the_trainer(mmft, tmp_path):
     words = ["trainer.max_steps=30", "trainer.eval_strategy=steps", "trainer.eval_steps=1", "trainer.save_strategy=steps", "trainer.save_steps=1",
              "trainer.load_best_model_at_end=true", "trainer.metric_for_best_model=eval_loss", "trainer.early_stopping_patience=2",
              "trainer.learning_rate=0.2", "trainer.warmup_steps=0", "logger=none", "evaluation.base=false"]  # fmt: skip
     code, out, err = mmft(*SMALL, *words)
     assert code == 0, err
-    run = the_run(tmp_path)
+    run = run_in(tmp_path)
     rows = lines(run / "metrics.jsonl")
     evals = [r["eval_loss"] for r in rows if "eval_loss" in r]
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
@@ -189,7 +189,7 @@ def test_best_checkpoint_and_early_stopping_through_the_trainers_own_arguments(m
     assert summary["eval_loss"] == pytest.approx(min(evals), abs=1e-6), "the best adapter is the one that is saved and measured"
 
 
-def test_a_sweep_names_its_runs_by_what_differs(mmft, tmp_path):
+def test_a_sweep_names_its_runs_by_the_words_that_differ(mmft, tmp_path):
     code, out, err = mmft("-m", "lora.r=2,4", *SMALL, "trainer.max_steps=1", "logger=none", "evaluation.split=null")
     assert code == 0, err
     runs = sorted(p.parent for p in (tmp_path / "outputs" / "sweeps").rglob("DONE"))

@@ -1,4 +1,4 @@
-"""The run directory: created exclusively, written whole."""
+"""The run directory: two processes never share one, and files are written atomically."""
 
 import json
 import re
@@ -13,14 +13,14 @@ from mmft.common.errors import UserError
 from mmft.runs.directory import Run, plain_name
 
 
-def test_runs_started_in_the_same_second_get_directories_of_their_own(tmp_path):
+def test_threads_that_start_in_the_same_second_get_different_directories(tmp_path):
     with ThreadPoolExecutor(20) as pool:
         runs = list(pool.map(lambda _: Run.create(str(tmp_path), ["tiny", "shapes"]), range(20)))
     assert len({run.path for run in runs}) == 20
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_tiny_shapes(-\d+)?", run.name) for run in runs)
 
 
-def test_an_existing_run_directory_is_never_written_over(tmp_path):
+def test_an_existing_run_directory_is_never_overwritten(tmp_path):
     taken = tmp_path / "mine"
     taken.mkdir()
     (taken / "summary.json").write_text("{}", encoding="utf-8")
@@ -36,14 +36,14 @@ def test_a_parent_that_is_a_file_is_one_line(tmp_path):
         Run.create(str(tmp_path / "file"), ["a"])
 
 
-def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("mmft.runs.directory.shutil.disk_usage", lambda path: type("Usage", (), {"free": 5 << 20})())
     with pytest.raises(UserError, match="only 5 MB free"):
         Run.create(str(tmp_path / "out"), ["a"])
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_file_is_complete_or_absent(tmp_path, monkeypatch):
     run = Run.create(str(tmp_path), ["a"])
     run.write_json("summary.json", {"status": "running"})
     monkeypatch.setattr("mmft.runs.directory.os.replace", lambda a, b: (_ for _ in ()).throw(OSError("killed here")))
@@ -67,8 +67,8 @@ def test_reading_a_directory_that_is_no_run_says_so(tmp_path):
         Run(tmp_path).read_json("summary.json")
 
 
-def test_twenty_runs_started_in_the_same_second_get_twenty_directories(tmp_path):
-    """Twenty processes, let loose at once; each writes its number into the directory that it was given."""
+def test_twenty_processes_that_start_in_the_same_second_get_twenty_directories(tmp_path):
+    """Each process writes its number into the directory that it got."""
     code = (
         "import sys, time\nfrom mmft.runs.directory import Run\nprint('ready', flush=True)\nsys.stdin.readline()\n"
         "run = Run.create(sys.argv[1], ['model', 'data'])\nrun.write_text('who', sys.argv[2])\nprint(run.path)"

@@ -1,15 +1,14 @@
-"""The GPUs of a machine are shared out, one a process, without a GPU being there."""
+"""Each process of a sweep gets a GPU of its own; tested without a GPU."""
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from mmft.sweeps import gpu_placement
 
-ROOT = Path(__file__).resolve().parent.parent
-HOLD = "import sys, os; from mmft import placement; print(gpu_placement.place('joblib'), os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
+HOLD = "import sys, os; from mmft.sweeps import gpu_placement; print(gpu_placement.place('joblib'), os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
 
 
 @pytest.mark.parametrize(("variables", "expected"), [
@@ -29,7 +28,7 @@ def test_the_gpus_that_may_be_used(monkeypatch, variables, expected):
     assert gpu_placement.workers() >= 1 and (not expected or gpu_placement.workers() == len(expected))
 
 
-def test_each_process_has_its_own_gpu_and_a_dead_ones_is_free_again(tmp_path, monkeypatch):
+def test_each_process_has_its_own_gpu_until_it_ends(tmp_path, monkeypatch):
     for name, value in {"MMFT_DEVICES": "0,1", "MMFT_LOCKS": str(tmp_path), "PYTHONPATH": str(ROOT)}.items():
         monkeypatch.setenv(name, value)
 
@@ -51,7 +50,7 @@ def test_each_process_has_its_own_gpu_and_a_dead_ones_is_free_again(tmp_path, mo
 
 
 @pytest.mark.parametrize("launcher", ["basic", "submitit_slurm", "ray"])
-def test_launchers_that_place_for_themselves_are_left_alone(monkeypatch, launcher):
+def test_launchers_that_assign_gpus_themselves_are_left_alone(monkeypatch, launcher):
     monkeypatch.setenv("MMFT_DEVICES", "0,1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
     assert gpu_placement.place(launcher) is None

@@ -1,4 +1,4 @@
-"""Hydra's launchers carry the points of a sweep to other processes; each for real, on this machine."""
+"""Hydra's launcher plugins run the points of a sweep in other processes on this machine."""
 
 import json
 import os
@@ -30,11 +30,11 @@ def env(tmp_path: Path, name: str) -> dict:
 def surroundings(monkeypatch, tmp_path):
     monkeypatch.setenv("MMFT_LOCKS", str(tmp_path / "locks"))
     monkeypatch.setenv("MMFT_DEVICES", "")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
 
 
-def test_points_go_through_the_launcher_and_finished_ones_stay(mmft, tmp_path):
-    """joblib with one process is this one: quick, and all of the way there and back."""
+def test_points_run_through_the_launcher_and_finished_ones_are_kept(mmft, tmp_path):
+    """joblib with one worker runs in this process: fast, and through all of the launcher's code."""
     words = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", *SMALL]
     code, _, err = mmft(*words)
     assert code == 0, err
@@ -42,12 +42,12 @@ def test_points_go_through_the_launcher_and_finished_ones_stay(mmft, tmp_path):
     assert set(found) == {"lora.r-2", "lora.r-4", "lora.r-8"} and {s["status"] for s in found.values()} == {"finished"}
     assert len({s["trainable_parameters"] for s in found.values()}) == 3
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "outputs").rglob("DONE")}
-    code, out, err = mmft("-m", *SMALL)  # the same points, wherever they run
+    code, out, err = mmft("-m", *SMALL)  # the same points through another launcher
     assert code == 0 and "3 of them finished already" in out, err
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "outputs").rglob("DONE")} == before
 
 
-def test_a_point_that_fails_elsewhere_is_reported_here(mmft, tmp_path):
+def test_a_point_that_fails_in_a_worker_is_reported(mmft, tmp_path):
     words = [*SMALL[:-1], "lora.target_modules=all-linear,nothing_like_it"]
     code, _, err = mmft("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", *words)
     assert code == 1 and "failed:" in err and "nothing_like_it" in err
@@ -100,8 +100,8 @@ def test_submitit_runs_points_on_this_machine(mmft, tmp_path):
 
 
 @pytest.mark.long
-def test_a_submitit_job_that_is_preempted_is_queued_again_and_goes_on(tmp_path):
-    """USR2, as Slurm sends it before a preemption, to every job: each saves, is started again by submitit, and ends from its checkpoint."""
+def test_a_preempted_submitit_job_is_queued_again_and_resumes(tmp_path):
+    """USR2 to every job, as Slurm sends it before a preemption: each saves, submitit starts it again, and it resumes from its checkpoint."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     import psutil
 

@@ -1,4 +1,4 @@
-"""Searches with Optuna: the space from Hydra's grammar, the study continued, points given up early."""
+"""Searches with Optuna: the search space from Hydra's grammar, continued studies, pruned points."""
 
 import json
 import sys
@@ -64,8 +64,8 @@ def test_a_search_is_continued_by_the_same_command_and_no_point_is_trained_twice
     assert f"best           eval_loss {best.value:.6g}  lora.r={best.params['lora.r']}" in out
 
 
-def test_an_interrupted_trial_is_asked_for_again_and_the_search_goes_on_as_if_it_had_not_been(tmp_path):
-    """The points of a search that is killed in its third trial and continued are those of one that was not."""
+def test_an_interrupted_search_continues_with_the_same_trials(tmp_path):
+    """A search that is killed in its third trial and continued has the points of an undisturbed one."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     from mmft.sweeps.optuna_study import Search
@@ -97,8 +97,8 @@ def test_an_interrupted_trial_is_asked_for_again_and_the_search_goes_on_as_if_it
     assert [t.state.name for t in trials(tmp_path / "cut")].count("COMPLETE") == 6
 
 
-def test_points_that_are_given_up_say_so_and_are_not_trained_again(mmft, tmp_path):
-    """A threshold that no loss of this model is below: every point is ended at its first evaluation."""
+def test_pruned_points_say_so_and_are_not_trained_again(mmft, tmp_path):
+    """A threshold below every loss of this model: every point is pruned at its first evaluation."""
     words = [*SMALL, "lora.r=choice(2,4)", "trainer.eval_strategy=steps", "trainer.eval_steps=1", "trainer.max_steps=4",
              "hydra.sweeper.pruner=ThresholdPruner", "hydra.sweeper.pruner_options={upper:0.001}", "hydra.sweeper.n_trials=2"]  # fmt: skip
     code, out, err = mmft("-m", *words)
@@ -116,12 +116,12 @@ def test_points_that_are_given_up_say_so_and_are_not_trained_again(mmft, tmp_pat
 
 
 def test_successive_halving_keeps_the_better_ones(tmp_path):
-    """Optuna's own pruner, told through the reporter of each point: of 9 the better third passes the first rung."""
+    """Optuna's own pruner gets the reports of each point: of 9 points the better third passes the first rung."""
     import optuna
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     from mmft.common.errors import Pruned
-    from mmft.sweeps.optuna_study import Reporter, Search
+    from mmft.sweeps.optuna_study import Search, TrialOfPoint
 
     space = OverridesParser.create().parse_overrides(["trainer.learning_rate=interval(0,1)"])
     options = {"min_resource": 1, "reduction_factor": 3}
@@ -135,7 +135,7 @@ def test_successive_halving_keeps_the_better_ones(tmp_path):
 
     def train(points):
         (point,) = points
-        reporter = Reporter(tmp_path / point.name, "cider")
+        reporter = TrialOfPoint(tmp_path / point.name, "cider")
         for step in range(1, 10):
             lengths[point.value] = step
             try:
@@ -148,7 +148,7 @@ def test_successive_halving_keeps_the_better_ones(tmp_path):
     assert search.study.direction is optuna.study.StudyDirection.MAXIMIZE
     states = [t.state.name for t in trials(tmp_path)]
     assert states.count("PRUNED") >= 3 and states.count("COMPLETE") >= 1
-    assert lengths[max(lengths)] == 9  # the best value was never given up
+    assert lengths[max(lengths)] == 9  # the best point was never pruned
 
 
 @pytest.mark.parametrize(("words", "expected"), [
@@ -176,9 +176,9 @@ def test_without_optuna_one_line_says_what_to_install(mmft, monkeypatch):
 @pytest.mark.parametrize("preset", ["search", "search_asha"])
 def test_the_presets_say_what_is_searched(preset):
     from mmft.config import compose, sweep_overrides
-    from mmft.sweeps.search import ends, flat
+    from mmft.sweeps.search import flat, interval_ends
 
     cfg = compose.compose_hydra([f"experiment={preset}"])
     space = dict(flat(to_plain(cfg.hydra.sweeper.params)))
     assert set(space) == {"lora.r", "trainer.learning_rate", "lora.lora_dropout", "lora.target_modules"}
-    assert sweep_overrides.check_sweep(ends([f"experiment={preset}", *(f"{k}={v}" for k, v in space.items())]), None, "config")[0]
+    assert sweep_overrides.check_sweep(interval_ends([f"experiment={preset}", *(f"{k}={v}" for k, v in space.items())]), None, "config")[0]

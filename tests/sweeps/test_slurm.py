@@ -1,4 +1,4 @@
-"""Sweeps through a real Slurm, which the test starts and ends itself; skipped where it is not installed."""
+"""Sweeps through a real Slurm, which the test starts and stops; skipped if it is not installed."""
 
 import json
 import subprocess
@@ -49,7 +49,7 @@ def logged(run: Path) -> int:
     return path.read_text(encoding="utf-8").count('"loss"') if path.is_file() else 0
 
 
-def test_each_point_is_a_job_and_the_leaderboard_ends_it(tmp_path, cluster):
+def test_each_point_is_a_job_and_the_leaderboard_comes_last(tmp_path, cluster):
     process = sweep(tmp_path, cluster, "trainer.max_steps=2")
     said, _ = process.communicate(timeout=400)
     assert process.returncode == 0, said[-4000:]
@@ -60,7 +60,7 @@ def test_each_point_is_a_job_and_the_leaderboard_ends_it(tmp_path, cluster):
     assert "ranked by" in said and "r=4" in said and "r=8" in said
 
 
-def test_what_slurm_refuses_is_said_in_one_line(tmp_path, cluster):
+def test_a_job_that_slurm_refuses_is_one_line(tmp_path, cluster):
     """This Slurm has no GPUs, and the preset asks for one."""
     process = sweep(tmp_path, cluster, "hydra.launcher.gpus_per_node=1")
     said, _ = process.communicate(timeout=200)
@@ -70,7 +70,7 @@ def test_what_slurm_refuses_is_said_in_one_line(tmp_path, cluster):
 
 
 @pytest.mark.parametrize("how", ["signal", "requeue"])
-def test_a_preempted_job_goes_on_from_its_checkpoint(tmp_path, cluster, how):
+def test_a_preempted_job_resumes_from_its_checkpoint(tmp_path, cluster, how):
     """The signal that Slurm is asked to send before a job's end; and `scontrol requeue`, which sends TERM and kills."""
     steps = 60
     process = sweep(tmp_path, cluster, f"trainer.max_steps={steps}", "trainer.save_strategy=steps", "trainer.save_steps=5")

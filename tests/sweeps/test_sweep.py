@@ -1,4 +1,4 @@
-"""Sweeps through the command line: config_identity, finished runs kept, failures, a kill, two at once; what one process shares."""
+"""Sweeps through the command line: identity of configs, finished runs, failures, a kill, two at once, the shared base."""
 
 import csv
 import json
@@ -17,7 +17,8 @@ from mmft.common.errors import UserError
 from mmft.config import compose, sweep_overrides
 from mmft.config.build import build
 from mmft.config.identity import config_identity
-from mmft.sweeps.directory import Sweep, point_name, run_point
+from mmft.sweeps.directory import Sweep, point_name
+from mmft.sweeps.points import job_of, run_point
 
 SMALL = ["data.pictures=24", "data.splits.validation=4", "trainer.max_steps=2", "trainer.logging_steps=1", "trainer.per_device_train_batch_size=4",
          "generation.max_new_tokens=4", "evaluation.samples=0", "logger=none"]  # fmt: skip
@@ -41,14 +42,14 @@ def home(tmp_path: Path) -> Path:
 # --- config_identity and names ----------------------------------------------------------------------------------------------
 
 
-def test_identity_is_the_content_and_not_where_it_lies():
+def test_identity_depends_on_the_content_and_not_on_names_and_folders():
     first = config_identity(compose.compose(["lora.r=4"]))
     assert first == config_identity(compose.compose(["lora.r=4", "output_dir=elsewhere", "name=x", "logger=none", "objective=cider", "run_dir=a/b"]))
     assert first == config_identity(compose.compose(["lora=default", "lora.r=4", "trainer.learning_rate=" + str(compose.compose([]).trainer.learning_rate)]))
     assert len({first, *(config_identity(compose.compose([w])) for w in ("lora.r=5", "seed=1", "data.pictures=9"))}) == 4
 
 
-def test_a_points_name_can_be_typed_back_as_a_word():
+def test_the_name_of_a_point_can_be_typed_as_a_word():
     words = ["lora.r=4", "lora.target_modules=[q_proj,v_proj]", "model=tiny"]
     name = point_name(words, ["lora.r", "lora.target_modules"])
     assert name == "lora.r-4_lora.target_modules--q_proj-v_proj"
@@ -133,7 +134,7 @@ def test_the_leaderboard_is_there_and_its_page_needs_nothing_else(undisturbed):
     assert "effective scale alpha / r" in page, "a rank sweep says that it sweeps the scale too"
 
 
-def test_a_repeated_command_touches_nothing_and_new_values_are_added(mmft, undisturbed):
+def test_a_repeated_command_trains_nothing_again(mmft, undisturbed):
     sweep = home(undisturbed)
     before = {n: t for n, t in times(sweep).items() if n.startswith("lora.r-")}
     output = f"output_dir={(undisturbed / 'outputs').as_posix()}"
@@ -144,10 +145,10 @@ def test_a_repeated_command_touches_nothing_and_new_values_are_added(mmft, undis
     assert [p.name for p in plan] == ["lora.r-2", "lora.r-4", "lora.r-8"] and len({p.identity for p in plan}) == 3
 
 
-def test_one_base_is_shared_and_a_point_alone_gives_the_same(mmft, tmp_path):
-    """The second point used modules over weights that were read once, and what was found out for the first; alone it reads its own.
+def test_one_base_is_shared_and_a_single_run_gives_the_same(mmft, tmp_path):
+    """The second point uses weights that were read once, and values computed for the first; a single run reads its own.
 
-    One after the other: trained in step, points agree with what they are alone within rounding (tests/joint), not in every bit.
+    One after the other: jointly trained points equal single runs within rounding (tests/joint), not in every bit.
     """
     code, out, err = mmft("-m", "lora.r=2,8", "hydra/launcher=basic", *SMALL)
     assert code == 0, err
@@ -164,21 +165,22 @@ def test_one_base_is_shared_and_a_point_alone_gives_the_same(mmft, tmp_path):
 def test_a_base_that_a_point_changed_is_loaded_again():
     import torch
 
-    from mmft.sweeps.shared_base import Shared
+    from mmft.models.load import locate_model
+    from mmft.sweeps.context import SweepContext
 
-    family, shared = build(compose.compose([]).model), Shared()
-    located = shared.locate(family)
-    first = shared.load(family, False, located)
+    family, context = build(compose.compose([]).model, "model"), SweepContext()
+    located = locate_model(family)
+    first = context.load(family, False, located)
     before = {k: v.clone() for k, v in first.model.state_dict().items()}
-    shared.end_point()
-    second = shared.load(family, False, located)
-    assert shared.loads == 1 and second.model is not first.model
+    context.end_point()
+    second = context.load(family, False, located)
+    assert context.base.loads == 1 and second.model is not first.model
     weight = next(second.model.parameters())
     assert weight.data_ptr() == next(first.model.parameters()).data_ptr(), "the same tensors, not copies"
     weight.data.add_(1.0)
-    shared.end_point()
-    third = shared.load(family, False, located)
-    assert shared.loads == 2 and all(torch.equal(v, before[k]) for k, v in third.model.state_dict().items())
+    context.end_point()
+    third = context.load(family, False, located)
+    assert context.base.loads == 2 and all(torch.equal(v, before[k]) for k, v in third.model.state_dict().items())
 
 
 def test_one_failing_point_lets_the_others_go_on(mmft, tmp_path):
@@ -196,7 +198,7 @@ def test_one_failing_point_lets_the_others_go_on(mmft, tmp_path):
     assert (sweep / "earlier" / f"{bad.name}-1" / "summary.json").is_file(), "the failed try is kept aside, not written over"
 
 
-def test_a_point_that_fails_before_it_has_a_directory_gets_one(mmft, tmp_path):
+def test_a_point_that_fails_early_gets_a_run_directory_too(mmft, tmp_path):
     code, _, err = mmft("-m", "lora.r=0", "seed=1,2", *SMALL)
     assert code == 1 and err.count("lora.r=0: must be a whole number above 0") >= 2
     run = home(tmp_path) / "seed-1"
@@ -205,21 +207,21 @@ def test_a_point_that_fails_before_it_has_a_directory_gets_one(mmft, tmp_path):
 
 
 def test_the_config_of_a_point_is_the_one_composed_at_the_start(tmp_path):
-    """Editing conf/ afterwards cannot reach it: the plan holds the values, and they are what a run gets."""
+    """Later edits of conf/ do not change it: the plan holds the resolved values, and the run uses them."""
     sweep = Sweep(tmp_path / "sweep")
     cfg = compose.compose(["lora.r=2", *SMALL, f"output_dir={(tmp_path / 'outputs').as_posix()}"])
-    (point,) = sweep.enter([(cfg, ["lora.r=2"], "lora.r-2")])
+    (point,) = sweep.add_points([(cfg, ["lora.r=2"], "lora.r-2")])
     assert point.config["trainer"]["max_steps"] == 2 and "${" not in (sweep.path / "plan.json").read_text(encoding="utf-8")
-    result = run_point(OmegaConf.to_yaml(OmegaConf.create(point.config)), point.words, str(sweep.path))
+    result = run_point(job_of(sweep, point))
     assert result["status"] == "finished" and result["run"].endswith("sweep/lora.r-2") and result["objective"] > 0 and not result["reused"]
-    again = run_point(OmegaConf.to_yaml(OmegaConf.create(point.config)), point.words, str(sweep.path))
+    again = run_point(job_of(sweep, point))
     assert again["reused"] and again["objective"] == result["objective"]
 
 
 def test_two_configs_of_one_name_do_not_share_a_directory(tmp_path):
     sweep = Sweep(tmp_path / "sweep")
-    (a,) = sweep.enter([(compose.compose(["lora.r=2"]), ["lora.r=2"], "lora.r-2")])
-    (b,) = sweep.enter([(compose.compose(["lora.r=2", "seed=7"]), ["lora.r=2"], "lora.r-2")])
+    (a,) = sweep.add_points([(compose.compose(["lora.r=2"]), ["lora.r=2"], "lora.r-2")])
+    (b,) = sweep.add_points([(compose.compose(["lora.r=2", "seed=7"]), ["lora.r=2"], "lora.r-2")])
     assert a.name == "lora.r-2" and b.name == f"lora.r-2_{b.identity[:6]}" and len(sweep.points()) == 2
 
 
@@ -234,11 +236,11 @@ def start(tmp_path: Path, *more: str) -> subprocess.Popen:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 @pytest.mark.parametrize("launcher", ["basic", pytest.param("joint", marks=pytest.mark.long)])
-def test_killed_in_the_middle_and_started_again_it_ends_as_if_undisturbed(mmft, tmp_path, undisturbed, launcher):
-    """One after another, the first point is finished by then and stays; in step, none is, and all begin anew."""
+def test_a_killed_sweep_that_is_started_again_ends_like_an_undisturbed_one(mmft, tmp_path, undisturbed, launcher):
+    """One after another, the first point is finished and stays; jointly trained, none is, and all begin again."""
     process = start(tmp_path, f"hydra/launcher={launcher}")
     deadline = time.time() + 240
-    while not list((tmp_path / "outputs").glob("sweeps/*/lora.r-4/env.json")):  # the second point is under way
+    while not list((tmp_path / "outputs").glob("sweeps/*/lora.r-4/env.json")):  # the second point is training
         assert process.poll() is None and time.time() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -255,12 +257,12 @@ def test_killed_in_the_middle_and_started_again_it_ends_as_if_undisturbed(mmft, 
     assert (sweep / "earlier" / "lora.r-4-1").is_dir() == (states[1] == "unfinished")
 
 
-def test_a_point_that_another_process_trains_is_left_to_it(tmp_path):
+def test_a_point_that_another_process_trains_is_not_trained_here(tmp_path):
     sweep = Sweep(tmp_path / "sweep")
     cfg = compose.compose(["lora.r=2", *SMALL])
-    (point,) = sweep.enter([(cfg, ["lora.r=2"], "lora.r-2")])
+    (point,) = sweep.add_points([(cfg, ["lora.r=2"], "lora.r-2")])
     with sweep.lock("lora.r-2"):
-        result = run_point(OmegaConf.to_yaml(OmegaConf.create(point.config)), point.words, str(sweep.path), wait=False)
+        result = run_point(job_of(sweep, point), wait=False)
     assert result["status"] == "running" and not (sweep.path / "lora.r-2").exists()
 
 

@@ -1,4 +1,4 @@
-"""A disk without room: said before the start and before each save, with the bytes needed; nothing that was saved is lost."""
+"""A full disk is reported before the start and before each save, with the bytes needed; no checkpoint is lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_resume import SMALL, final, rows, start, wait_for
+from interrupted import SMALL, final, rows, start, wait_for
 
 from mmft.models.load import load_skeleton, locate_model
 from mmft.system.disk import folder_size
@@ -18,8 +18,8 @@ from mmft.training.checkpoints import bytes_on_disk
 SAVING = [w for w in SMALL if "save_total_limit" not in w and "save_steps" not in w]
 
 
-def test_the_bytes_counted_before_the_start_are_those_written(mmft, tmp_path):
-    from mmft.adapters import lora
+def test_the_predicted_bytes_are_those_written(mmft, tmp_path):
+    from mmft.adapters.plan import plan_adapter
     from mmft.config.build import build
     from mmft.config.compose import compose
     from mmft.config.plain import to_plain
@@ -32,7 +32,7 @@ def test_the_bytes_counted_before_the_start_are_those_written(mmft, tmp_path):
     family, settings = build(cfg.model, "model"), to_plain(cfg)
     located = locate_model(family)
     skeleton = load_skeleton(family, located)
-    need = disk_space.needed(skeleton, lora.plan(skeleton, settings["lora"]), settings, located.folder, 20, 2).parts
+    need = disk_space.disk_need(skeleton, plan_adapter(skeleton, settings["lora"]), settings, located.folder, 20, 2).parts
     each = folder_size(run / "checkpoints" / "checkpoint-6")
     assert need["3 checkpoints with optimizer state"] == pytest.approx(3 * each, rel=0.1) and need["3 checkpoints with optimizer state"] >= 3 * each
     assert need["adapter"] == pytest.approx(folder_size(run / "adapter"), rel=0.1)
@@ -45,28 +45,28 @@ def test_the_bytes_counted_before_the_start_are_those_written(mmft, tmp_path):
     ({"save_strategy": "steps", "save_steps": 0.5}, 3), ({"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "load_best_model_at_end": True}, 3),
     ({"save_strategy": "steps", "save_steps": 5, "max_steps": 7}, 2),
 ])  # fmt: skip
-def test_checkpoints_that_lie_there_at_most(more, n):
-    from mmft.training.disk_space import checkpoints
+def test_the_largest_number_of_checkpoints_at_once(more, n):
+    from mmft.training.disk_space import checkpoint_count
 
-    assert checkpoints({"per_device_train_batch_size": 4, "num_train_epochs": 3, "save_strategy": "no", **more}, 100) == n
+    assert checkpoint_count({"per_device_train_batch_size": 4, "num_train_epochs": 3, "save_strategy": "no", **more}, 100) == n
 
 
-def test_what_is_trained_whole_is_counted_whole(mmft):
-    from mmft.adapters import lora
+def test_full_training_saves_all_parameters(mmft):
+    from mmft.adapters.plan import plan_adapter
     from mmft.config.build import build
     from mmft.config.compose import compose
     from mmft.training import disk_space
 
     skeleton = load_skeleton(build(compose([]).model), locate_model(build(compose([]).model)))
     everything = sum(p.numel() for p in skeleton.parameters())
-    assert disk_space.weights(skeleton, lora.plan(skeleton, {"r": None, "scope": "all"})) == (everything, everything)
-    trained, saved = disk_space.weights(skeleton, lora.plan(skeleton, {"r": None, "scope": "language"}))
+    assert disk_space.parameter_counts(skeleton, plan_adapter(skeleton, {"r": None, "scope": "all"})) == (everything, everything)
+    trained, saved = disk_space.parameter_counts(skeleton, plan_adapter(skeleton, {"r": None, "scope": "language"}))
     assert 0 < trained < saved == everything
     assert [disk_space.optimizer_bytes(name) for name in ("adamw_torch", "OptimizerNames.SGD", "adamw_bnb_8bit")] == [8, 0, 2]
 
 
 @pytest.mark.parametrize("words, times", [([], 1), (["-m", "lora.r=2,4"], 2)])
-def test_no_run_begins_without_the_bytes_it_needs(mmft, tmp_path, monkeypatch, words, times):
+def test_no_run_starts_without_the_bytes_it_needs(mmft, tmp_path, monkeypatch, words, times):
     from mmft.training import disk_space
 
     monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: type("U", (), {"free": 40 << 20, "total": 1 << 40})())
@@ -93,8 +93,8 @@ def small_disk(tmp_path):
 @pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="mounts a disk")
 @pytest.mark.parametrize("left", [1 << 20, 0])
-def test_a_disk_that_really_fills_while_it_trains(mmft, tmp_path, small_disk, left):
-    """Filled by another file in the middle: with too little for a checkpoint, and with nothing at all. Freed, it goes on to the same bytes."""
+def test_a_real_disk_that_fills_during_training(mmft, tmp_path, small_disk, left):
+    """Another file leaves too little for a checkpoint, or nothing. Once it is removed, the run resumes to the same bytes."""
     from mmft.training import checkpoints
 
     out, whole, run = tmp_path / "o", tmp_path / "whole", small_disk / "run"
@@ -123,8 +123,7 @@ def test_a_disk_that_really_fills_while_it_trains(mmft, tmp_path, small_disk, le
     assert json.loads((Path(run) / "summary.json").read_text())["status"] == "finished"
 
 
-def test_a_damaged_checkpoint_is_no_room_for_the_next(tmp_path):
-
+def test_damaged_checkpoints_do_not_count_as_bytes_to_be_reused(tmp_path):
     for name, size in (("adapter/weights", 1000), ("checkpoints/checkpoint-4/weights", 300), ("checkpoints/damaged/checkpoint-8/weights", 5000)):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(bytes(size))

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 WORDS = ["data.pictures=40", "data.splits.validation=6", "trainer.max_steps=3", "trainer.logging_steps=1", "trainer.eval_strategy=steps",
          "trainer.eval_steps=2", "trainer.save_strategy=steps", "trainer.save_steps=3", "lora.lora_dropout=0", "evaluation.batch_size=4",
          "evaluation.samples=2", "evaluation.sample_steps=2", "generation.max_new_tokens=4", "logger=none", "model.device=cpu"]  # fmt: skip
@@ -34,7 +34,7 @@ def logged(run: Path, key: str) -> list[float]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("words", [[], ["trainer.fsdp=full_shard", "trainer.fsdp_config={fsdp_version: 2}", "trainer.save_strategy=no"]], ids=["ddp", "fsdp"])
-def test_two_processes_train_as_one_at_the_same_global_batch(mmft, tmp_path, words):
+def test_two_processes_train_like_one_with_the_same_global_batch(mmft, tmp_path, words):
     from safetensors.torch import load_file
 
     out = tmp_path / "outputs"
@@ -43,7 +43,7 @@ def test_two_processes_train_as_one_at_the_same_global_batch(mmft, tmp_path, wor
     done = torchrun(out, *WORDS, "trainer.per_device_train_batch_size=4", *words, "name=two")
     assert done.returncode == 0, done.stderr[-3000:]
     one = out / "one"
-    (two,) = out.glob("*_two")  # one directory, whose name carries the second in which the main process made it
+    (two,) = out.glob("*_two")  # one directory, named by the main process
     for key in ("loss", "eval_loss", "grad_norm"):
         a, b = logged(one, key), logged(two, key)
         assert len(a) == len(b) >= 2 and max(abs(x - y) for x, y in zip(a, b)) < 1e-5 * max(map(abs, a)), (key, a, b)
@@ -58,7 +58,7 @@ def test_two_processes_train_as_one_at_the_same_global_batch(mmft, tmp_path, wor
     # beside what the Trainer writes for each process, exactly the files of a run on one
     assert {f for f in files[1] if not f.startswith("checkpoints/")} == {f for f in files[0] if not f.startswith("checkpoints/")}
     assert len((two / "eval" / "samples.jsonl").read_text(encoding="utf-8").splitlines()) == 1
-    assert done.stdout.count("run directory") == 1  # one process speaks
+    assert done.stdout.count("run directory") == 1  # only one process writes to stdout
 
 
 def test_only_the_main_process_writes(tmp_path, monkeypatch):
@@ -73,7 +73,7 @@ def test_only_the_main_process_writes(tmp_path, monkeypatch):
         assert (tmp_path / "summary.json").exists() is wrote and (tmp_path / "metrics.jsonl").exists() is wrote
 
 
-def test_each_process_of_one_machine_takes_its_own_gpu(monkeypatch):
+def test_each_process_of_a_machine_uses_its_own_gpu(monkeypatch):
     import torch
 
     from mmft.models.device import choose_device

@@ -1,4 +1,4 @@
-"""Memory that really is at its end: the process may take no more, torch's own allocator fails, and the run goes on or says what to change."""
+"""Real out-of-memory errors of a process with limited address space: the run goes on, or says what to change."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from interrupted import SMALL, rows
 from places import ROOT
-from test_resume import SMALL, rows
 
 WORDS = ["data.pictures=600", "data.splits.validation=2", "trainer.max_steps=5", "trainer.logging_steps=1", "trainer.save_strategy=no", "evaluation.base=false",
          "generation.max_new_tokens=2", "logger=none", "lora.lora_dropout=0", "vision_cache=off", "audit=false", "trainer.per_device_train_batch_size=256"]  # fmt: skip
 
 
 def limited(megabytes: int, run: Path, *words: str) -> tuple[int, str, int]:
-    """(exit code, what was said, the peak in MB above what it had at its third step) of a training limited from that step on."""
-    # pages that are given back at once, so that the limit bounds what is held and not what was
+    """(exit code, output, peak in MB above the memory at its third step) of a training limited from that step on."""
+    # pages are returned at once, so that the limit bounds the memory in use
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "tests/limited.py", str(megabytes), "2", *WORDS, *words, f"output_dir={(run.parent / 'o').as_posix()}", f"run_dir={run.as_posix()}"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
@@ -46,7 +46,7 @@ def test_a_real_allocator_failure_halves_the_micro_batch(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="limits address space")
-def test_where_no_half_fits_it_stops_with_what_to_change(tmp_path):
+def test_a_run_that_no_halving_helps_stops_and_says_what_to_change(tmp_path):
     code, said, _ = limited(3, tmp_path / "run")
     assert code == 2 and "Traceback" not in said, said[-3000:]
     last = next(line for line in said.splitlines() if line.startswith("mmft: "))
@@ -56,15 +56,15 @@ def test_where_no_half_fits_it_stops_with_what_to_change(tmp_path):
 ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 35184372088832 bytes."
 
 
-def test_what_torch_says_here_is_recognised():
+def test_out_of_memory_errors_are_recognised():
     import torch
 
-    from mmft.system.memory import is_out
+    from mmft.system.memory import is_out_of_memory
 
     with pytest.raises(RuntimeError) as real:
         torch.empty(1 << 50, dtype=torch.uint8)
-    assert is_out(real.value) and is_out(MemoryError()) and is_out(torch.OutOfMemoryError("CUDA out of memory"))
-    assert not is_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) and not is_out(ValueError("out of memory")) and not is_out(None)
+    assert is_out_of_memory(real.value) and is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) and not is_out_of_memory(ValueError("out of memory")) and not is_out_of_memory(None)
 
 
 @pytest.mark.parametrize("where, said", [
@@ -72,8 +72,8 @@ def test_what_torch_says_here_is_recognised():
     ("measure", "out of memory while measuring after step 3: try a smaller trainer.per_device_eval_batch_size"),
     ("load", "out of memory (" ),
 ])  # fmt: skip
-def test_where_smaller_micro_batches_would_not_help_it_says_what_would(mmft, tmp_path, monkeypatch, where, said):
-    """In the optimizer's update half of the weights may be new ones: the run must not go on from them."""
+def test_errors_that_smaller_micro_batches_cannot_help_say_what_would(mmft, tmp_path, monkeypatch, where, said):
+    """During the optimizer's update half of the weights may be updated already: the run must not go on from them."""
     import torch
 
     from mmft.evaluation import evaluate

@@ -1,4 +1,4 @@
-"""A run that was stopped ends as if it had not been: checkpoints complete or absent, exact resume, signals, non-finite steps, memory."""
+"""A stopped run ends like an undisturbed one: complete or absent checkpoints, exact resume, signals, non-finite steps, memory."""
 
 from __future__ import annotations
 
@@ -7,42 +7,12 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from places import ROOT
+from interrupted import FAULTS, SMALL, final, harm, killed_after, rows, start, wait_for
 from small_models import GROUP
-
-SMALL = ["data.pictures=22", "data.splits.validation=2", "trainer.max_steps=6", "trainer.logging_steps=2", "trainer.per_device_train_batch_size=4",
-         "trainer.save_strategy=steps", "trainer.save_steps=1", "trainer.save_total_limit=10", "lora.lora_dropout=0.2", "evaluation.base=false",
-         "generation.max_new_tokens=2", "logger=none"]  # fmt: skip
-
-
-def final(run: Path) -> bytes:
-    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
-
-
-def rows(run: Path) -> list[dict]:
-    """metrics.jsonl without what the clock decides."""
-    clock = ("seconds", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")
-    return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def killed_after(run: Path, step: int, copy: Path) -> Path:
-    """The directory as a SIGKILL right after `step` would have left it, log rows of a step that was not saved among them."""
-    shutil.copytree(run, copy)
-    for name in ("DONE", "summary.json", "report.html", "report.md", "loss_curve.png"):
-        (copy / name).unlink()
-    shutil.rmtree(copy / "adapter")
-    for folder in (copy / "checkpoints").iterdir():
-        if int(folder.name.split("-")[1]) > step:
-            shutil.rmtree(folder)
-    with (copy / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"step": 99, "lo')  # torn
-    return copy
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +37,8 @@ def test_resume_gives_the_same_bytes_and_the_same_log(mmft, tmp_path, undisturbe
     assert (run / "resumed.jsonl").is_file() and not list(run.rglob("training_args.bin"))
 
 
-def test_the_same_command_behind_the_last_line_has_nothing_left_to_do(mmft, undisturbed):
-    """A job that was killed while it left, and is queued again; any other config is still refused."""
+def test_the_same_command_after_the_end_does_nothing(mmft, undisturbed):
+    """A job that is queued again after it was killed at exit; any other config is still refused."""
     words = [*SMALL, f"output_dir={(undisturbed.parent / 'o').as_posix()}", f"run_dir={undisturbed.as_posix()}"]
     before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")}
     code, out, err = mmft(*words, output_dir=False)
@@ -78,8 +48,8 @@ def test_the_same_command_behind_the_last_line_has_nothing_left_to_do(mmft, undi
     assert before == {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")}
 
 
-def test_a_directory_that_was_made_and_not_begun_is_taken(mmft, tmp_path, undisturbed):
-    """Killed between the first two things a run does; with anything else in it, the directory is somebody's."""
+def test_a_directory_without_a_snapshot_is_used_unless_it_has_other_files(mmft, tmp_path, undisturbed):
+    """A kill between the creation of the directory and the snapshot leaves at most a torn temporary file."""
     run = tmp_path / "run"
     run.mkdir()
     (run / ".snapshot.yaml.123").write_text("seed: 4", encoding="utf-8")  # torn
@@ -120,25 +90,9 @@ def test_every_family_accumulation_workers_and_epoch(mmft, small, tmp_path, kind
         code, _, err = mmft("resume", f"run={run.as_posix()}")
         assert code == 0, err[-2000:]
         assert final(run) == final(whole) and rows(run) == rows(whole), f"stopped at step {step}"
-        changed = killed_after(whole, step, tmp_path / f"changed{step}")  # the number of workers is the machine's affair
+        changed = killed_after(whole, step, tmp_path / f"changed{step}")  # the number of workers may change
         (changed / "snapshot.yaml").write_text(snapshot.replace(f"dataloader_num_workers: {workers}", f"dataloader_num_workers: {2 - workers}"), encoding="utf-8")
         assert mmft("resume", f"run={changed.as_posix()}")[0] == 0 and final(changed) == final(whole)
-
-
-FAULTS = ("deleted", "truncated", "zeroed", "flipped")
-
-
-def harm(path: Path, fault: str) -> None:
-    data = bytearray(path.read_bytes())
-    if fault == "deleted":
-        path.unlink()
-    elif fault == "truncated":
-        path.write_bytes(data[: len(data) // 2])
-    elif fault == "zeroed":
-        path.write_bytes(bytes(len(data)))
-    else:
-        data[len(data) // 3] ^= 4
-        path.write_bytes(data)
 
 
 FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "mmft_state.json", "adapter_config.json",
@@ -146,7 +100,7 @@ FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state
 
 
 @pytest.mark.parametrize("name, fault", [("optimizer.pt", "flipped"), ("manifest.json", "deleted")])
-def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_serves(mmft, tmp_path, undisturbed, name, fault):
+def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_is_used(mmft, tmp_path, undisturbed, name, fault):
     run = killed_after(undisturbed, 4, tmp_path / "run")
     harm(run / "checkpoints" / "checkpoint-4" / name, fault)
     code, out, err = mmft("resume", f"run={run.as_posix()}")
@@ -155,7 +109,7 @@ def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_serves(mmft, tmp
 
 
 @pytest.mark.long
-def test_every_file_in_every_way(mmft, tmp_path, undisturbed):
+def test_every_file_damaged_in_every_way(mmft, tmp_path, undisturbed):
     """32 faults in the newest checkpoint: each is found, each run ends with the undisturbed run's bytes."""
     for name in FILES:
         for fault in FAULTS:
@@ -167,7 +121,7 @@ def test_every_file_in_every_way(mmft, tmp_path, undisturbed):
             shutil.rmtree(run)
 
 
-def test_with_no_checkpoint_left_it_begins_again_and_says_so(mmft, tmp_path, undisturbed):
+def test_without_a_good_checkpoint_the_run_begins_again(mmft, tmp_path, undisturbed):
     run = killed_after(undisturbed, 1, tmp_path / "run")
     harm(run / "checkpoints" / "checkpoint-1" / "optimizer.pt", "zeroed")
     code, out, _ = mmft("resume", f"run={run.as_posix()}")
@@ -176,8 +130,8 @@ def test_with_no_checkpoint_left_it_begins_again_and_says_so(mmft, tmp_path, und
 
 @pytest.mark.parametrize("after", range(4))
 def test_a_kill_while_saving_leaves_the_checkpoints_before_it(mmft, tmp_path, undisturbed, monkeypatch, after):
-    """The process dies once before the seal, in it, before the renaming, before the rotation: what is there verifies."""
-    from mmft.training import checkpoints
+    """The process dies before the seal, in it, before the renaming, before the rotation: every checkpoint that exists verifies."""
+    from mmft.training import checkpoint_writer, checkpoints
 
     run = killed_after(undisturbed, 2, tmp_path / "run")
 
@@ -188,10 +142,11 @@ def test_a_kill_while_saving_leaves_the_checkpoints_before_it(mmft, tmp_path, un
         raise Killed
 
     if after == 2:
-        monkeypatch.setattr(checkpoints.os, "replace", lambda a, b, replace=os.replace: die() if Path(b).name.startswith("checkpoint-") else replace(a, b))
+        monkeypatch.setattr(os, "replace", lambda a, b, replace=os.replace: die() if Path(b).name.startswith("checkpoint-") else replace(a, b))
     else:
-        monkeypatch.setattr(checkpoints, ("seal", "_sync", None, "rotate")[after], die)
-    monkeypatch.setattr(checkpoints.shutil, "rmtree", lambda path, rmtree=shutil.rmtree, **k: None if Path(path).name == ".saving" else rmtree(path, **k))
+        module, name = ((checkpoint_writer, "seal"), (checkpoints, "sync"), None, (checkpoint_writer, "rotate"))[after]
+        monkeypatch.setattr(module, name, die)
+    monkeypatch.setattr(shutil, "rmtree", lambda path, rmtree=shutil.rmtree, **k: None if Path(path).name == ".saving" else rmtree(path, **k))
     with pytest.raises(Killed):
         mmft("resume", f"run={run.as_posix()}")
     monkeypatch.undo()
@@ -202,7 +157,7 @@ def test_a_kill_while_saving_leaves_the_checkpoints_before_it(mmft, tmp_path, un
 
 
 def test_a_kill_after_each_file_of_a_save(tmp_path, undisturbed):
-    """However many of its files are written: until the renaming the checkpoint is not there, and the one before it is the newest."""
+    """Until the staged folder is renamed, the newest checkpoint is the one before, however many files are written."""
     from mmft.training import checkpoints
 
     whole = undisturbed / "checkpoints" / "checkpoint-5"
@@ -229,18 +184,19 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
         checkpoints.seal(folder)
     harm(tmp_path / "checkpoint-10" / "a", "zeroed")
     checkpoints.rotate(tmp_path, tmp_path / "checkpoint-10", 2, str(tmp_path / "checkpoint-1"))
-    assert len(checkpoints.all_in(tmp_path)) == 4, "nothing goes while the newest does not verify"
+    assert len(checkpoints.all_in(tmp_path)) == 4, "nothing is removed while the newest does not verify"
     (tmp_path / "checkpoint-10" / "a").write_text("x")
     checkpoints.rotate(tmp_path, tmp_path / "checkpoint-10", 2, str(tmp_path / "checkpoint-1"))
     assert [p.name for p in checkpoints.all_in(tmp_path)] == ["checkpoint-1", "checkpoint-10"]
 
 
-def test_a_full_disk_stops_the_run_in_one_line_and_keeps_what_is_there(mmft, tmp_path, undisturbed, monkeypatch):
-    from mmft.training import checkpoints, disk_space
+def test_a_full_disk_stops_the_run_in_one_line_and_keeps_its_checkpoints(mmft, tmp_path, undisturbed, monkeypatch):
+    from mmft.pipeline import run as pipeline
+    from mmft.training import checkpoints
 
     run = killed_after(undisturbed, 2, tmp_path / "run")
-    monkeypatch.setattr(disk_space, "check", lambda *_: None)  # it fills later, behind the start
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: type("U", (), {"free": 1 << 20})())
+    monkeypatch.setattr(pipeline, "check_disk", lambda *_: None)  # the disk fills up after the start
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("U", (), {"free": 1 << 20})())
     code, _, err = mmft("resume", f"run={run.as_posix()}")
     assert code == 2 and "checkpoint of step 3 needs" in err and "1 MB are free" in err and f"mmft resume run={run}" in err and err.count("\n") == 1
     assert checkpoints.problem(run / "checkpoints" / "checkpoint-2") is None
@@ -248,7 +204,7 @@ def test_a_full_disk_stops_the_run_in_one_line_and_keeps_what_is_there(mmft, tmp
     assert mmft("resume", f"run={run.as_posix()}")[0] == 0 and final(run) == final(undisturbed)
 
 
-def test_a_finished_run_has_nothing_left_and_a_changed_one_is_refused(mmft, undisturbed, tmp_path):
+def test_a_finished_run_is_not_resumed_and_a_changed_config_is_refused(mmft, undisturbed, tmp_path):
     code, out, _ = mmft("resume", f"run={undisturbed.as_posix()}")
     assert code == 0 and "is finished already" in out and "resuming" not in out
     run = killed_after(undisturbed, 2, tmp_path / "run")
@@ -258,7 +214,7 @@ def test_a_finished_run_has_nothing_left_and_a_changed_one_is_refused(mmft, undi
     assert code == 2 and "exists already" in err, "another config is another run"
 
 
-def test_a_run_that_is_being_trained_is_left_alone(mmft, undisturbed, tmp_path):
+def test_a_run_that_another_process_trains_is_refused(mmft, undisturbed, tmp_path):
     from filelock import FileLock
 
     run = killed_after(undisturbed, 2, tmp_path / "run")
@@ -267,8 +223,8 @@ def test_a_run_that_is_being_trained_is_left_alone(mmft, undisturbed, tmp_path):
     assert code == 2 and "is being trained by another process" in err
 
 
-def test_a_kill_behind_the_saving_of_the_adapter_is_no_obstacle(mmft, tmp_path, undisturbed):
-    """It fell while the tuned model was measured: adapter/ is there already, and a torn one of a kill before."""
+def test_a_kill_after_the_adapter_was_saved_can_be_resumed(mmft, tmp_path, undisturbed):
+    """A kill while the tuned model was measured: adapter/ exists already, and a torn one of an earlier kill."""
     run = killed_after(undisturbed, 5, tmp_path / "run")
     shutil.copytree(undisturbed / "adapter", run / "adapter")
     shutil.copytree(undisturbed / "adapter", run / ".adapter.1")
@@ -278,22 +234,9 @@ def test_a_kill_behind_the_saving_of_the_adapter_is_no_obstacle(mmft, tmp_path, 
     assert final(run) == final(undisturbed) and not list(run.glob(".adapter.*"))
 
 
-def start(run: Path, out: Path, *words: str) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # as many threads as the run beside it has here: with more, sums round otherwise
-    return subprocess.Popen([sys.executable, "-m", "mmft", *SMALL, *words, f"output_dir={out.as_posix()}", f"run_dir={run.as_posix()}"], cwd=ROOT,
-                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
-
-
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    for _ in range(1200):
-        if path.exists() or process.poll() is not None:
-            return
-        time.sleep(0.1)
-
-
 @pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.long), pytest.param("SIGUSR1", marks=pytest.mark.long),
                                   pytest.param("SIGUSR2", marks=pytest.mark.long)])  # fmt: skip
-def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(mmft, tmp_path, name):
+def test_a_signal_finishes_the_step_and_saves_and_the_same_command_resumes(mmft, tmp_path, name):
     run, out = tmp_path / "run", tmp_path / "o"
     more = ["trainer.max_steps=400", "trainer.save_steps=1000", "trainer.logging_steps=1"]
     process = start(run, out, *more)
@@ -314,8 +257,8 @@ def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(mmft, tmp
     assert [r["step"] for r in rows(run) if "loss" in r] == list(range(1, json.loads((run / "summary.json").read_text())["steps"] + 1)), "no row twice, none lost"
 
 
-def test_a_scheduler_that_listens_too_is_asked_once_the_run_is_saved(mmft, tmp_path, monkeypatch):
-    """submitit's own handler queues the job again and leaves; called before the run is saved, it would lose the step."""
+def test_an_earlier_signal_handler_is_called_once_the_run_is_saved(mmft, tmp_path, monkeypatch):
+    """submitit's own handler queues the job again and exits; before the run is saved it would lose the step."""
     from mmft.training import checkpoints
     from mmft.training.callbacks import Recorder
 
@@ -339,9 +282,9 @@ def test_a_scheduler_that_listens_too_is_asked_once_the_run_is_saved(mmft, tmp_p
 @pytest.mark.long
 @pytest.mark.timeout(3000)
 def test_killed_at_random_moments(mmft, tmp_path, undisturbed):
-    """SIGKILL 50 times, wherever it falls, every third during a save; the same command after each; each run ends with the undisturbed bytes.
+    """50 times SIGKILL, every third during a save, and the same command after each; each run ends with the undisturbed bytes.
 
-    Six steps are few: a run that was killed four times is let go on to its end, and another is begun, so that kills fall everywhere.
+    A run that was killed four times may finish, and another begins, so that kills come at all moments.
     """
     from mmft.training import checkpoints
 
@@ -356,14 +299,14 @@ def test_killed_at_random_moments(mmft, tmp_path, undisturbed):
             wait_for(run / ("checkpoints/.saving" if kills % 3 == 0 else "checkpoints"), process)
             time.sleep(dice.random() * (0.02 if kills % 3 == 0 else 1.5))
             if process.poll() is not None:
-                break  # it was faster, and is done
-            process.send_signal(signal.SIGSTOP)  # what it was about is looked at, then it dies there
+                break  # it has finished
+            process.send_signal(signal.SIGSTOP)  # look at what it was doing, then kill it there
             saving += (run / "checkpoints" / ".saving").exists()
             process.kill()
             process.communicate()
             kills += 1
             good = [p for p in checkpoints.all_in(run / "checkpoints") if checkpoints.problem(p) is None]
-            assert good == checkpoints.all_in(run / "checkpoints"), "whatever is there is whole"
+            assert good == checkpoints.all_in(run / "checkpoints"), "every checkpoint that exists is complete"
             steps.append(len(good))
         _, err = process.communicate(timeout=200)
         assert process.returncode == 0, err[-2000:]
@@ -374,22 +317,22 @@ def test_killed_at_random_moments(mmft, tmp_path, undisturbed):
 
 
 @pytest.mark.parametrize("more", [[], ["augment.RandomRotation.degrees=20", "augment.ColorJitter.brightness=0.3"]])
-def test_a_joint_sweep_goes_on_where_it_was_stopped(mmft, tmp_path, monkeypatch, more):
-    """Two points in step are stopped after step 3, each with its checkpoint; the same command ends them as if they had not been."""
+def test_a_stopped_joint_sweep_resumes(mmft, tmp_path, monkeypatch, more):
+    """Two jointly trained points stop after step 3, each with its checkpoint; the same command ends them like undisturbed ones."""
     from mmft.system.signals import Listener
-    from mmft.training.callbacks import StopAfterStep
+    from mmft.training.callbacks import StopOnSignal
 
     words = ["-m", "lora.r=2,4", *SMALL, "trainer.save_steps=100", *more]
     code, _, err = mmft(*words, f"output_dir={(tmp_path / 'whole').as_posix()}", output_dir=False)
     assert code == 0, err
-    on_step_end = StopAfterStep.on_step_end
+    on_step_end = StopOnSignal.on_step_end
 
     def stop(self, args, state, control, **kwargs):
         if state.global_step == 3 and isinstance(self.listener, Listener):
             self.listener.heard = signal.SIGTERM
         on_step_end(self, args, state, control, **kwargs)
 
-    monkeypatch.setattr(StopAfterStep, "on_step_end", stop)
+    monkeypatch.setattr(StopOnSignal, "on_step_end", stop)
     again = (*words, f"output_dir={(tmp_path / 'again').as_posix()}")
     assert mmft(*again, output_dir=False)[0] == 75
     monkeypatch.undo()
@@ -402,7 +345,7 @@ def test_a_joint_sweep_goes_on_where_it_was_stopped(mmft, tmp_path, monkeypatch,
         assert final(run) == final(whole) and rows(run) == rows(whole)
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_counted_up_to_a_limit(mmft, tmp_path, monkeypatch):
+def test_non_finite_steps_are_skipped_and_counted_up_to_a_limit(mmft, tmp_path, monkeypatch):
     from mmft.training import trainer
 
     loss = trainer.supervised_loss
@@ -419,15 +362,15 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted_up_to_a_limit(mmft, tm
     assert json.loads((tmp_path / "skip" / "summary.json").read_text())["skipped_steps"] == 2
     calls.clear()
     code, _, err = mmft(*SMALL, "trainer.nonfinite=skip", "trainer.nonfinite_limit=1", f"run_dir={(tmp_path / 'limit').as_posix()}")
-    assert code == 2 and "step 4: the loss is not finite" in err and "shapes" in err or "rows" in err
+    assert code == 2 and "step 4: the loss is not finite" in err and "rows shape" in err
     from mmft.training import checkpoints
 
     newest = checkpoints.newest(tmp_path / "limit" / "checkpoints")
-    assert newest.name == "checkpoint-3", "the last finite one stays"
+    assert newest.name == "checkpoint-3", "the last finite step is kept"
 
 
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(mmft, tmp_path, monkeypatch, undisturbed):
-    """A device on which three rows do not fit: the run goes on with two at a time, and sees the same rows in every step."""
+    """A device on which three rows do not fit: the run goes on with two at a time, with the same rows in every step."""
     import torch
 
     from mmft.training import trainer

@@ -1,4 +1,4 @@
-"""Resume where it is easy to get wrong: behind the last step, at an epoch's end, after early stopping, with a best checkpoint."""
+"""Resume after the last step, at the end of an epoch, after early stopping, and with a best checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from test_resume import SMALL, final, harm, killed_after, rows
+from interrupted import SMALL, final, harm, killed_after, rows
 
 EPOCHS = [w for w in SMALL if "max_steps" not in w] + ["trainer.num_train_epochs=2", "trainer.eval_strategy=epoch", "trainer.logging_strategy=epoch"]
 
@@ -27,7 +27,7 @@ def epochs(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("epochs"), *EPOCHS)
 
 
-def ends_alike(mmft, run: Path, whole: Path) -> str:
+def assert_ends_alike(mmft, run: Path, whole: Path) -> str:
     code, out, err = mmft("resume", f"run={run.as_posix()}")
     assert code == 0, err[-2000:]
     assert final(run) == final(whole) and rows(run) == rows(whole)
@@ -38,18 +38,18 @@ def ends_alike(mmft, run: Path, whole: Path) -> str:
 
 
 @pytest.mark.parametrize("step", [5, 10])
-def test_what_is_due_at_an_epochs_end_is_done_when_the_kill_fell_before_it(mmft, tmp_path, epochs, step):
-    """The checkpoint of an epoch's last step is older than the measurement at its end."""
+def test_evaluation_and_log_at_the_end_of_an_epoch_are_done_after_a_kill_before_them(mmft, tmp_path, epochs, step):
+    """The kill comes right after the checkpoint of the epoch's last step."""
     run = killed_after(epochs, step, tmp_path / "run")
-    assert f"from step {step}" in ends_alike(mmft, run, epochs)
+    assert f"from step {step}" in assert_ends_alike(mmft, run, epochs)
 
 
-def test_no_step_is_taken_behind_the_last(mmft, tmp_path):
-    """Four steps of an epoch of five; the kill falls while the result is being measured."""
+def test_no_step_is_trained_after_the_last(mmft, tmp_path):
+    """Four steps of an epoch of five; the kill comes while the result is measured."""
     words = [w if "max_steps" not in w else "trainer.max_steps=4" for w in SMALL]
     whole = trained(tmp_path / "whole", *words)
     run = killed_after(whole, 4, tmp_path / "run")
-    ends_alike(mmft, run, whole)
+    assert_ends_alike(mmft, run, whole)
     assert json.loads((run / "summary.json").read_text())["steps"] == 4
 
 
@@ -66,25 +66,25 @@ def test_early_stopping_and_the_best_checkpoint_survive_a_kill(mmft, tmp_path):
     state = json.loads((whole / "checkpoints" / f"checkpoint-{steps}" / "trainer_state.json").read_text())
     best = state["best_global_step"]
     assert steps == best + 2 < 12, "two measurements without improvement end it"
-    for step in {steps, steps - 1}:  # the patience is used up, or all but used up; moved elsewhere, its best checkpoint too
-        ends_alike(mmft, killed_after(whole, step, tmp_path / f"at{step}"), whole)
+    for step in {steps, steps - 1}:  # with the patience used up, and one step before; the copy has moved, and its best checkpoint with it
+        assert_ends_alike(mmft, killed_after(whole, step, tmp_path / f"at{step}"), whole)
     run = killed_after(whole, steps, tmp_path / "damaged")
     harm(run / "checkpoints" / f"checkpoint-{best}" / "adapter_model.safetensors", "flipped")
-    out = ends_alike(mmft, run, whole)
+    out = assert_ends_alike(mmft, run, whole)
     assert f"the best checkpoint it refers to, checkpoint-{best}, is damaged" in out
 
 
-def test_a_stop_in_the_middle_of_an_epoch_does_not_do_what_is_due_at_its_end(mmft, tmp_path, epochs, monkeypatch):
-    from mmft.training.callbacks import StopAfterStep
+def test_a_stop_in_an_epoch_does_not_evaluate_or_log_its_end(mmft, tmp_path, epochs, monkeypatch):
+    from mmft.training.callbacks import StopOnSignal
 
-    on_step_end = StopAfterStep.on_step_end
+    on_step_end = StopOnSignal.on_step_end
 
     def stop(self, args, state, control, **kwargs):
         if state.global_step == 3:
             os.kill(os.getpid(), signal.SIGUSR1)
         on_step_end(self, args, state, control, **kwargs)
 
-    monkeypatch.setattr(StopAfterStep, "on_step_end", stop)
+    monkeypatch.setattr(StopOnSignal, "on_step_end", stop)
     run = tmp_path / "run"
     code, _, err = mmft(*EPOCHS, "trainer.save_strategy=no", f"run_dir={run.as_posix()}")
     assert code == 75 and "stopped after step 3" in err, err
@@ -95,7 +95,7 @@ def test_a_stop_in_the_middle_of_an_epoch_does_not_do_what_is_due_at_its_end(mmf
     assert final(run) == final(epochs) and rows(run) == rows(epochs)
 
 
-def test_a_step_left_out_does_not_spoil_the_mean_loss(mmft, tmp_path, monkeypatch):
+def test_a_skipped_step_does_not_count_in_the_mean_loss(mmft, tmp_path, monkeypatch):
     from mmft.training import trainer
 
     loss, calls = trainer.supervised_loss, []
@@ -110,11 +110,11 @@ def test_a_step_left_out_does_not_spoil_the_mean_loss(mmft, tmp_path, monkeypatc
     code, _, err = mmft(*SMALL, "trainer.nonfinite=skip", "trainer.logging_first_step=true", f"run_dir={run.as_posix()}")
     assert code == 0, err
     first = [r for r in rows(run) if "loss" in r]
-    assert [r["step"] for r in first] == [1, 4, 6], "step 2 has no loss; those of the others are all there"
+    assert [r["step"] for r in first] == [1, 4, 6], "step 2 has no loss; all others have one"
     assert any("train_loss" in r for r in rows(run)), "the mean over the run is a number"
 
 
-def test_a_file_beside_those_of_the_manifest_is_a_fault(tmp_path):
+def test_a_file_that_is_not_in_the_manifest_is_a_fault(tmp_path):
     from mmft.training import checkpoints
 
     folder = tmp_path / "checkpoint-1"
@@ -127,8 +127,8 @@ def test_a_file_beside_those_of_the_manifest_is_a_fault(tmp_path):
 
 
 @pytest.mark.parametrize("new_in_place", [False, True])
-def test_saving_a_step_again_never_leaves_none(tmp_path, new_in_place):
-    """A kill between the two renames: the one before is put back; behind them it is dropped."""
+def test_saving_a_step_again_always_leaves_one_checkpoint(tmp_path, new_in_place):
+    """After a kill between the two renames the old one is put back; after both it is removed."""
     from mmft.training import checkpoints
 
     names = (".replaced-3", "checkpoint-3") if new_in_place else (".replaced-3",)
