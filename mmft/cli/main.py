@@ -12,7 +12,6 @@ from ..config.build import build
 from ..config.command import Command
 from ..config.guard.secrets import redact
 from ..runs.directory import plain_name
-from ..system import openmp
 from ..system.console import set_up_logging
 from . import help, parse
 
@@ -24,7 +23,6 @@ def main(argv: list[str] | None = None) -> int:
     saved. 130: interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
-    openmp.begin()
     try:
         command = parse.parse(argv)
         if command.help:

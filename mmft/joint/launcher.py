@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from omegaconf import OmegaConf
@@ -118,10 +119,10 @@ def train_jointly(jobs: list[PointJob], names: list[str], context: SweepContext,
     try:
         with listening(context.listener) as listener:
 
-            def run_member(member: Member, job: PointJob) -> PointResult:
+            def run_member(job: PointJob, member: Member) -> PointResult:
                 return run_point(job, context.with_changes(member=member, listener=listener), wait=False)
 
-            return group.run([lambda member, job=job: run_member(member, job) for job in jobs])
+            return group.run([partial(run_member, job) for job in jobs])
     finally:
         group.close()  # its stacked model holds the modules of every member
         context.end_point()

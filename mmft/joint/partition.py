@@ -9,7 +9,7 @@ from typing import Any
 from ..adapters.plan import plan_adapter
 from ..common.errors import UserError
 from ..common.hashing import key_of
-from ..common.model_parts import part_of
+from ..common.model_parts import is_encoder_decoder, part_of
 from ..config.build import build
 from ..config.settings import Settings
 from ..models.device import choose_device
@@ -120,6 +120,8 @@ def _why_alone_by_plan(candidate: Candidate, context: SweepContext) -> str | Non
         plan = plan_adapter(skeleton, settings["lora"])
     except UserError as error:  # the point's own run says it again
         return str(error)
+    if is_encoder_decoder(skeleton.config):
+        return "model.path: an encoder-decoder model reads prompts and answers in two places"
     if saved_quantization(skeleton.config):
         return "model.path: preparing a base that is saved quantised for training changes it"
     head = skeleton.get_output_embeddings()

@@ -85,7 +85,7 @@ def run_side_by_side(jobs: Sequence[Callable[[], object]]) -> list[Outcome]:
     def fork_and_wait() -> None:
         """Runs in a thread that has computed nothing, because a fork loses the OpenMP threads of one that has; children die with this thread."""
         signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # a child must not answer a signal with this process's handlers
-        pipes = []
+        pipes: list[tuple[int | None, int]] = []
         for n, job in enumerate(jobs):
             reading, writing = os.pipe()
             try:
@@ -104,7 +104,7 @@ def run_side_by_side(jobs: Sequence[Callable[[], object]]) -> list[Outcome]:
             pipes.append((process, reading))
         for process, reading in pipes:
             replies.append(_reply_of(process, reading))
-            if process in running:
+            if process is not None:
                 running.remove(process)
 
     def pass_on(number: int, frame: FrameType | None) -> None:

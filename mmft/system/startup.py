@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from . import openmp
 
 # Packages that few runs use. Measured gain of skipping them: 5.5 to 3.8 seconds of import time, 911 to 735 MB of memory (docs/speed.md).
 OPTIONAL = ("bitsandbytes", "datasets", "pandas", "pyarrow", "scipy")
@@ -22,7 +21,6 @@ def load(*modules: str, meanwhile: Callable[[], object] | None = None) -> bool:
     Must come before anything else imports them. They remember which packages they did not find: `with_bitsandbytes` makes them
     look again. `meanwhile` starts work that goes on during the import.
     """
-    openmp.settle()
     fresh = any(name not in sys.modules for name in modules)
     if fresh and meanwhile is not None:
         meanwhile()

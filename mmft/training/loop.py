@@ -150,7 +150,7 @@ class TrainingLoop:
     def finished_facts(self) -> Summary:
         """The same with speed and totals, once training has ended."""
         assert self.trainer is not None
-        samples = self._progress["steps"] * self._progress["effective_batch_size"]  # the last step of an epoch may have had fewer
+        samples = self._progress["steps"] * (self._progress["effective_batch_size"] or 0)  # the last step of an epoch may have had fewer
         return {
             **self.facts(),
             "samples_per_second": round(samples / max(self.seconds, 1e-9), 3),

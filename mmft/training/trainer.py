@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
 from ..collators.types import BatchMaker
 from ..common.errors import UserError
@@ -48,6 +48,8 @@ class SupervisedTrainer(Trainer):
     (training/accumulation.py), or None. member: the place in a
     group of jointly trained runs, or None.
     """
+
+    control: TrainerControl
 
     def __init__(
         self, *, model: Any, args: TrainingArguments, rows: Sequence[Any], held_out: Sequence[Any] | None, collator: BatchMaker, processor: Any,
