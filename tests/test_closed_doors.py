@@ -296,8 +296,8 @@ FORBIDDEN = re.compile(r"^(pickle|cPickle|dill|cloudpickle|joblib|shelve|marshal
                        r"|\.extractall$|^(tarfile|zipfile)\.")  # fmt: skip
 
 
-def test_mmft_unpickles_nothing_and_opens_no_archive():
-    """torch.load only with weights_only=True; no pickle, eval, shell or archive anywhere in the package."""
+def test_mmft_unpickles_nothing_and_unpacks_no_archive():
+    """torch.load only with weights_only=True; no pickle, eval, shell anywhere in the package; archives are read in one module, and never unpacked."""
     wrong, files = [], 0
     for file in sorted((ROOT / "mmft").rglob("*.py")):
         files += 1
@@ -306,6 +306,8 @@ def test_mmft_unpickles_nothing_and_opens_no_archive():
                 continue
             name, keys = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
             unsafe = name in ("torch.load", "load_checkpoint") and keys.get("weights_only") != "True"
+            if file.name == "archives.py" and name in ("zipfile.ZipFile", "tarfile.open"):
+                continue
             if FORBIDDEN.search(name) or unsafe or keys.get("shell") == "True" or keys.get("allow_pickle") == "True" or keys.get("trust_remote_code") == "True":
                 wrong.append(f"{file.relative_to(ROOT)}:{node.lineno}: {name}")
     assert files > 80 and not wrong

@@ -27,6 +27,15 @@ from .images import MAX_BYTES, ImageError
 
 PORTS = {"http": 80, "https": 443}
 REDIRECTS = 5
+RETRY_AFTER = (0.2, 0.8)  # seconds before the second and the third request
+
+
+class TransientError(ImageError):
+    """A download that failed for a reason that may pass."""
+
+
+class RefusedError(ImageError):
+    """A URL that may not be requested."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +60,22 @@ class Download:
             raise UserError(f"data.download.timeout={self.timeout}: must be a number of seconds from 0 to 3600")
 
     def fetch(self, url: str) -> bytes:
-        """The bytes of the image at `url`. Raises ImageError with the limit or response that caused it."""
+        """The bytes of the image at `url`. Raises ImageError with the limit or response that caused it.
+
+        Requests that failed for a reason that may pass (no connection, a response of 429 or 5xx, a short body) are repeated, within `timeout`.
+        """
         deadline = time.monotonic() + self.timeout
+        for wait in (*RETRY_AFTER, None):
+            try:
+                return self._follow(url, deadline)
+            except TransientError:
+                if wait is None or time.monotonic() + wait >= deadline:
+                    raise
+                time.sleep(wait)
+        raise AssertionError  # the last round returns or raises
+
+    def _follow(self, url: str, deadline: float) -> bytes:
+        """The body that `url` or its redirects lead to. Raises ImageError."""
         address = url
         for _ in range(REDIRECTS + 1):
             parts = self._check(address, url)
@@ -68,20 +91,20 @@ class Download:
             parts = urlsplit(address)
             port = parts.port
         except ValueError:
-            raise _error(url, "not a URL that can be read") from None
+            raise _error(url, "not a URL that can be read", RefusedError) from None
         if parts.scheme not in PORTS or not parts.hostname:
-            raise _error(url, f"{parts.scheme or 'no scheme'}: only http and https are fetched")
+            raise _error(url, f"{parts.scheme or 'no scheme'}: only http and https are fetched", RefusedError)
         if parts.username is not None or parts.password is not None:
-            raise _error(url, "a name or password in the address is not sent")
+            raise _error(url, "a name or password in the address is not sent", RefusedError)
         # control characters could end the request line; spaces and the like must be encoded
         if not all(33 <= ord(c) < 127 for c in address):
-            raise _error(url, "characters that must be percent-encoded")
+            raise _error(url, "characters that must be percent-encoded", RefusedError)
         host = parts.hostname.lower()
         shown = f"[{host}]" if ":" in host else host
         default_port = port in (None, PORTS[parts.scheme])
         names = {h.lower() for h in self.hosts}
         if f"{shown}:{port or PORTS[parts.scheme]}" not in names and not (default_port and ({host, shown} & names)):
-            raise _error(url, f"{shown}{'' if default_port else f':{port}'} is not in data.download.hosts")
+            raise _error(url, f"{shown}{'' if default_port else f':{port}'} is not in data.download.hosts", RefusedError)
         return parts
 
     def _address(self, parts: SplitResult, url: str) -> tuple[int, tuple[Any, ...]]:
@@ -89,7 +112,7 @@ class Download:
         try:
             answers = socket.getaddrinfo(parts.hostname, parts.port or PORTS[parts.scheme], type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
-            raise _error(url, f"its host is not found ({getattr(error, 'strerror', None) or error})") from None
+            raise _error(url, f"its host is not found ({getattr(error, 'strerror', None) or error})", TransientError) from None
         literal = _is_address(parts.hostname or "")
         for family, _, _, _, address in answers:
             ip = ipaddress.ip_address(str(address[0]).partition("%")[0])
@@ -114,8 +137,8 @@ class Download:
         connection: http.client.HTTPConnection | None = None
         try:
             raw.connect(socket_address)
-            kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-            connection = kind(parts.hostname or "", parts.port)
+            protocol = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+            connection = protocol(parts.hostname or "", parts.port)
             connection.sock = ssl.create_default_context().wrap_socket(raw, server_hostname=parts.hostname) if parts.scheme == "https" else raw
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", target, headers={"User-Agent": f"mmft/{__version__}", "Accept": "image/*", "Accept-Encoding": "identity"})
@@ -128,7 +151,8 @@ class Download:
         except (OSError, http.client.HTTPException, ValueError) as error:
             late = time.monotonic() >= deadline
             why = f"took longer than {self.timeout:g} s" if late else " ".join(str(error).split()) or type(error).__name__
-            raise _error(url, why) from None
+            kind = ImageError if late or isinstance(error, ssl.SSLCertVerificationError) else TransientError
+            raise _error(url, why, kind) from None
         finally:
             watch.cancel()
             if connection is not None:
@@ -139,7 +163,7 @@ class Download:
         if answer.status in (301, 302, 303, 307, 308) and answer.getheader("Location"):
             return str(answer.getheader("Location"))
         if answer.status != 200:
-            raise _error(url, f"its host answers {answer.status}")
+            raise _error(url, f"its host answers {answer.status}", TransientError if answer.status == 429 or answer.status >= 500 else ImageError)
         if (answer.getheader("Content-Encoding") or "identity").lower() != "identity":
             raise _error(url, "its host sends it packed")
         length = answer.getheader("Content-Length")
@@ -151,7 +175,7 @@ class Download:
             if len(body) > self.max_bytes:
                 raise _error(url, f"more than data.download.max_bytes={self.max_bytes} bytes")
         if length is not None and length.isdigit() and len(body) != int(length):
-            raise _error(url, f"{len(body)} of {length} bytes came")
+            raise _error(url, f"{len(body)} of {length} bytes came", TransientError)
         return bytes(body)
 
 
@@ -172,5 +196,5 @@ def is_url(image: str) -> bool:
     return image.lower().startswith(("http://", "https://"))
 
 
-def _error(url: str, why: str) -> ImageError:
-    return ImageError("", f"download: {redact(url[:200])}: {why}")
+def _error(url: str, why: str, kind: type[ImageError] = ImageError) -> ImageError:
+    return kind("", f"download: {redact(url[:200])}: {why}")

@@ -1,21 +1,14 @@
-"""Check, hash and copy images during preparation; an SQLite file holds the results, so that memory use does not grow."""
+"""ImageIndex: what is known about images, ids and references during a preparation, in an SQLite file, so that memory use does not grow."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..config.guard.secrets import redact
-from .download import Download, is_url
-from .images import ImageError, decode, read_image
-
-EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
+_COLUMNS = "path, sha256, size, width, height, mtime_ns, stored, error, number, content, ctime_ns, url"
 RECENT = 4096  # image records cached in memory: rows of one image usually stand together
 
 
@@ -23,8 +16,8 @@ RECENT = 4096  # image records cached in memory: rows of one image usually stand
 class ImageRecord:
     """One image, or in `error` the reason why it cannot be used.
 
-    path: relative to the data root, or to the prepared directory if `stored` (copied into it).
-    content: a number that images with the same bytes share.
+    path: relative to the data root, or to the prepared directory if `stored` (copied into it); absolute if it cannot be used.
+    url: the sha256 of the URL it was downloaded from. content: a number that images with the same bytes share.
     """
 
     path: str = ""
@@ -37,61 +30,8 @@ class ImageRecord:
     error: str = ""
     number: int = -1
     content: int = -1
-
-
-def locate(image: str, root: Path | None) -> tuple[Path, str]:
-    """The file that an image path of a row names, and its posix path below `root`. Raises ImageError without a name."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/?/?", image) and not re.match(r"[A-Za-z]:[\\/]", image):
-        raise ImageError("", f"image is a URL: {redact(image[:200])}; download it and name the file, or mmft prepare with data.download.hosts=[HOST]")
-    if root is None:
-        raise ImageError("", f"missing image: {image} is a path and this source has no data root; set data.root")
-    name = image if os.sep == "\\" or "\\" not in image or (root / image).exists() else image.replace("\\", "/")
-    try:
-        path = Path(os.path.normpath(root / name))
-        real, real_root = Path(os.path.realpath(path)), Path(os.path.realpath(root))
-    except ValueError:
-        raise ImageError("", f"missing image: {image!r} is not a file name") from None
-    allowed = [real_root]
-    for folder in (root, *root.parents):  # the snapshots of a hub's cache link to files beside them
-        if folder.parent.name == "snapshots":
-            allowed.append(folder.parent.parent / "blobs")
-    if not any(real.is_relative_to(a) for a in allowed):
-        raise ImageError("", f"image outside the data root: {image} is not below {root.as_posix()}; set data.root to a folder that holds it")
-    base = next((b for b in (Path(os.path.normpath(root)), real_root) if path.is_relative_to(b)), None)
-    relative = path.relative_to(base) if base is not None else real.relative_to(real_root)
-    return path, relative.as_posix()
-
-
-def examine(image: str | bytes, root: Path | None, store: Path | None, download: Download | None = None) -> ImageRecord:
-    """Read (or download), hash and decode one image; with `store`, also copy it into that folder, named by its hash.
-
-    Runs in a worker thread. A fault of the image is returned in the record's `error`; raises OSError if the copy fails.
-    """
-    mtime = 0
-    try:
-        if isinstance(image, bytes):
-            data, relative = image, ""
-        elif download is not None and is_url(image):
-            data, relative = download.fetch(image), ""
-        else:
-            path, relative = locate(image, root)
-            data = read_image(path, "")
-            mtime = path.stat().st_mtime_ns
-        picture, kind = decode(data)
-    except ImageError as error:
-        shown = "" if isinstance(image, bytes) else redact(image)
-        named = error.reason if shown in error.reason else error.reason.replace(": ", f": {shown}: ", 1)
-        return ImageRecord(error=named)
-    sha256 = hashlib.sha256(data).hexdigest()
-    if store is not None:
-        relative = f"images/{sha256[:2]}/{sha256}.{EXTENSIONS.get(kind, kind.lower())}"
-        target = store / relative
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
-        mtime = target.stat().st_mtime_ns
-    width, height = picture.size
-    return ImageRecord(relative, sha256, len(data), width, height, mtime, store is not None)
+    ctime_ns: int = 0
+    url: str = ""
 
 
 class ImageIndex:
@@ -102,7 +42,7 @@ class ImageIndex:
         # the file is deleted after the preparation, so it need not survive a crash
         for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-6000", "locking_mode=EXCLUSIVE"):
             self._db.execute(f"PRAGMA {pragma}")
-        self._db.execute("CREATE TABLE images (number INTEGER PRIMARY KEY, key TEXT UNIQUE, path, sha256, size, width, height, mtime_ns, stored, error, content)")
+        self._db.execute("CREATE TABLE images (number INTEGER PRIMARY KEY, key TEXT UNIQUE, path, sha256, size, width, height, mtime_ns, stored, error, content, ctime_ns, url)")
         self._db.execute("CREATE TABLE contents (number INTEGER PRIMARY KEY, sha256 TEXT UNIQUE)")
         self._db.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, seen INTEGER) WITHOUT ROWID")
         self._db.execute("BEGIN")
@@ -116,7 +56,7 @@ class ImageIndex:
     def get(self, key: str) -> ImageRecord | None:
         record = self._recent.get(key)
         if record is None:
-            row = self._db.execute("SELECT path, sha256, size, width, height, mtime_ns, stored, error, number, content FROM images WHERE key = ?", (key,)).fetchone()
+            row = self._db.execute(f"SELECT {_COLUMNS} FROM images WHERE key = ?", (key,)).fetchone()
             record = ImageRecord(*row) if row else None
         if record is not None:
             self._remember(key, record)
@@ -130,9 +70,9 @@ class ImageIndex:
             if not found:
                 self._db.execute("INSERT INTO contents VALUES (?, ?)", (content, r.sha256))
                 self.n_contents += 1
-        record = ImageRecord(r.path, r.sha256, r.size, r.width, r.height, r.mtime_ns, r.stored, r.error, self.n_images, content)
-        self._db.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (
-            record.number, key, r.path, r.sha256, r.size, r.width, r.height, r.mtime_ns, r.stored, r.error, content))
+        record = replace(r, number=self.n_images, content=content)
+        self._db.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (
+            record.number, key, r.path, r.sha256, r.size, r.width, r.height, r.mtime_ns, r.stored, r.error, content, r.ctime_ns, r.url))
         self.n_images += 1
         self._remember(key, record)
         return record
@@ -162,6 +102,23 @@ class ImageIndex:
 
     def images(self) -> Iterator[ImageRecord]:
         """The usable images, one record for each key."""
-        columns = "path, sha256, size, width, height, mtime_ns, stored, error, number, content"
-        for row in self._db.execute(f"SELECT {columns} FROM images WHERE error = '' ORDER BY number"):
+        return self._records("error = ''")
+
+    def unusable(self) -> Iterator[ImageRecord]:
+        """The images that cannot be used."""
+        return self._records("error != ''")
+
+    def _records(self, condition: str) -> Iterator[ImageRecord]:
+        for row in self._db.execute(f"SELECT {_COLUMNS} FROM images WHERE {condition} ORDER BY number"):
             yield ImageRecord(*row)
+
+    # -- references that rows with the same images and prompt share --
+
+    def add_references(self, pairs: Iterable[tuple[int, str]]) -> None:
+        """pairs: (key of images and prompt, reference); a pair that exists is kept once."""
+        self._db.execute("CREATE TABLE IF NOT EXISTS shared (key INTEGER, reference TEXT, UNIQUE (key, reference))")
+        self._db.executemany("INSERT OR IGNORE INTO shared VALUES (?, ?)", pairs)
+
+    def references(self, key: int, most: int) -> list[str]:
+        """The first `most` references of a key."""
+        return [text for (text,) in self._db.execute("SELECT reference FROM shared WHERE key = ? ORDER BY rowid LIMIT ?", (key, most))]

@@ -22,10 +22,23 @@ if TYPE_CHECKING:
 MAX_PIXELS = 89_000_000
 # 89 million uncompressed pixels of 8-bit RGB; a larger file is not an image for training.
 MAX_BYTES = 3 * MAX_PIXELS
+HEIF_HINT = "pip install 'mmft[heic]'"
+MOST_PIXELS = 1 << 31  # the largest data.max_pixels
 # Qwen's processors raise an error on longer strips during training; after resizing, such a strip shows nothing anyway.
 MAX_ASPECT = 200
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".heic", ".heif",
+            ".jp2", ".ppm", ".pgm", ".pbm", ".tga", ".ico", ".pcx")  # fmt: skip
 # Raster formats found in data sets. Others are excluded on purpose: EPS, for example, runs an external program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO", "DIB", "PCX")
+
+
+# The first bytes of the formats above.
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51", b"P4", b"P5", b"P6")
+
+
+def is_image(data: bytes) -> bool:
+    """Whether bytes begin like an image file."""
+    return data.startswith(_SIGNATURES) or data[4:8] == b"ftyp" or data[:4] == b"RIFF" and data[8:12] == b"WEBP"
 
 
 class ImageError(UserError):
@@ -45,21 +58,26 @@ def open_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS, sha256:
     Raises ImageError for a missing, truncated, damaged, unknown, too large or changed file.
     """
     name = "" if isinstance(source, bytes) else str(source)
-    data = source if isinstance(source, bytes) else read_image(Path(source), name)
+    data = source if isinstance(source, bytes) else read_image(Path(source), name, max_pixels)
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise ImageError(name, "changed image: not the file that was prepared (its sha256 differs); put it back, or delete the prepared"
                          " data set (its folder below output_dir/data) and prepare again")
     return decode(data, name, max_pixels)[0]
 
 
-def read_image(path: Path, name: str) -> bytes:
+def max_bytes(max_pixels: int) -> int:
+    """The largest image file that is read: uncompressed 8-bit RGB."""
+    return 3 * max(max_pixels, MAX_PIXELS)
+
+
+def read_image(path: Path, name: str, max_pixels: int = MAX_PIXELS) -> bytes:
     """The bytes of an image file. Raises ImageError, also for pipes and devices, whose reading might never end."""
     try:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):
             raise ImageError(name, "unreadable image: not a file" if not stat.S_ISDIR(info.st_mode) else "unreadable image: a folder")
-        if info.st_size > MAX_BYTES:
-            raise ImageError(name, f"unreadable image: {info.st_size} bytes, more than {MAX_BYTES} in all")
+        if info.st_size > max_bytes(max_pixels):
+            raise ImageError(name, f"unreadable image: {info.st_size} bytes, more than {max_bytes(max_pixels)} in all")
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise ImageError(name, "missing image: no such file") from None
@@ -78,11 +96,12 @@ def decode(data: bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> tuple[I
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the size is checked below; other warnings concern metadata
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            heif = _is_heif(data) and _register_heif(name)
+            image = Image.open(io.BytesIO(data), formats=(*FORMATS, *(["HEIF"] if heif else [])))
             kind = image.format or ""
             width, height = image.size
             if width * height > max_pixels:
-                raise ImageError(name, f"unreadable image: {width} x {height} pixels, more than {max_pixels} in all")
+                raise ImageError(name, f"unreadable image: {width} x {height} pixels, more than {max_pixels} in all; make it smaller, or allow it with data.max_pixels={width * height}")
             if max(width, height) > MAX_ASPECT * min(width, height):
                 raise ImageError(name, f"unreadable image: {width} x {height} pixels, a strip more than {MAX_ASPECT} times as long as wide")
             if kind == "PNG":
@@ -97,6 +116,21 @@ def decode(data: bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> tuple[I
     except Exception as error:  # Pillow's readers raise many exception types on damaged files
         reason = "not a picture in a known format" if type(error).__name__ == "UnidentifiedImageError" else " ".join(str(error).split())
         raise ImageError(name, f"unreadable image: {reason or type(error).__name__}") from None
+
+
+def _is_heif(data: bytes) -> bool:
+    """Whether the file is HEIC or HEIF, by its major brand."""
+    return data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+
+
+def _register_heif(name: str) -> bool:
+    """Let Pillow read HEIC files with the package pillow-heif. Raises ImageError if it is not installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise ImageError(name, f"unreadable image: a HEIC file, which needs the package pillow-heif ({HEIF_HINT})") from None
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -10,7 +10,7 @@ import platform
 import shutil
 import sqlite3
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,15 +19,21 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..common.errors import UserError
 from . import splits
+from .archives import Archives
 from .download import is_url
-from .image_index import ImageIndex, ImageRecord, examine
+from .examine import Examiner
+from .image_index import ImageIndex, ImageRecord
 from .prepared import FORMAT, Manifest, PreparedData
 from .row_checks import problem, strip_texts
 from .sample import BadRow, Row
 from .sources.base import Settings, Source, Stamp
-from .writer import Report, RowFile, divide
+from .staleness import archive_states, earlier_downloads, stale, write_unusable
+from .wording import shorten_words, shown
+from .writer import Report, RowFile, collect_references, divide
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -65,12 +71,16 @@ def prepare(source: Source, out_root: str | Path, download: bool = False) -> Pre
 
 
 def _prepare(source: Source, settings: Settings, stamp: Stamp, key: str, final: Path, download: bool) -> PreparedData:
+    earlier: dict[str, Path] = {}
     if final.is_dir():
         existing = PreparedData(final)
-        changed = existing.changed_image()
-        if changed is None:
+        reason = stale(existing, download and source.downloader is not None)
+        if reason is None:
             return existing
-        print(f"mmft: {changed} has changed since {final.name} was prepared; preparing again", file=sys.stderr)
+        if source.downloader is not None and not download:
+            raise UserError(f"{final.name}: {reason}; run `mmft prepare` with the same data=... words, which alone downloads images")
+        print(f"mmft: {final.name}: {reason}; preparing again", file=sys.stderr)
+        earlier = earlier_downloads(existing)
     if source.downloader is not None and not download:
         raise UserError("data.download: only `mmft prepare` downloads images; run it with the same data=... words first")
     failed = final.with_name(f"{final.name}.report.jsonl")
@@ -78,7 +88,7 @@ def _prepare(source: Source, settings: Settings, stamp: Stamp, key: str, final: 
     _remove(folder)  # left by a crash
     folder.mkdir()
     try:
-        preparation = _Preparation(source, folder)
+        preparation = _Preparation(source, folder, earlier)
         try:
             results = preparation.run()
         except _TooManyBadRows as error:
@@ -113,15 +123,20 @@ class _PendingRow:
 
 @dataclass
 class _Preparation:
-    """One preparation into the temporary `folder`. rows_read, first_reasons: counts and examples for messages."""
+    """One preparation into the temporary `folder`. earlier: see Examiner. rows_read, first_reasons, row_notes: for messages."""
 
     source: Source
     folder: Path
+    earlier: dict[str, Path]
     rows_read: int = 0
     first_reasons: list[str] = field(default_factory=list)
+    row_notes: Counter[str] = field(default_factory=Counter)
+    uses_archives: bool = False
 
     def __post_init__(self) -> None:
         self.root = self.source.data_root()
+        self.archives = Archives(self.root)
+        self.examiner = Examiner(self.root, self.source.image_boundary(), self.folder, self.archives, self.source.downloader, self.source.max_pixels, self.earlier)
         self.index = ImageIndex(self.folder / "index.sqlite")
         self.report = Report(self.folder / "report.jsonl")
         self.rows = RowFile(self.folder / "rows.arrow")
@@ -130,6 +145,7 @@ class _Preparation:
 
     def close(self) -> None:
         self.pool.shutdown(wait=True, cancel_futures=True)
+        self.archives.close()
         self.index.close()
         self.report.close()
         self.rows.close()
@@ -138,11 +154,23 @@ class _Preparation:
         """First pass: rows to rows.arrow. Second pass: rows.arrow to one file a split. Returns entries of the manifest."""
         self._first_pass()
         self._check_bad_share()
-        assignment = splits.assign(self.rows.given_splits, self.rows.offsets, self.rows.contents, self.index.digests(), self.source.splits)
+        given, prompts, grouped = self.rows.given_splits, self.rows.prompts, self.source.group_rows()
+        kept = splits.first_of(prompts, given) if grouped else np.ones(len(given), dtype=bool)
+        assignment = splits.assign_kept(kept, given, self.rows.offsets, self.rows.contents, self.index.digests(), self.source.splits)
+        shared = self._shared_references(prompts, assignment.codes, grouped)
         self.rows.release()
-        parts, fingerprint, images = divide(self.folder, self.rows.path, assignment, self.index, self.report)
-        for note in assignment.notes:
-            self.report.add("data.splits", None, "note", note)
+        parts, fingerprint, images = divide(self.folder, self.rows.path, assignment, self.index, self.report, shared)
+        merged = int((assignment.codes == splits.MERGED).sum())
+        notes = [*self.source.notes, *self.archives.unreadable, *(_counted(note, count) for note, count in self.row_notes.items())]
+        if merged:
+            notes.append(f"{merged + int(kept.sum())} rows became {int(kept.sum())}, one for each of their images and prompts (data.captions=group)")
+        elif shared:
+            notes.append(f"{len(shared)} held-out rows have the answers of other rows with the same images and prompt as references, too")
+        notes += assignment.notes
+        for note in notes:
+            self.report.add("data", None, "note", note)
+        write_unusable(self.folder, self.index)
+        missing = any(r.error.startswith("missing image") for r in self.index.unusable())
         self.index.close()
         for name in ("index.sqlite", "rows.arrow"):
             (self.folder / name).unlink()
@@ -150,9 +178,20 @@ class _Preparation:
         return {
             "fingerprint": fingerprint, "root": self.root.resolve().as_posix() if self.root else None, "splits": parts,
             "images": images, "rows_read": self.rows_read, "dropped": actions["dropped"], "changed": actions["changed"],
-            "reasons": dict(sorted(self.report.kinds.items())), "notes": assignment.notes,
+            "merged": merged, "archives": archive_states(self.archives) if self.uses_archives or missing else None,
+            "reasons": dict(sorted(self.report.kinds.items())), "notes": notes,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": _versions(),
         }
+
+    def _shared_references(self, prompts: np.ndarray, codes: np.ndarray, grouped: bool) -> dict[int, int]:
+        """row -> prompt key of the rows that get the references of other rows: held-out rows, with `grouped` all rows."""
+        keys, counts = np.unique(prompts, return_counts=True)
+        repeated = keys[counts > 1]
+        if not len(repeated):
+            return {}
+        receives = np.isin(prompts, repeated) & (np.isin(codes, (splits.VALIDATION, splits.TEST)) | (grouped & (codes == splits.TRAIN)))
+        collect_references(self.rows.path, prompts, np.unique(prompts[receives]), self.index)
+        return {int(row): int(prompts[row]) for row in np.flatnonzero(receives)}
 
     # -- first pass --
 
@@ -181,12 +220,14 @@ class _Preparation:
         strip_texts(item)
         reason = problem(item, self.source.text_only)
         if reason is None and item.split is not None and str(item.split).lower() not in splits.ALIASES:
-            reason = f"unknown split: {item.split!r}; use train, validation or test"
+            reason = f"unknown split: {shown(item.split)!r}; use train, validation or test"
         if reason is not None:
             return BadRow(item.where, reason, item.id)
         downloads = self.source.downloader is not None
         # all images of a row have one root: if one must be stored in the prepared set, all are
-        stored = any(isinstance(image, bytes) or downloads and is_url(image) for image in item.images)
+        archived = [not isinstance(image, bytes) and self.examiner.archived(image) is not None for image in item.images]
+        self.uses_archives = self.uses_archives or any(archived)
+        stored = any(archived) or any(isinstance(image, bytes) or downloads and is_url(image) for image in item.images)
         keys = [self._submit(image, stored) for image in item.images]
         item.images = []
         return _PendingRow(item, keys)
@@ -197,7 +238,7 @@ class _Preparation:
         else:
             key = ("copy:" if stored else "path:") + (image if is_url(image) else os.path.normpath(image))
         if key not in self.pending and self.index.get(key) is None:
-            self.pending[key] = self.pool.submit(examine, image, self.root, self.folder if stored else None, self.source.downloader)
+            self.pending[key] = self.pool.submit(self.examiner.examine, image, stored)
         return key
 
     def _finish(self, item: _PendingRow | BadRow) -> None:
@@ -213,7 +254,8 @@ class _Preparation:
             return
         name = self.index.unique_id(str(row.id))
         if name != str(row.id):
-            self.report.add(row.where, str(row.id), "changed", f"duplicate id: {row.id} is used before; this row is now {name}")
+            self.report.add(row.where, str(row.id), "changed", f"duplicate id: {shown(row.id)} is used before; this row is now {shown(name)}")
+        self.row_notes.update(row.notes)
         given_split = -1 if row.split is None else splits.ALIASES[str(row.split).lower()]
         self.rows.add(name, row, records, given_split)
 
@@ -222,13 +264,14 @@ class _Preparation:
         return record if record is not None else self.index.add(key, self.pending.pop(key).result())
 
     def _drop(self, bad: BadRow) -> None:
+        bad = BadRow(bad.where, shorten_words(bad.reason), bad.id)
         self.report.add(bad.where, bad.id, "dropped", bad.reason)
         if len(self.first_reasons) < 3:
             self.first_reasons.append(f"{bad.where}: {bad.reason}")
 
     def _check_bad_share(self) -> None:
         if not self.rows_read:
-            raise UserError(f"data={self.source.name}: the source has no rows")
+            raise UserError(f"data={self.source.name}: the source has no rows; check data.path and the files it names")
         bad, allowed = self.report.counts["dropped"], self.source.max_bad_share
         if bad == self.rows_read or bad > allowed * self.rows_read:
             self.report.close()
@@ -240,6 +283,10 @@ def _write_json(path: Path, value: Manifest) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         json.dump(value, file, ensure_ascii=False, indent=2)
         file.write("\n")
+
+
+def _counted(note: str, count: int) -> str:
+    return f"{count} rows {note}" if count != 1 else f"1 row {note.replace('have', 'has', 1)}"
 
 
 def _versions() -> dict[str, str]:

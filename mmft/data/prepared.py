@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..common.errors import UserError
+from .images import MAX_PIXELS
 from .sample import Sample
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = 1  # of the files below; a set with another number is prepared again
-CHECKED_IMAGES = 20_000  # image files whose size and time are compared before a set is used again
+FORMAT = 2  # of the files below; a set with another number is prepared again
 
 
 class SplitCounts(TypedDict):
@@ -25,7 +25,11 @@ class SplitCounts(TypedDict):
 
 
 class Manifest(TypedDict):
-    """manifest.json: what the set was made of, and its counts."""
+    """manifest.json: what the set was made of, and its counts.
+
+    merged: rows that became part of another row (data.captions=group). archives: size and time of the archives beside the table,
+    if images were read from one or are missing.
+    """
 
     format: int
     name: str
@@ -39,6 +43,8 @@ class Manifest(TypedDict):
     rows_read: int
     dropped: int
     changed: int
+    merged: int
+    archives: dict[str, list[int]] | None
     reasons: dict[str, int]
     notes: list[str]
     created: str
@@ -46,7 +52,10 @@ class Manifest(TypedDict):
 
 
 class ImageFile(TypedDict):
-    """One row of images.arrow. path: below the data root, or below the prepared directory if `stored` (copied into it)."""
+    """One row of images.arrow. path: below the data root, or below the prepared directory if `stored` (copied into it).
+
+    url: the sha256 of the URL it was downloaded from, or "".
+    """
 
     path: str
     sha256: str
@@ -55,6 +64,7 @@ class ImageFile(TypedDict):
     height: int
     mtime_ns: int
     stored: bool
+    url: str
 
 
 class PreparedData:
@@ -83,7 +93,7 @@ class PreparedData:
         if name not in self.splits:
             raise UserError(f"{self.path.name}: has no {name} split, only {', '.join(self.splits)}; "
                             f"hold rows out with data.splits.{name}=... or choose another split")
-        rows = Rows(self.path, name, self.splits[name], self.manifest["root"])
+        rows = Rows(self.path, name, self.splits[name], self.manifest["root"], self.manifest["source"].get("max_pixels", MAX_PIXELS))
         self._open.append(rows)
         return rows
 
@@ -95,24 +105,6 @@ class PreparedData:
             for batch in pa.ipc.open_stream(source):
                 yield from batch.to_pylist()
 
-    def changed_image(self) -> str | None:
-        """The name of an image file that is gone or has another size or time than when it was prepared, or None.
-
-        Checks 20,000 evenly spaced files if there are more.
-        """
-        step = max(1, self.manifest["images"] // CHECKED_IMAGES)
-        for i, image in enumerate(self.images()):
-            if i % step:
-                continue
-            path = (self.path if image["stored"] else Path(self.manifest["root"] or "")) / image["path"]
-            try:
-                stat = path.stat()
-            except OSError:
-                return str(path)
-            if stat.st_size != image["bytes"] or (stat.st_mtime_ns != image["mtime_ns"] and not image["stored"]):
-                return str(path)
-        return None
-
     def close(self) -> None:
         """Unmap the files; Windows does not move a directory while one of its files is mapped."""
         for rows in self._open:
@@ -123,8 +115,8 @@ class PreparedData:
 class Rows(Sequence[Sample]):
     """The samples of one split, by number: memory-mapped, picklable, the same in every worker process."""
 
-    def __init__(self, path: Path, name: str, length: int, root: str | None):
-        self.path, self.name, self._length, self._root = path, name, length, root
+    def __init__(self, path: Path, name: str, length: int, root: str | None, max_pixels: int = MAX_PIXELS) -> None:
+        self.path, self.name, self._length, self._root, self._max_pixels = path, name, length, root, max_pixels
         self._batches: list[pa.RecordBatch] | None = None  # views of the mapped file
         self._ends: list[int] = []  # number of rows up to the end of each batch
 
@@ -139,7 +131,8 @@ class Rows(Sequence[Sample]):
         row = self._row(index % self._length)
         # images that came as bytes lie in the prepared directory, wherever that is now
         root = str(self.path.resolve().as_posix()) if row["stored"] else self._root or ""
-        return Sample(row["id"], tuple(row["images"]), json.loads(row["messages"]), tuple(row["references"]), root, tuple(row["sha256"]))
+        return Sample(row["id"], tuple(row["images"]), json.loads(row["messages"]), tuple(row["references"]), root, tuple(row["sha256"]),
+                      self._max_pixels)  # fmt: skip
 
     def _row(self, index: int) -> dict[str, Any]:
         import pyarrow as pa

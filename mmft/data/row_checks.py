@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .sample import Message, Row, message_text
+from .wording import shown
 
 
 def strip_texts(row: Row) -> None:
@@ -34,7 +35,7 @@ def problem(row: Row, text_only: bool = False) -> str | None:
         if not isinstance(image, bytes) and not str(image).strip():
             return "missing image: the image's name is empty"
         if not isinstance(image, bytes) and not _is_unicode(str(image)):
-            return f"missing image: {image!r} is not a file name"
+            return f"missing image: {shown(image)!r} is not a file name"
     if not all(_is_unicode(str(text)) for text in (row.id, *row.references)):
         return "bad text: its id or a reference holds half of a surrogate pair, which is not a character"
     return None
@@ -52,7 +53,7 @@ def _role_problem(messages: list[Message]) -> str | None:
     roles = [m["role"] for m in messages]
     unknown = next((r for r in roles if r not in ("system", "user", "assistant", "tool")), None)
     if unknown is not None:
-        return f"role order: {unknown!r} is not system, user, assistant or tool"
+        return f"role order: {shown(unknown)!r} is not system, user, assistant or tool"
     if "assistant" not in roles:
         return "no answer: no assistant turn"
     turns = roles[1:] if roles[0] == "system" else roles

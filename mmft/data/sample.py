@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
-from .images import open_image
+from .images import MAX_PIXELS, open_image
 
 if TYPE_CHECKING:
-    from typing import NotRequired  # Python 3.11; in 3.10 only mypy reads it
+    from typing import NotRequired, Required  # Python 3.11; in 3.10 only mypy reads them
 
     from PIL import Image
 
@@ -23,14 +23,19 @@ class TextPart(TypedDict):
     text: str
 
 
-class ImagePart(TypedDict):
-    """The position of the next image of the row, and the size that the row sets for it (keys of qwen-vl-utils, in pixels)."""
+class ImageSize(TypedDict, total=False):
+    """The size that a row sets for an image (keys of qwen-vl-utils, in pixels)."""
 
-    type: Literal["image"]
-    min_pixels: NotRequired[int]
-    max_pixels: NotRequired[int]
-    resized_height: NotRequired[int]
-    resized_width: NotRequired[int]
+    min_pixels: int
+    max_pixels: int
+    resized_height: int
+    resized_width: int
+
+
+class ImagePart(ImageSize):
+    """The position of the next image of the row."""
+
+    type: Required[Literal["image"]]
 
 
 Part = TextPart | ImagePart
@@ -81,7 +86,7 @@ class Sample:
     images: files below `root`, posix paths, in the order of the image parts of `messages`.
     messages: the last one is the assistant's answer.
     references: all known captions or answers, the training answer first.
-    sha256: the content hash of each image file, in the order of `images`.
+    sha256: the content hash of each image file, in the order of `images`. max_pixels: larger images are refused.
     """
 
     id: str
@@ -90,6 +95,7 @@ class Sample:
     references: tuple[str, ...]
     root: str
     sha256: tuple[str, ...] = ()
+    max_pixels: int = MAX_PIXELS
 
     @property
     def image_paths(self) -> list[Path]:
@@ -98,7 +104,7 @@ class Sample:
     def load_images(self) -> list[Image.Image]:
         """The images as RGB. Raises ImageError with the file's name, also for a file whose content has changed since preparation."""
         hashes = self.sha256 or (None,) * len(self.images)
-        return [open_image(path, sha256=sha256) for path, sha256 in zip(self.image_paths, hashes, strict=True)]
+        return [open_image(path, self.max_pixels, sha256) for path, sha256 in zip(self.image_paths, hashes, strict=True)]
 
     @cached_property
     def content(self) -> str:

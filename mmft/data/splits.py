@@ -11,7 +11,7 @@ import numpy as np
 from ..common.errors import UserError
 from .sources.base import Splits
 
-TRAIN, VALIDATION, TEST, DROPPED = 0, 1, 2, 3
+TRAIN, VALIDATION, TEST, DROPPED, MERGED = 0, 1, 2, 3, 4
 NAMES = ("train", "validation", "test")
 # Names that data sets use for their splits; COCO's "restval" are images meant for training.
 ALIASES = {
@@ -23,11 +23,32 @@ ALIASES = {
 
 @dataclass
 class Assignment:
-    """codes: (rows,) int8 of TRAIN, VALIDATION, TEST or DROPPED; dropped: row -> reason; notes: lines for the user."""
+    """codes: (rows,) int8 of TRAIN, VALIDATION, TEST, DROPPED or MERGED (into an earlier row); dropped: row -> reason; notes: lines for the user."""
 
     codes: np.ndarray
     dropped: dict[int, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+
+def assign_kept(kept: np.ndarray, given: np.ndarray, offsets: np.ndarray, contents: np.ndarray, digests: Iterable[bytes], splits: Splits) -> Assignment:
+    """`assign` for the rows of the mask `kept` (rows,) alone; the others are MERGED. Raises UserError."""
+    if kept.all():
+        return assign(given, offsets, contents, digests, splits)
+    sizes = np.diff(offsets)
+    part = assign(given[kept], np.concatenate([[0], np.cumsum(sizes[kept])]), contents[np.repeat(kept, sizes)], digests, splits)
+    rows = np.flatnonzero(kept)
+    codes = np.full(len(given), MERGED, dtype=np.int8)
+    codes[rows] = part.codes
+    return Assignment(codes, {int(rows[row]): reason for row, reason in part.dropped.items()}, part.notes)
+
+
+def first_of(prompts: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """(rows,) bool: the first row of each prompt key and given split."""
+    first = np.zeros(len(prompts), dtype=bool)
+    for code in np.unique(given):
+        rows = np.flatnonzero(given == code)
+        first[rows[np.unique(prompts[rows], return_index=True)[1]]] = True
+    return first
 
 
 def assign(given: np.ndarray, offsets: np.ndarray, contents: np.ndarray, digests: Iterable[bytes], splits: Splits) -> Assignment:

@@ -6,20 +6,24 @@ import hashlib
 import json
 from array import array
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .image_index import ImageIndex, ImageRecord
-from .prepared import SplitCounts
-from .sample import Row
+from .prepared import ImageFile, SplitCounts
+from .sample import Message, Row
 from .splits import DROPPED, NAMES, Assignment
+from .wording import shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH = 1000  # rows of one Arrow record batch
+MOST_REFERENCES = 100  # that a row gets from other rows with the same images and prompt
 
 
 def _schema() -> pa.Schema:
@@ -43,6 +47,7 @@ class Report:
         self.counts[action] += 1
         if action != "note":
             self.kinds[reason.split(":")[0]] += 1
+        id = None if id is None else shown(id)
         # ASCII, because a text that cannot be written as UTF-8 may be what makes the row unusable
         self._file.write(json.dumps({"where": where, "id": id, "action": action, "reason": reason}) + "\n")
 
@@ -51,7 +56,7 @@ class Report:
 
 
 class RowFile:
-    """Usable rows as one Arrow stream; what the division into splits needs is kept in memory (13 bytes a row)."""
+    """Usable rows as one Arrow stream; what the division into splits needs is kept in memory (21 bytes a row)."""
 
     def __init__(self, path: Path):
         import pyarrow as pa
@@ -61,7 +66,7 @@ class RowFile:
         self._sink = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_stream(self._sink, self._schema)
         self._columns: list[list[Any]] = [[] for _ in self._schema]
-        self._given_splits, self._offsets, self._contents = array("b"), array("q", [0]), array("i")
+        self.release()
 
     @property
     def given_splits(self) -> np.ndarray:
@@ -78,6 +83,11 @@ class RowFile:
         """(images of all rows,) int32: content numbers."""
         return np.frombuffer(self._contents, dtype=np.int32) if self._contents else np.zeros(0, np.int32)
 
+    @property
+    def prompts(self) -> np.ndarray:
+        """(rows,) int64: equal for rows with the same images and the same messages before the answer."""
+        return np.frombuffer(self._prompts, dtype=np.int64) if self._prompts else np.zeros(0, np.int64)
+
     def add(self, id: str, row: Row, images: list[ImageRecord], given_split: int) -> None:
         cells = (
             id, [r.path for r in images], [r.sha256 for r in images], any(r.stored for r in images),
@@ -88,6 +98,7 @@ class RowFile:
         self._given_splits.append(given_split)
         self._contents.extend(r.content for r in images)
         self._offsets.append(len(self._contents))
+        self._prompts.append(prompt_key([r.sha256 for r in images], row.messages[:-1]))
         if len(self._columns[0]) == BATCH:
             self._flush()
 
@@ -101,7 +112,7 @@ class RowFile:
 
     def release(self) -> None:
         """Free the arrays once the rows are divided."""
-        self._given_splits, self._offsets, self._contents = array("b"), array("q", [0]), array("i")
+        self._given_splits, self._offsets, self._contents, self._prompts = array("b"), array("q", [0]), array("i"), array("q")
 
     def close(self) -> None:
         if self._writer is not None:
@@ -112,9 +123,30 @@ class RowFile:
             self._writer = None
 
 
-def divide(folder: Path, rows: Path, assignment: Assignment, index: ImageIndex, report: Report) -> tuple[dict[str, SplitCounts], str, int]:
+def prompt_key(images: list[str], messages: list[Message]) -> int:
+    """A 63-bit hash of image contents and the messages before an answer."""
+    text = json.dumps([images, messages], ensure_ascii=False)
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
+
+
+def collect_references(rows: Path, prompts: np.ndarray, repeated: np.ndarray, index: ImageIndex) -> None:
+    """Store the references of all rows whose prompt key is in `repeated` in the index. rows: rows.arrow; prompts: (rows,) its keys."""
+    import pyarrow as pa
+
+    start = 0
+    with pa.OSFile(str(rows), "rb") as source:
+        for batch in pa.ipc.open_stream(source):
+            keys = prompts[start : start + batch.num_rows]
+            for i in np.flatnonzero(np.isin(keys, repeated)):
+                index.add_references((int(keys[i]), text) for text in batch["references"][i].as_py())
+            start += batch.num_rows
+
+
+def divide(folder: Path, rows: Path, assignment: Assignment, index: ImageIndex, report: Report,
+           shared: Mapping[int, int] | None = None) -> tuple[dict[str, SplitCounts], str, int]:
     """Write one Arrow file a split, and images.arrow. Returns (counts of each split, fingerprint, number of images).
 
+    shared: row -> prompt key of rows that get the references of all rows with that key.
     The fingerprint hashes (split, id, messages, references, image hashes) in order; paths and file names do not enter it.
     """
     import pyarrow as pa
@@ -132,6 +164,8 @@ def divide(folder: Path, rows: Path, assignment: Assignment, index: ImageIndex, 
             batch_codes = codes[start:start + batch.num_rows]
             for i in np.flatnonzero(batch_codes == DROPPED):
                 report.add(batch["where"][i].as_py(), batch["id"][i].as_py(), "dropped", assignment.dropped[start + int(i)])
+            if shared:
+                batch = _share_references(batch, start, shared, index)
             for code in present:
                 part = batch.filter(pa.array(batch_codes == code)).select(schema.names)
                 if part.num_rows:
@@ -147,6 +181,19 @@ def divide(folder: Path, rows: Path, assignment: Assignment, index: ImageIndex, 
     images = _write_images(folder, index, used)
     parts: dict[str, SplitCounts] = {NAMES[c]: {"rows": int((codes == c).sum()), "images": len(used[c])} for c in present}
     return parts, total.hexdigest(), images
+
+
+def _share_references(batch: pa.RecordBatch, start: int, shared: Mapping[int, int], index: ImageIndex) -> pa.RecordBatch:
+    """The batch with the references of other rows added, the row's own ones first."""
+    import pyarrow as pa
+
+    references = batch["references"].to_pylist()
+    for i, own in enumerate(references):
+        if (key := shared.get(start + i)) is not None:
+            references[i] = list(dict.fromkeys([*own, *index.references(key, MOST_REFERENCES)]))[: max(len(own), MOST_REFERENCES)]
+    position = batch.schema.get_field_index("references")
+    columns = [pa.array(references, type=batch.schema.field(position).type) if i == position else c for i, c in enumerate(batch.columns)]
+    return pa.record_batch(columns, schema=batch.schema)
 
 
 class _DigestSet:
@@ -180,30 +227,30 @@ def _hash(digest: hashlib._Hash, used: _DigestSet, part: pa.RecordBatch) -> None
 
 def _write_images(folder: Path, index: ImageIndex, used: dict[int, _DigestSet]) -> int:
     """Write images.arrow: each image file of a sample. Copies that only dropped rows used are deleted."""
+
+    def images() -> Iterator[ImageFile]:
+        for r in index.images():
+            if any(r.sha256 in digests for digests in used.values()):
+                yield {"path": r.path, "sha256": r.sha256, "bytes": r.size, "width": r.width, "height": r.height, "mtime_ns": r.mtime_ns,
+                       "stored": bool(r.stored), "url": r.url}  # fmt: skip
+            elif r.stored:
+                (folder / r.path).unlink(missing_ok=True)
+
+    return write_image_files(folder / "images.arrow", images())
+
+
+def write_image_files(path: Path, images: Iterable[ImageFile]) -> int:
+    """Write images.arrow. Returns the number of images."""
     import pyarrow as pa
 
     schema = pa.schema([
         ("path", pa.string()), ("sha256", pa.string()), ("bytes", pa.int64()), ("width", pa.int32()), ("height", pa.int32()),
-        ("mtime_ns", pa.int64()), ("stored", pa.bool_()),
+        ("mtime_ns", pa.int64()), ("stored", pa.bool_()), ("url", pa.string()),
     ])
     count = 0
-    columns: list[list[Any]] = [[] for _ in schema]
-    with pa.OSFile(str(folder / "images.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-
-        def flush() -> None:
-            writer.write_batch(pa.record_batch([pa.array(c, type=f.type) for c, f in zip(columns, schema)], schema=schema))
-            for column in columns:
-                column.clear()
-
-        for r in index.images():
-            if not any(r.sha256 in seen for seen in used.values()):
-                if r.stored:
-                    (folder / r.path).unlink(missing_ok=True)
-                continue
-            count += 1
-            for column, cell in zip(columns, (r.path, r.sha256, r.size, r.width, r.height, r.mtime_ns, bool(r.stored))):
-                column.append(cell)
-            if len(columns[0]) == BATCH:
-                flush()
-        flush()
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        remaining = iter(images)
+        while batch := list(islice(remaining, BATCH)):
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+            count += len(batch)
     return count

@@ -64,7 +64,7 @@ class Given(BaseSource):
     given: list = field(default_factory=list)
     where: str | None = None
 
-    def rows(self) -> Iterator[Row]:
+    def read(self) -> Iterator[Row]:
         yield from copy.deepcopy(self.given)  # prepare may change what it is given
 
     def stamp(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from small import Given, all_rows, caption_row, make, pictures, png, report
 
 from mmft.common.errors import UserError
 from mmft.data import prepare
+from mmft.data.examine import Examiner
 from mmft.data.prepared import PreparedData, describe
 from mmft.data.sample import BadRow, Row, assistant_turn, user_turn
 
@@ -28,7 +29,7 @@ def test_what_is_written_and_read_back(tmp_path):
     root = pictures(tmp_path / "photos", "a.png", "b.png", "sub/c.png")
     rows = [caption_row(n, f"  text {i} ", f"t:{i}", id=f"r{i}", references=["other"]) for i, n in enumerate(["a.png", "b.png", "sub/c.png"])]
     prepared = make(Given(name="set", root=str(root), given=rows, splits={"validation": 1, "by": "last"}), tmp_path)
-    assert sorted(p.name for p in prepared.path.iterdir()) == ["images.arrow", "manifest.json", "report.jsonl", "train.arrow", "validation.arrow"]
+    assert sorted(p.name for p in prepared.path.iterdir()) == ["images.arrow", "manifest.json", "report.jsonl", "train.arrow", "unusable_images.jsonl", "validation.arrow"]
     assert prepared.path.name == f"set-{prepared.manifest['key']}" and prepared.splits == {"train": 2, "validation": 1}
     sample = prepared.split("validation")[0]
     assert sample.id == "r2" and sample.images == ("sub/c.png",) and sample.root == root.as_posix()
@@ -159,8 +160,8 @@ def test_paths_and_bytes_may_be_mixed_also_in_one_row(tmp_path):
 def test_each_image_file_is_decoded_once(tmp_path, monkeypatch):
     root = pictures(tmp_path / "photos", "a.png", "b.png")
     looked = []
-    real = prepare.examine
-    monkeypatch.setattr(prepare, "examine", lambda image, *rest: looked.append(image) or real(image, *rest))
+    real = Examiner.examine
+    monkeypatch.setattr(Examiner, "examine", lambda self, image, copy: looked.append(image) or real(self, image, copy))
     rows = [caption_row(("a.png", "./a.png", "b.png")[i % 3], f"t{i}") for i in range(300)]
     make(Given(root=str(root), given=rows), tmp_path)
     assert len(looked) == 2
@@ -198,7 +199,7 @@ def test_a_changed_image_is_prepared_again(tmp_path, capsys):
     first = make(source, tmp_path)
     (root / "b.png").write_bytes(png(200, 9))
     assert make(source, tmp_path).fingerprint != first.fingerprint
-    assert "b.png has changed since" in capsys.readouterr().err
+    assert "b.png has changed; preparing again" in capsys.readouterr().err
 
 
 def test_a_prepared_set_with_its_own_images_can_be_moved(tmp_path):
@@ -228,7 +229,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, error):
 
 def test_a_source_that_fails_leaves_nothing(tmp_path):
     class Fails(Given):
-        def rows(self):
+        def read(self):
             yield caption_row(png(1))
             raise UserError("list.csv: gone")
 
@@ -254,7 +255,7 @@ SLOW = textwrap.dedent("""
     from small import Given, caption_row, png
     from mmft.data.prepare import prepare
     class Slow(Given):
-        def rows(self):
+        def read(self):
             print("read", flush=True)
             for i in range(3):
                 time.sleep(0.7)
@@ -282,7 +283,7 @@ FLAT = textwrap.dedent("""
     from mmft.data.prepare import prepare
     images = [png(i) for i in range(50)]
     class Many(Given):
-        def rows(self):
+        def read(self):
             for i in range({rows}):
                 yield caption_row(images[i % 50], "a caption of an ordinary length, number %d" % i, "x:%d" % i)
     p = prepare(Many(splits={{"validation": 0.1}}), {out!r})

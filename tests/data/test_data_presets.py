@@ -13,7 +13,7 @@ from mmft.data.sources.base import BaseSource
 
 FILES = sorted(p.stem for p in (Path(__file__).parents[2] / "conf" / "data").glob("[!_]*.yaml"))
 GIVEN = {"hub": ["data.dataset=a/b"], "llamafactory": ["data.path=x", "data.dataset=y"]}
-NEED_PATH = ("coco", "conversations", "imagefolder", "messages", "saved", "table")
+NEED_PATH = ("classfolder", "coco", "conversations", "imagefolder", "messages", "saved", "table")
 
 
 @pytest.mark.parametrize("name", FILES)

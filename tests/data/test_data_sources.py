@@ -100,7 +100,7 @@ def test_several_files_by_pattern_or_folder(tmp_path):
     ({"columns": {"txt": "caption"}}, "data.columns.txt: no such key. Did you mean text?"),
     ({"path": "{tmp}/tt.csv"}, "no such file or folder .* Did you mean t.csv?"),
     ({"path": "{tmp}/nowhere/t.csv"}, "no such file or folder"),
-    ({"path": "{tmp}/a.png"}, "rows are read from .csv"),
+    ({"path": "{tmp}/a.png"}, "neither its name nor its content shows a format; name it with data.format="),
     ({"path": "{tmp}/*.arrow"}, "no file matches"),
     ({"root": "{tmp}/absent", "columns": {"text": "caption"}}, "data.root=.*no such folder"),
     ({"limit": 0}, "data.limit=0"),
@@ -165,16 +165,23 @@ def test_counts_that_disagree_are_dropped(tmp_path):
     def row(image, value):
         return {"image": image, "conversations": [{"from": "human", "value": value}, {"from": "gpt", "value": "x"}]}
 
-    rows = [row("a.png", "<image>"), row(["a.png", "b.png"], "<image>"), row("a.png", "<image><image>"), row("a.png", "none"), {"image": "a.png", "conversations": "?"}]
+    rows = [row("a.png", "<image>"), row(["a.png", "b.png"], "<image>"), row("a.png", "<image><image>"), {"image": "a.png", "conversations": "?"}]
     prepared = make(chat(tmp_path, rows, **LOSSY), tmp_path)
     assert [(r["where"], r["reason"]) for r in report(prepared)] == [
-        ("chat.json[2]", "image count: 1 placeholder in the text, 2 images"),
-        ("chat.json[3]", "image count: 2 placeholders in the text, 1 image"),
-        ("chat.json[4]", "image count: 0 placeholders in the text, 1 image (data.image_position=added puts it first)"),
-        ("chat.json[5]", "no answer: the row has no turns"),
+        ("chat.json[2]", "image count: 1 placeholder in the text, 2 images; write <image> once for each image, or not at all"),
+        ("chat.json[3]", "image count: 2 placeholders in the text, 1 image; write <image> once for each image, or not at all"),
+        ("chat.json[4]", "no answer: the row has no turns"),
     ]
-    added = make(chat(tmp_path, rows[3:4], image_position="added"), tmp_path)
-    assert turns(all_rows(added)[0])[0] == ("user", "[]none")
+
+
+def test_images_without_placeholder_stand_before_the_first_user_turn(tmp_path):
+    rows = [{"image": images, "conversations": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "Which?"}, {"from": "gpt", "value": "x"},
+                                                {"from": "human", "value": "Why?"}, {"from": "gpt", "value": "y"}]} for images in ("a.png", ["a.png", "b.png"])]
+    prepared = make(chat(tmp_path, rows), tmp_path)
+    assert [turns(s)[1:4:2] for s in all_rows(prepared)] == [[("user", "[]Which?"), ("user", "Why?")], [("user", "[][]Which?"), ("user", "Why?")]]
+    assert [n for n in prepared.manifest["notes"] if "2 rows have images but no <image>" in n]
+    quiet = make(chat(tmp_path, rows, image_position="added"), tmp_path)
+    assert quiet.fingerprint == prepared.fingerprint and quiet.manifest["notes"] == []
 
 
 def test_qwen_form(tmp_path):

@@ -15,9 +15,9 @@ from small import Given, all_rows, png
 
 from mmft.common.errors import UserError
 from mmft.data.prepare import prepare
+from mmft.data.readers import files
 from mmft.data.row_checks import problem, strip_texts
 from mmft.data.sample import BadRow, Row
-from mmft.data.sources import readers
 from mmft.data.sources.columns import Columns
 from mmft.data.sources.conversations import Conversations
 from mmft.data.sources.messages import OpenAIMessages
@@ -50,7 +50,7 @@ def written(name: str, data: bytes) -> Path:
 
 def read_all(path: Path) -> list | None:
     try:
-        return list(readers.read(path))
+        return list(files.read(path))
     except UserError as error:
         assert str(error).count("\n") == 0 or "\n" in path.name
         return None
@@ -63,7 +63,7 @@ def test_any_bytes_under_any_suffix(suffix, data):
     path = written(f"x{suffix}", data)
     for item in read_all(path) or ():
         assert isinstance(item, BadRow) or isinstance(item[1], dict)
-    readers.count([path])
+    files.count([path])
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])

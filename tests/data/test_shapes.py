@@ -69,18 +69,18 @@ def kind_of(pixels, left, top, width, height):
 
 def drawn(source):
     """(question, answer, picture as PNG, what the pixels show) of every turn of every row."""
-    for row in source.rows():
+    for row in source.read():
         seen = read(row.images[0])
         for user, assistant in zip(row.messages[::2], row.messages[1::2], strict=True):
             yield user["content"][-1]["text"], assistant["content"][0]["text"], seen
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not():
-    first, again, other = (list(Scenes(pictures=20, side=84, seed=seed).rows()) for seed in (0, 0, 1))
+    first, again, other = (list(Scenes(pictures=20, side=84, seed=seed).read()) for seed in (0, 0, 1))
     assert [(r.id, r.images, r.messages) for r in first] == [(r.id, r.images, r.messages) for r in again]
     assert all(a.images != b.images for a, b in zip(first, other, strict=True))
     # more pictures leave the first ones as they are
-    assert [r.images for r in Scenes(pictures=30, side=84).rows()][:20] == [r.images for r in first]
+    assert [r.images for r in Scenes(pictures=30, side=84).read()][:20] == [r.images for r in first]
 
 
 def test_shapes_keep_to_their_cells():

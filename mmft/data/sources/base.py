@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar
 
 from ...common.errors import UserError, nearest
 from ..download import Download
+from ..images import MAX_PIXELS, MOST_PIXELS
+from ..readers.files import ReadOptions
 from ..sample import BadRow, Row, Sample
 
 if TYPE_CHECKING:
@@ -58,14 +60,19 @@ class Source(Protocol):
     name: str
     splits: Splits
     max_bad_share: float
+    max_pixels: int
     text_only: bool
 
     @property
     def downloader(self) -> Download | None: ...
+    @property
+    def notes(self) -> list[str]: ...
     def limited_rows(self) -> Iterator[Row | BadRow]: ...
+    def group_rows(self) -> bool: ...
     def settings(self) -> Settings: ...
     def stamp(self) -> Stamp: ...
     def data_root(self) -> Path | None: ...
+    def image_boundary(self) -> Path | None: ...
     def total(self) -> int | None: ...
     def export(self, folder: Path, final: Path, samples: Iterator[Sample]) -> None: ...
 
@@ -76,7 +83,10 @@ class BaseSource:
 
     name: the data set's name in file names. splits: see Splits. max_bad_share: preparation stops if a larger share of the rows is
     unusable. root: the folder that image paths are relative to and must lie below (null: the source's default). limit: use only the
-    first rows. text_only: keep rows without images. download: see Download; null: rows that name an image by URL are dropped.
+    first rows. text_only: keep rows without images. max_pixels: width times height; larger images are dropped. too_long: what training does
+    with rows longer than collator.max_length, refuse or drop. download: see Download; null: rows that name an image by URL are dropped.
+
+    `notes` receives lines for the user while rows are read.
     """
 
     name: str = "data"
@@ -85,15 +95,22 @@ class BaseSource:
     root: str | None = None
     limit: int | None = None
     text_only: bool = False
+    max_pixels: int = MAX_PIXELS
+    too_long: str = "refuse"
     download: Mapping[str, Any] | Download | None = None
 
     def __post_init__(self) -> None:
+        self.notes: list[str] = []
+        if isinstance(self.max_pixels, bool) or not isinstance(self.max_pixels, int) or not 0 < self.max_pixels <= MOST_PIXELS:
+            raise UserError(f"data.max_pixels={self.max_pixels}: must be a number of pixels (width times height) from 1 to {MOST_PIXELS}")
         if self.download is not None and not isinstance(self.download, Download):
             self.download = from_keys(Download, self.download, "data.download")
         if not isinstance(self.splits, Splits):
             self.splits = from_keys(Splits, self.splits, "data.splits")
         if not 0 <= self.max_bad_share <= 1:
             raise UserError(f"data.max_bad_share={self.max_bad_share}: must lie between 0 and 1")
+        if self.too_long not in ("refuse", "drop"):
+            raise UserError(f"data.too_long={self.too_long}: must be refuse or drop")
         if self.limit is not None and (isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 1):
             raise UserError(f"data.limit={self.limit}: must be a whole number above 0, or null for all")
         if not self.name or any(c in '<>:"/\\|?*' or ord(c) < 32 for c in self.name) or self.name.strip(". ") != self.name:
@@ -101,7 +118,7 @@ class BaseSource:
 
     # -- for subclasses --
 
-    def rows(self) -> Iterator[Row | BadRow]:
+    def read(self) -> Iterator[Row | BadRow]:
         """The rows in order, one at a time. Raises UserError if a file, column or folder is missing."""
         raise NotImplementedError
 
@@ -109,9 +126,21 @@ class BaseSource:
         """Identifies the content without reading all of it: paths, sizes, times, hub revisions (JSON)."""
         return {}
 
+    def group_rows(self) -> bool:
+        """Whether rows with the same images and prompt become one row, with all their answers as references."""
+        return False
+
     def data_root(self) -> Path | None:
         """The folder that relative image paths start from; None for a source whose images are all bytes."""
         return Path(self.root) if self.root else None
+
+    def image_boundary(self) -> Path | None:
+        """The folder that image files must lie in: data.root; without it the working directory if it holds the data set, else the data root."""
+        root = self.data_root()
+        here = Path.cwd()
+        if self.root or root is None or not root.resolve().is_relative_to(here) or here in (Path.home(), Path(here.anchor)):
+            return root
+        return here
 
     def total(self) -> int | None:
         """The approximate number of rows, for the progress bar; None if unknown."""
@@ -129,14 +158,29 @@ class BaseSource:
 
     def limited_rows(self) -> Iterator[Row | BadRow]:
         """The rows up to `limit`."""
-        return islice(self.rows(), self.limit)
+        return islice(self.read(), self.limit)
 
     def settings(self) -> Settings:
         """All keys as JSON values, for the manifest and the key of the prepared set."""
         keys = dataclasses.asdict(self)
+        del keys["too_long"]  # does not change the prepared set
         if self.download is None:
             del keys["download"]  # sets prepared before this key existed keep their key
         return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **keys}
+
+
+@dataclass(kw_only=True)
+class FileKeys:
+    """The keys of sources that read files of rows; see ReadOptions."""
+
+    format: str | None = None
+    encoding: str | None = None
+    rows: str | None = None
+    quotes: str = "auto"
+
+    def options(self) -> ReadOptions:
+        """Raises UserError for a value that does not exist."""
+        return ReadOptions(self.format, self.encoding, self.rows, self.quotes)
 
 
 def from_keys(cls: type[T], values: Mapping[str, Any] | None, where: str) -> T:

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...common.errors import UserError
-from ..sample import BadRow, Row, Sample, assistant_turn, user_turn
-from . import readers
+from ..readers import files
+from ..readers.json_files import json_array
+from ..sample import BadRow, Row, Sample, assistant_turn
 from .base import BaseSource, Stamp, file_stamp
+from .cells import UnusableRow, image_cells
 from .coco_captions import caption_table, stored_images, streamed_images
+from .columns import CAPTIONS
 from .hub import check_hub, load, resolve_revision
 from .saved import named_splits
-from .turns import TurnError, image_cells
+from .turns import prompt_turn
 
 IMAGE_FOLDERS = ("images", "train2014", "val2014", "train2017", "val2017", "images/train2014", "images/val2014",
                  "images/train2017", "images/val2017", ".")
@@ -25,7 +28,7 @@ IMAGE_FOLDERS = ("images", "train2014", "val2014", "train2017", "val2017", "imag
 class CocoCaptions(BaseSource):
     """path: a COCO folder; null: the data set `dataset` of `hub`. limit counts images.
 
-    captions: `first` gives one row an image with its first caption, `all` one row a caption; the references are always all
+    captions: `first` (or `group`) gives one row an image with its first caption, `all` one row a caption; the references are always all
     captions of the image. annotations: the captions_*.json (null: searched below path). images: the image folder (null:
     searched). The recipes' coco-2024-dataset.csv and data_vl.json are written beside the prepared rows.
     """
@@ -44,23 +47,23 @@ class CocoCaptions(BaseSource):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_hub(self.hub)
-        if self.captions not in ("first", "all"):
-            raise UserError(f"data.captions={self.captions}: must be first (a row an image) or all (a row a caption)")
+        if self.captions not in CAPTIONS:
+            raise UserError(f"data.captions={self.captions}: must be first or group (a row an image) or all (a row a caption)")
 
     # -- where the files are --
 
     def annotation_file(self) -> Path:
-        folder = readers.existing(self.path or "", folder=True)
+        folder = files.existing(self.path or "", folder=True)
         if self.annotations:
             given = folder / self.annotations
-            return given if given.is_file() else readers.existing(self.annotations if Path(self.annotations).is_file() else given, "data.annotations")
+            return given if given.is_file() else files.existing(self.annotations if Path(self.annotations).is_file() else given, "data.annotations")
         candidates = [p for pattern in ("captions_*.json", "*/captions_*.json", "*/*/captions_*.json") for p in folder.glob(pattern)]
         if not candidates:
             raise UserError(f"data.path={self.path}: holds no captions_*.json (looked two folders deep); name it with data.annotations=...")
         return min(candidates, key=lambda p: ("train" not in p.name, p.name))
 
     def data_root(self) -> Path | None:
-        return Path(self.root or self.path) if self.path else None
+        return Path(self.root or self.path).expanduser() if self.path else None
 
     def stamp(self) -> Stamp:
         root = self.data_root()
@@ -70,12 +73,12 @@ class CocoCaptions(BaseSource):
         return {"hub": self.hub, "dataset": self.dataset, "revision": self._sha}
 
     def total(self) -> int | None:
-        return self.limit if self.captions == "first" else None
+        return self.limit if self.captions != "all" else None
 
     def limited_rows(self) -> Iterator[Row | BadRow]:
-        return self.rows()  # limit counts images here; rows() applies it
+        return self.read()  # limit counts images here; read() applies it
 
-    def rows(self) -> Iterator[Row | BadRow]:
+    def read(self) -> Iterator[Row | BadRow]:
         return self._local_rows() if self.path else self._hub_rows()
 
     def _rows_of(self, name: str, image: str | bytes, captions: list[str], where: str) -> Iterator[Row | BadRow]:
@@ -84,8 +87,8 @@ class CocoCaptions(BaseSource):
             return
         for number, caption in enumerate(captions if self.captions == "all" else captions[:1], 1):
             references = [caption, *(c for c in captions if c != caption)]
-            yield Row([image], [user_turn(1, self.prompt), assistant_turn(caption)], references,
-                      name if self.captions == "first" else f"{name}-{number}", None, where)
+            yield Row([image], [prompt_turn([image], self.prompt, shared=True), assistant_turn(caption)], references,
+                      name if self.captions != "all" else f"{name}-{number}", None, where)
 
     # -- a COCO folder --
 
@@ -93,8 +96,8 @@ class CocoCaptions(BaseSource):
         file = self.annotation_file()
         folder: Path | None = None
         with caption_table() as captions:
-            captions.add((str(a.get("image_id")), a.get("caption")) for a, _ in readers.json_array(file, "annotations"))
-            for number, (image, _) in enumerate(readers.json_array(file, "images"), 1):
+            captions.add((str(a.get("image_id")), a.get("caption")) for a, _ in json_array(file, "annotations"))
+            for number, (image, _) in enumerate(json_array(file, "images"), 1):
                 if self.limit is not None and number > self.limit:
                     break
                 name, where = str(image.get("id")), f"{file.name}[{number}]"
@@ -106,9 +109,9 @@ class CocoCaptions(BaseSource):
 
     def _image_folder(self, first: str) -> Path:
         """The absolute path of the folder with the first image. Raises UserError if there is none."""
-        base = readers.existing(self.path or "", folder=True).resolve()
+        base = files.existing(self.path or "", folder=True).resolve()
         if self.images:
-            return readers.existing(base / self.images, "data.images", folder=True)
+            return files.existing(base / self.images, "data.images", folder=True)
         for name in IMAGE_FOLDERS:
             if (base / name / first).is_file():
                 return base / name
@@ -136,7 +139,7 @@ class CocoCaptions(BaseSource):
         for name, cell, captions, where in images:
             try:
                 cells = image_cells(cell)
-            except TurnError as error:
+            except UnusableRow as error:
                 yield BadRow(where, str(error), name)
                 continue
             if len(cells) == 1:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import UserError
-from .columns import texts
+from .cells import texts
 from .hub import fetch
 from .saved import records
 

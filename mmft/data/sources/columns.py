@@ -1,23 +1,31 @@
-"""Columns: which columns hold image, text and prompt; converts a record of a table to a row."""
+"""Columns: which columns hold image, text and prompt; converts a record of a table to rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypedDict
 
 from ...common.errors import UserError, nearest
-from ..sample import BadRow, Message, Row, assistant_turn, text_part, user_turn
-from .turns import PLACEHOLDER, TurnError, conversation_row, image_cells, read_turns
+from ..sample import BadRow, Message, Row, assistant_turn, text_part
+from ..wording import listed
+from .cells import LIST_NOTE, UnusableRow, image_cells, structure_in_text, texts
+from .turns import POSITIONS, conversation_row, prompt_turn
+
+CAPTIONS = ("first", "all", "group")
+
+
+class _Common(TypedDict):
+    id: str | None
+    split: str | None
 
 
 @dataclass(frozen=True)
 class Columns:
     """Names of columns; null for a column that the table does not have.
 
-    image: a path, the bytes of a file, or a list of these. text: the caption or answer, or a list (the first one is
-    trained, all are references). prompt: the user's text. references: all known answers. messages: a conversation
-    instead of prompt and text.
+    image: a path, the bytes of a file, or a list of these. text: the caption or answer, or a list of them. prompt: the user's
+    text. references: all known answers. messages: a conversation instead of prompt and text.
     """
 
     image: str | None = "image"
@@ -37,40 +45,81 @@ class Columns:
             if column is None or column in names or (f.name == "text" and self.messages):
                 continue
             raise UserError(f"data.columns.{f.name}={column}: {where} has no such column.{nearest(column, names)} "
-                            f"It has: {', '.join(names)}.")
+                            f"It has: {listed(names)}.")
 
     def row(self, record: Mapping[str, Any], where: str, prompt: str | None = None, position: str = "kept") -> Row | BadRow:
-        """One record as a row. prompt: the user's text for rows without a prompt column."""
-        name = record.get(self.id) if self.id else None
-        split = record.get(self.split) if self.split else None
-        common: dict[str, Any] = {"id": None if name is None else str(name), "split": str(split).strip() or None if split is not None else None}
-        images = record.get(self.image) if self.image else None
-        if self.messages:
-            return conversation_row(record, record.get(self.messages), images, where, position=position, **common)
+        """One record as a row, trained on the first of its texts. prompt: the user's text for rows without a prompt column."""
+        return next(self.rows(record, where, prompt, position))
+
+    def rows(self, record: Mapping[str, Any], where: str, prompt: str | None = None, position: str = "kept",
+             captions: str = "first") -> Iterator[Row | BadRow]:
+        """One record as a row, or with captions=`all` as one row for each of its texts. In both cases all texts are references."""
+        name, split = (record.get(column) if column else None for column in (self.id, self.split))
+        common: _Common = {"id": None if name is None else str(name), "split": str(split).strip() or None if split is not None else None}
+        images, cell = (record.get(column) if column else None for column in (self.image, self.text))
+        conversation = record.get(self.messages) if self.messages else _completion(record.get(self.prompt) if self.prompt else None, cell)
+        if self.messages or conversation is not None:
+            yield conversation_row(conversation, images, where, position=position, **common)
+            return
         try:
-            cells = image_cells(images)
-            answers = texts(record.get(self.text) if self.text else None)
-            question = next(iter(texts(record.get(self.prompt))), None) if self.prompt else None
-            messages: list[Message] = [user_turn(len(cells), question or prompt)]
-            if question and PLACEHOLDER in question and cells:  # in a row without images it is plain text
-                messages, cells = read_turns([{"role": "user", "content": question}], cells, position=position)
-        except TurnError as error:
-            return BadRow(where, str(error), common["id"])
+            paths = image_cells(images)
+            answers = texts(cell, f"column {self.text}")
+            question = record.get(self.prompt) if self.prompt else None
+            if isinstance(question, (list, tuple)) and len(question) > 1:  # VQA: lists of questions and of answers
+                if not isinstance(cell, (list, tuple)) or len(cell) != len(question):
+                    raise UnusableRow(f"no answer: {len(question)} prompts in column {self.prompt}, {len(answers)} texts in column {self.text}")
+                yield conversation_row(list(zip(question, cell)), paths, where, position="added", **common)
+                return
+            words = next(iter(texts(question, f"column {self.prompt}", optional=True)), None)
+            messages: list[Message] = [prompt_turn(paths, words or prompt, shared=not words, position=position)]
+            system = next(iter(texts(record.get(self.system), f"column {self.system}", optional=True)), None) if self.system else None
+            references = answers + (texts(record.get(self.references), f"column {self.references}", optional=True) if self.references else [])
+        except UnusableRow as error:
+            yield BadRow(where, str(error), common["id"])
+            return
         if not answers:
-            return BadRow(where, f"empty answer: column {self.text} is empty", common["id"])
-        if self.system and (system := next(iter(texts(record.get(self.system))), None)):
+            yield BadRow(where, f"empty answer: column {self.text} is empty", common["id"])
+            return
+        if system:
             messages.insert(0, {"role": "system", "content": [text_part(system)]})
-        references = answers + (texts(record.get(self.references)) if self.references else [])
-        return Row(cells, [*messages, assistant_turn(answers[0])], list(dict.fromkeys(references)), where=where, **common)
+        notes = (LIST_NOTE,) if isinstance(cell, str) and len(answers) > 1 else ()
+        for number, answer in enumerate(answers if captions == "all" else answers[:1], 1):
+            copies: list[Message] = [{"role": m["role"], "content": list(m["content"])} for m in messages]
+            name = common["id"] if common["id"] is None or captions != "all" or len(answers) == 1 else f"{common['id']}-{number}"
+            yield Row(list(paths), [*copies, assistant_turn(answer)], list(dict.fromkeys([answer, *references])), name, common["split"], where,
+                      notes if number == 1 else ())  # fmt: skip
 
 
-def texts(value: Any) -> list[str]:
-    """The non-empty texts of a cell: a string, a number, a list of these, or COCO's {"raw": text}."""
-    if value is None or isinstance(value, float) and value != value:
-        return []
-    if isinstance(value, (list, tuple)):
-        return [text for item in value for text in texts(item)]
-    if isinstance(value, Mapping):
-        value = next((value[k] for k in ("raw", "caption", "text", "answer") if isinstance(value.get(k), str)), "")
-    text = str(value).strip()
-    return [text] if text else []
+def _completion(prompt: Any, text: Any) -> list[Any] | None:
+    """The conversation of a row in TRL's format, with lists of messages as prompt and completion; None for other rows."""
+    completion = structure_in_text(text)
+    if not (isinstance(completion, list) and completion and all(isinstance(m, Mapping) and "content" in m and "role" in m for m in completion)):
+        return None
+    question = structure_in_text(prompt)
+    turns = question if isinstance(question, list) else [] if question is None else [{"role": "user", "content": question}]
+    return [*turns, *completion]
+
+
+@dataclass(kw_only=True)
+class ColumnKeys:
+    """The keys of sources that are read by columns.
+
+    columns: see Columns. prompt: the user's text for rows without a prompt column; `<image>` in it is the position of the images.
+    captions: `first` trains each row on the first text of its cell; `all` makes a row of every text; `group` makes one row of the
+    rows that have the same images and prompt. All known captions of a held-out row's images and prompt are its references.
+    """
+
+    columns: Columns = field(default_factory=Columns)
+    prompt: str | None = None
+    captions: str = "first"
+
+    def group_rows(self) -> bool:
+        return self.captions == "group"
+
+
+def check_choices(captions: str, position: str = "kept") -> None:
+    """Raises UserError for values of data.captions and data.image_position that do not exist."""
+    if captions not in CAPTIONS:
+        raise UserError(f"data.captions={captions}: must be {', '.join(CAPTIONS)}.{nearest(str(captions), CAPTIONS)}")
+    if position not in POSITIONS:
+        raise UserError(f"data.image_position={position}: must be {', '.join(POSITIONS)}.{nearest(str(position), POSITIONS)}")

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...common.errors import UserError, nearest
+from ..readers import files
 from ..sample import BadRow, Row
-from . import readers
-from .base import BaseSource, Stamp, file_stamp
-from .turns import POSITIONS, conversation_row
+from ..wording import listed
+from .base import BaseSource, FileKeys, Stamp, file_stamp
+from .columns import check_choices
+from .turns import conversation_row
 
 
 @dataclass(kw_only=True)
-class Conversations(BaseSource):
+class Conversations(FileKeys, BaseSource):
     """Rows {id, image | images, conversations: [{from | role, value | content}]} of a JSON or JSONL file.
 
     path: the file, or a folder with `file` and optionally the folder `images`. Image paths are relative to `root`, or to
@@ -29,36 +31,36 @@ class Conversations(BaseSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.image_position not in POSITIONS:
-            raise UserError(f"data.image_position={self.image_position}: must be {', '.join(POSITIONS)}")
+        check_choices("first", self.image_position)
+        self.options()
 
     def json_file(self) -> Path:
-        place = readers.existing(self.path)
-        return readers.existing(place / self.file, folder=False) if place.is_dir() else place
+        place = files.existing(self.path)
+        return files.existing(place / self.file, folder=False) if place.is_dir() else place
 
     def data_root(self) -> Path:
         if self.root:
-            return readers.existing(self.root, "data.root", folder=True)
+            return files.existing(self.root, "data.root", folder=True)
         folder = self.json_file().parent
-        return readers.existing(folder / self.images, "data.images", folder=True) if self.images else folder
+        return files.existing(folder / self.images, "data.images", folder=True) if self.images else folder
 
     def stamp(self) -> Stamp:
         return {"files": [file_stamp(self.json_file())], "root": self.data_root().resolve().as_posix()}
 
     def total(self) -> int | None:
-        return readers.count([self.json_file()])
+        return files.count([self.json_file()], self.options())
 
-    def rows(self) -> Iterator[Row | BadRow]:
+    def read(self) -> Iterator[Row | BadRow]:
         first = True
-        for record in readers.read(self.json_file()):
+        for record in files.read(self.json_file(), self.options(), self.notes.append):
             if isinstance(record, BadRow):
                 yield record
                 continue
             where, values = record
             if first and self.turns_key not in values:
-                raise UserError(f"{where}: has no {self.turns_key!r}.{nearest(self.turns_key, values)} It has: {', '.join(values)}.")
+                raise UserError(f"{where}: has no {self.turns_key!r}.{nearest(self.turns_key, values)} It has: {listed(values)}.")
             first = False
             images = values.get("images") if values.get("image") is None else values["image"]
             name = values.get("id")
-            yield conversation_row(values, values.get(self.turns_key), images, where, id=None if name is None else str(name),
+            yield conversation_row(values.get(self.turns_key), images, where, id=None if name is None else str(name),
                                    split=values.get("split"), position=self.image_position)

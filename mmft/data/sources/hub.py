@@ -5,24 +5,23 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...common.errors import UserError
 from ..sample import BadRow, Row
 from .base import BaseSource, Stamp, from_keys
-from .columns import Columns
+from .columns import ColumnKeys, Columns, check_choices
 from .saved import dataset_rows, is_remote, named_splits
 
 HUBS = ("huggingface", "modelscope")
 
 
 @dataclass(kw_only=True)
-class HubDataset(BaseSource):
+class HubDataset(ColumnKeys, BaseSource):
     """dataset: `owner/name`. hub: huggingface or modelscope. subset: its configuration. split: use only this split; null:
     all, each under its own split name. revision: branch, tag or commit (null: the default branch).
-    prompt: the user's text for rows without a prompt column.
 
     HF_ENDPOINT and MODELSCOPE_ENDPOINT choose mirrors. With `limit`, rows of the Hugging Face hub are streamed and the
     rest is not downloaded.
@@ -33,8 +32,6 @@ class HubDataset(BaseSource):
     subset: str | None = None
     split: str | None = None
     revision: str | None = None
-    columns: Columns = field(default_factory=Columns)
-    prompt: str | None = None
     image_position: str = "kept"
 
     def __post_init__(self) -> None:
@@ -42,6 +39,7 @@ class HubDataset(BaseSource):
         check_hub(self.hub)
         if not isinstance(self.columns, Columns):
             self.columns = from_keys(Columns, self.columns, "data.columns")
+        check_choices(self.captions, self.image_position)
 
     def stamp(self) -> Stamp:
         self._sha = resolve_revision(self.dataset, self.revision, self.hub)
@@ -50,11 +48,11 @@ class HubDataset(BaseSource):
     def data_root(self) -> None:
         return None
 
-    def rows(self) -> Iterator[Row | BadRow]:
+    def read(self) -> Iterator[Row | BadRow]:
         sha = getattr(self, "_sha", None) or self.stamp()["revision"]
         loaded = load(self.dataset, self.hub, self.subset, self.split, sha, streaming=self.hub == "huggingface" and self.limit is not None)
         for name, dataset in named_splits(loaded, self.split, self.dataset):
-            yield from dataset_rows(dataset, name, self.columns, self.prompt, self.image_position, f"{self.dataset}/{name or self.split or 'train'}", fetch)
+            yield from dataset_rows(dataset, name, self, self.image_position, f"{self.dataset}/{name or self.split or 'train'}", fetch)
 
 
 def check_hub(hub: str) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import UserError, nearest
+from ..readers import files
 from ..sample import BadRow, Row
-from . import readers
-from .base import BaseSource, Stamp, file_stamp
-from .table import find_files
+from ..wording import listed
+from .base import BaseSource, FileKeys, Stamp, file_stamp
 from .turns import conversation_row
 
 # LLaMA-Factory's defaults for what an entry leaves out.
@@ -23,7 +23,7 @@ REMOTE = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_na
 
 
 @dataclass(kw_only=True)
-class LlamaFactory(BaseSource):
+class LlamaFactory(FileKeys, BaseSource):
     """path: the folder of dataset_info.json (or the file). dataset: the name of the entry.
 
     Image paths are relative to `root`, or to that folder.
@@ -32,14 +32,18 @@ class LlamaFactory(BaseSource):
     path: str
     dataset: str
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.options()
+
     def folder(self) -> Path:
-        place = readers.existing(self.path)
+        place = files.existing(self.path)
         return place if place.is_dir() else place.parent
 
     def entry(self) -> dict[str, Any]:
         """The entry of the data set. Raises UserError if there is none, or if its format cannot be trained on."""
-        place = readers.existing(self.path)
-        info = readers.existing(place / "dataset_info.json", folder=False) if place.is_dir() else place
+        place = files.existing(self.path)
+        info = files.existing(place / "dataset_info.json", folder=False) if place.is_dir() else place
         try:
             entries = json.loads(info.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -57,25 +61,25 @@ class LlamaFactory(BaseSource):
         return entry
 
     def files(self) -> list[Path]:
-        return find_files(str(self.folder() / self.entry()["file_name"]))
+        return files.find_files(str(self.folder() / self.entry()["file_name"]))
 
     def data_root(self) -> Path:
-        return Path(self.root) if self.root else self.folder()
+        return Path(self.root).expanduser() if self.root else self.folder()
 
     def stamp(self) -> Stamp:
         return {"entry": self.entry(), "files": [file_stamp(f) for f in self.files()], "root": self.data_root().resolve().as_posix()}
 
     def total(self) -> int | None:
-        return readers.count(self.files())
+        return files.count(self.files(), self.options())
 
-    def rows(self) -> Iterator[Row | BadRow]:
+    def read(self) -> Iterator[Row | BadRow]:
         entry = self.entry()
         columns = entry.get("columns", {})
         alpaca = entry.get("formatting", "alpaca") == "alpaca"
         needed = columns.get("prompt", ALPACA_COLUMNS["prompt"]) if alpaca else columns.get("messages", "conversations")
         for file in self.files():
             first = True
-            for record in readers.read(file):
+            for record in files.read(file, self.options(), self.notes.append):
                 if isinstance(record, BadRow):
                     yield record
                     continue
@@ -84,7 +88,7 @@ class LlamaFactory(BaseSource):
                     wanted = [needed, *(columns[k] for k in ("images", "system", "response") if columns.get(k))]
                     for column in wanted:
                         if column not in values:
-                            raise UserError(f"{where}: has no column {column!r}.{nearest(column, values)} It has: {', '.join(values)}.")
+                            raise UserError(f"{where}: has no column {column!r}.{nearest(column, values)} It has: {listed(values)}.")
                 first = False
                 yield self._alpaca(values, columns, where) if alpaca else self._sharegpt(values, columns, entry, where)
 
@@ -108,4 +112,4 @@ class LlamaFactory(BaseSource):
         images = values.get(columns["images"]) if columns.get("images") else None
         system = values.get(columns["system"]) if columns.get("system") else None
         name = values.get("id")
-        return conversation_row(values, turns, images, where, id=None if name is None else str(name), system=system, **keys)
+        return conversation_row(turns, images, where, id=None if name is None else str(name), system=system, **keys)

@@ -5,42 +5,62 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...common.errors import UserError, nearest
+from ..readers import files
 from ..sample import BadRow, Row
-from . import readers
-from .base import BaseSource, Stamp, file_stamp
+from ..wording import listed
+from .base import BaseSource, FileKeys, Stamp, file_stamp
+from .columns import check_choices
 from .turns import conversation_row
 
 
 @dataclass(kw_only=True)
-class OpenAIMessages(BaseSource):
+class OpenAIMessages(FileKeys, BaseSource):
     """path: a JSON or JSONL file. Images are files below `root` (or below the folder of the file) or data: URIs; rows with URLs are dropped.
+    Rows of TRL's format have `prompt` and `completion` instead of `messages`. image_position: see turns.read_turns.
 
     `<image>` in a text, or a part {"type": "image"} without a name, stands for the next entry of the row's `images`.
     """
 
     path: str
+    image_position: str = "kept"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices("first", self.image_position)
+        self.options()
 
     def data_root(self) -> Path:
-        return readers.existing(self.root, "data.root", folder=True) if self.root else readers.existing(self.path, folder=False).parent
+        return files.existing(self.root, "data.root", folder=True) if self.root else files.existing(self.path, folder=False).parent
 
     def stamp(self) -> Stamp:
-        return {"files": [file_stamp(readers.existing(self.path, folder=False))], "root": self.data_root().resolve().as_posix()}
+        return {"files": [file_stamp(files.existing(self.path, folder=False))], "root": self.data_root().resolve().as_posix()}
 
     def total(self) -> int | None:
-        return readers.count([Path(self.path)])
+        return files.count([files.existing(self.path, folder=False)], self.options())
 
-    def rows(self) -> Iterator[Row | BadRow]:
+    def read(self) -> Iterator[Row | BadRow]:
         first = True
-        for record in readers.read(readers.existing(self.path, folder=False)):
+        for record in files.read(files.existing(self.path, folder=False), self.options(), self.notes.append):
             if isinstance(record, BadRow):
                 yield record
                 continue
             where, values = record
-            if first and "messages" not in values:
-                raise UserError(f"{where}: has no 'messages'.{nearest('messages', values)} It has: {', '.join(values)}.")
+            if first and "messages" not in values and not {"prompt", "completion"} <= values.keys():
+                other = next((f"; conversations under {k} are read with data=conversations data.turns_key={k}" for k in ("conversations", "conversation") if k in values), "")
+                raise UserError(f"{where}: has no 'messages', and no 'prompt' and 'completion'{other}.{nearest('messages', values)} It has: {listed(values)}.")
             first = False
             name = values.get("id")
-            yield conversation_row(values, values.get("messages"), values.get("images"), where,
-                                   id=None if name is None else str(name), split=values.get("split"))
+            turns = values["messages"] if "messages" in values else _turns(values.get("prompt"), values.get("completion"))
+            yield conversation_row(turns, values.get("images") if values.get("image") is None else values["image"], where,
+                                   id=None if name is None else str(name), split=values.get("split"), position=self.image_position)
+
+
+def _turns(prompt: Any, completion: Any) -> list[Any]:
+    """The turns of TRL's format: prompt and completion are lists of messages, or texts."""
+    turns: list[Any] = []
+    for role, part in (("user", prompt), ("assistant", completion)):
+        turns += part if isinstance(part, list) else [{"role": role, "content": part}]
+    return turns

@@ -4,59 +4,56 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...common.errors import UserError, nearest
+from ..readers import files
 from ..sample import BadRow, Row
 from ..splits import ALIASES
-from . import readers
 from .base import BaseSource, Stamp, file_stamp, from_keys
-from .columns import Columns
+from .columns import ColumnKeys, Columns, check_choices
 
 BATCH = 64  # rows read from Arrow at once; each may contain the bytes of images
 
 
 @dataclass(kw_only=True)
-class SavedDataset(BaseSource):
+class SavedDataset(ColumnKeys, BaseSource):
     """path: the folder. split: use only this split of a DatasetDict; null: all, each under its own split name.
-
-    prompt: the user's text for rows without a prompt column.
     """
 
     path: str
     split: str | None = None
-    columns: Columns = field(default_factory=Columns)
-    prompt: str | None = None
     image_position: str = "kept"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.columns, Columns):
             self.columns = from_keys(Columns, self.columns, "data.columns")
+        check_choices(self.captions, self.image_position)
 
     def data_root(self) -> Path:
-        return Path(self.root or self.path)
+        return Path(self.root or self.path).expanduser()
 
     def stamp(self) -> Stamp:
-        folder = readers.existing(self.path, folder=True)
-        files = sorted([*folder.rglob("state.json"), *folder.rglob("*.arrow")])
-        if not files:
+        folder = files.existing(self.path, folder=True)
+        found = sorted([*folder.rglob("state.json"), *folder.rglob("*.arrow")])
+        if not found:
             raise UserError(f"data.path={self.path}: holds no data set saved by datasets.save_to_disk (no state.json)")
-        return {"files": [file_stamp(f) for f in files], "root": self.data_root().resolve().as_posix()}
+        return {"files": [file_stamp(f) for f in found], "root": self.data_root().resolve().as_posix()}
 
     def load(self) -> Any:
         from datasets import load_from_disk
 
         try:
-            return load_from_disk(str(readers.existing(self.path, folder=True)))
+            return load_from_disk(str(files.existing(self.path, folder=True)))
         except Exception as error:
             raise UserError(f"data.path={self.path}: cannot be read as a saved data set: {' '.join(str(error).split())[:300]}") from None
 
-    def rows(self) -> Iterator[Row | BadRow]:
+    def read(self) -> Iterator[Row | BadRow]:
         for name, dataset in named_splits(self.load(), self.split, self.path):
-            yield from dataset_rows(dataset, name, self.columns, self.prompt, self.image_position, name or Path(self.path).name)
+            yield from dataset_rows(dataset, name, self, self.image_position, name or Path(self.path).name)
 
 
 def named_splits(loaded: Any, wanted: str | None, where: str) -> list[tuple[str | None, Any]]:
@@ -79,16 +76,16 @@ def named_splits(loaded: Any, wanted: str | None, where: str) -> list[tuple[str 
     return [(n, loaded[n]) for n in names]
 
 
-def dataset_rows(dataset: Any, split: str | None, columns: Columns, prompt: str | None, position: str, label: str,
+def dataset_rows(dataset: Any, split: str | None, keys: ColumnKeys, position: str, label: str,
                  fetch: Callable[[str], bytes | str] | None = None) -> Iterator[Row | BadRow]:
     """Rows of a datasets.Dataset or IterableDataset. fetch: returns the bytes of an image that is given by its path."""
     for number, record in enumerate(records(dataset, fetch), 1):
         if number == 1:
-            columns.check(record, label)
-        row = columns.row(record, f"{label}[{number}]", prompt, position)
-        if isinstance(row, Row) and split is not None:
-            row.split = split
-        yield row
+            keys.columns.check(record, label)
+        for row in keys.columns.rows(record, f"{label}[{number}]", keys.prompt, position, keys.captions):
+            if isinstance(row, Row) and split is not None:
+                row.split = split
+            yield row
 
 
 def records(dataset: Any, fetch: Callable[[str], bytes | str] | None = None) -> Iterator[dict[str, Any]]:

@@ -38,7 +38,7 @@ class Scenes(BaseSource):
         super().__post_init__()
         check_drawing(self)
 
-    def rows(self) -> Iterator[Row]:
+    def read(self) -> Iterator[Row]:
         for number in range(self.pictures):
             rng = Random(f"scenes/{self.seed}/{number}")
             scene = random_scene(rng, self.side, self.fewest, self.most)

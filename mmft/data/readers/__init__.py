@@ -1,0 +1,1 @@
+"""Read files of rows, one format a module."""
