@@ -136,6 +136,20 @@ def opt_tokenizer() -> Any:
     )  # fmt: skip
 
 
+def t5_tokenizer() -> Any:
+    """Pieces with `▁` for a space; `</s>` (id 1) ends every text, nothing begins it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import T5Tokenizer
+
+    learned = Tokenizer(models.Unigram())
+    learned.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False)
+    learned.train_from_iterator([line for text in SENTENCES for line in text.split("\n")], trainer)
+    pieces = [(piece, score) for piece, score in json.loads(learned.to_str())["model"]["vocab"]]
+    letters = [(c, -12.0) for c in map(chr, range(33, 127)) if c not in {p for p, _ in pieces}]
+    return T5Tokenizer(vocab=[*pieces, *letters], extra_ids=2)
+
+
 # --- models -------------------------------------------------------------------------------------------------------
 
 TEXT = {
@@ -224,27 +238,60 @@ def _llava(folder: Path, words: Any, kind: str, template: str) -> None:
 
 def blip2(folder: Path) -> None:
     """OPT with dropout alive, six queries, and the newline as the end of text, as the published checkpoint."""
-    import transformers as t
-
     words = opt_tokenizer()
-    processor = t.Blip2Processor(
-        image_processor=t.BlipImageProcessor(size={"height": SIDE, "width": SIDE}), tokenizer=words, num_query_tokens=6
-    )
     newline = words.encode("\n", add_special_tokens=False)
     assert len(newline) == 1
-    config = t.Blip2Config(
-        vision_config=TOWER | {"attention_dropout": 0.0},
-        qformer_config={
-            "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 8,
-            "max_position_embeddings": 16, "encoder_hidden_size": 24, "cross_attention_frequency": 2,
-        },
-        text_config={
-            "model_type": "opt", "vocab_size": len(words), "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "max_position_embeddings": 256, "word_embed_proj_dim": 32, "dropout": 0.1, "bos_token_id": 2, "pad_token_id": 1, "eos_token_id": newline[0],
-        },
-        num_query_tokens=6, image_token_index=words.convert_tokens_to_ids("<image>"),
+    text = {
+        "model_type": "opt", "vocab_size": len(words), "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "max_position_embeddings": 256, "word_embed_proj_dim": 32, "dropout": 0.1, "bos_token_id": 2, "pad_token_id": 1, "eos_token_id": newline[0],
+    }  # fmt: skip
+    _blip(folder, "Blip2", words, text, newline[0])
+
+
+def blip2_t5(folder: Path) -> None:
+    """Flan-T5's kind of language model: gated MLPs, a head of its own, texts that end with `</s>` (id 1)."""
+    words = t5_tokenizer()
+    _blip(folder, "Blip2", words, t5_config(words), 1)
+
+
+def instructblip(folder: Path) -> None:
+    """Vicuna as the language model, and a Q-Former that reads the question."""
+    words = llama_tokenizer()
+    text = TEXT | {"model_type": "llama", "vocab_size": len(words), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": words.pad_token_id}
+    _blip(folder, "InstructBlip", words, text, 2)
+
+
+def instructblip_t5(folder: Path) -> None:
+    words = t5_tokenizer()
+    _blip(folder, "InstructBlip", words, t5_config(words), 1)
+
+
+def t5_config(words: Any) -> dict[str, Any]:
+    return {
+        "model_type": "t5", "vocab_size": len(words), "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4,
+        "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "dropout_rate": 0.1,
+    }  # fmt: skip
+
+
+def _blip(folder: Path, family: str, words: Any, text: dict[str, Any], eos: int) -> None:
+    import transformers as t
+
+    parts: dict[str, Any] = {"image_processor": t.BlipImageProcessor(size={"height": SIDE, "width": SIDE}), "tokenizer": words, "num_query_tokens": 6}
+    qformer = {
+        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 8,
+        "max_position_embeddings": 16, "encoder_hidden_size": 24, "cross_attention_frequency": 2,
+    }  # fmt: skip
+    if family == "InstructBlip":
+        letters = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"{mark}{c}" for c in "abcdefghijklmnopqrstuvwxyz?.,0123456789" for mark in ("", "##"))]
+        parts["qformer_tokenizer"] = t.BertTokenizer(vocab={w: i for i, w in enumerate(letters)})
+        qformer |= {"vocab_size": len(letters), "max_position_embeddings": 64}
+    processor = getattr(t, f"{family}Processor")(**parts)
+    vocabulary = max(text["vocab_size"], len(words))  # the processor has added <image>
+    config = getattr(t, f"{family}Config")(
+        vision_config=TOWER | {"attention_dropout": 0.0}, qformer_config=qformer, text_config=text | {"vocab_size": vocabulary}, num_query_tokens=6,
+        image_token_index=words.convert_tokens_to_ids("<image>"),
     )  # fmt: skip
-    _save(folder, t.Blip2ForConditionalGeneration, config, processor, words, eos=newline[0])
+    _save(folder, getattr(t, f"{family}ForConditionalGeneration"), config, processor, words, eos=eos)
 
 
 def smolvlm(folder: Path) -> None:
@@ -349,12 +396,15 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "qwen2vl": qwen2vl, "qwen2_5vl": qwen2_5vl, "qwen3vl": qwen3vl, "llava": llava, "llava_vicuna": llava_vicuna, "blip2": blip2,
     "smolvlm": smolvlm, "gemma3": gemma3, "internvl": internvl, "llava_onevision": llava_onevision,
 }  # fmt: skip
+# Further kinds, of which only some tests are asked.
+MORE: dict[str, Callable[[Path], None]] = {"blip2_t5": blip2_t5, "instructblip": instructblip, "instructblip_t5": instructblip_t5}
 # The model group of each kind.
-GROUP = {kind: "llava" if kind == "llava_vicuna" else kind for kind in KINDS}
+GROUP = {kind: "llava" if kind == "llava_vicuna" else kind.removesuffix("_t5") for kind in (*KINDS, *MORE)}
+CAPTIONS = ("blip2", *MORE)  # kinds with the caption collator
 
 
 def build(kind: str, folder: Path) -> Path:
-    KINDS[kind](folder)
+    (KINDS | MORE)[kind](folder)
     return folder
 
 
@@ -384,7 +434,7 @@ def collator(kind: str, folder: Path, config: Any = None, **keys: Any) -> Any:
     own = family(kind, folder)
     located = locate_model(own)
     ends = GenerationConfig.from_pretrained(folder).eos_token_id
-    return (CaptionCollator if kind == "blip2" else ChatCollator)(
+    return (CaptionCollator if kind in CAPTIONS else ChatCollator)(
         processor=load_processor(own, located), family=own, model_config=config or load_config(own, located),
         end_token_ids=ends if isinstance(ends, list) else [ends], **keys,
     )  # fmt: skip

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..collators.types import Batch, BatchMaker
 from ..common.errors import UserError
+from ..common.model_parts import is_encoder_decoder
 from ..common.records import AnswerRecord, MetricValues
 from ..common.tensors import eval_mode, to_device
 from ..data.sample import Sample
 from ..losses.supervised import supervised_loss
+from .metrics.base import MetricSet
+from .metrics.defaults import default_metrics
 from .token_limit import TokenLimit, token_limit
 
 if TYPE_CHECKING:
@@ -32,8 +35,8 @@ class Evaluator:
     """Measures models on the same held-out rows: base and tuned model, during and after training.
 
     generation: keys of transformers' GenerationConfig; max_new_tokens=auto is replaced by the limit that the rows' references
-    need (`limit`). batch_size: rows in one batch when generating; loss_batch_size: when
-    computing the loss. progress: show a progress bar on a terminal.
+    need (`limit`). batch_size: rows in one batch when generating; loss_batch_size: when computing the loss. progress: show a progress
+    bar on a terminal.
     """
 
     rows: Sequence[Sample]
@@ -42,6 +45,7 @@ class Evaluator:
     batch_size: int = 16
     loss_batch_size: int = 16
     progress: bool = True
+    metrics: MetricSet = field(default_factory=default_metrics)
     limit: TokenLimit = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,7 +81,8 @@ class Evaluator:
                 ids = model.generate(**inputs, generation_config=settings, **options)
             except ValueError as error:  # transformers refuses the settings
                 raise UserError(f"generation: {str(error).strip().splitlines()[0]}") from None
-        prompt_length = inputs["input_ids"].shape[1]
+        # an encoder-decoder model returns the decoder's start token in place of the prompt
+        prompt_length = 1 if is_encoder_decoder(model.config) else inputs["input_ids"].shape[1]
         ids = ids[:, prompt_length:]
         limit = settings.max_new_tokens if settings.max_new_tokens is not None else (settings.max_length or 0) - prompt_length
         ended = torch.isin(ids, torch.tensor(self.collator.end_ids, device=ids.device)).any(dim=1).tolist()
@@ -99,21 +104,17 @@ class Evaluator:
 
     def measure(self, model: torch.nn.Module) -> tuple[MetricValues, list[AnswerRecord]]:
         """(metrics over all rows, one record for each row) of generated answers. Raises UserError."""
-        from . import metrics
-
         answers = self.generate(model)
         records = [self.record(i, sample, answer) for i, (sample, answer) in enumerate(zip(self.rows, answers, strict=True))]
-        return metrics.compute([a.text for a in answers], [r["references"] for r in records]), records
+        return self.metrics.corpus(records), records
 
     def record(self, index: int, sample: Sample, answer: Answer) -> AnswerRecord:
         """One row of eval/*.jsonl."""
-        from . import metrics
-
-        return {
+        record: AnswerRecord = {
             "index": index, "id": sample.id, "root": sample.root, "images": list(sample.images), "prompt": sample.prompt_text,
             "references": list(sample.references), "prediction": answer.text, "truncated": answer.truncated,
-            "metrics": metrics.per_sample(answer.text, list(sample.references)),
-        }
+        }  # fmt: skip
+        return {**record, "metrics": self.metrics.row(record)}
 
     def _batches(self, rows: Sequence[Sample], size: int, what: str) -> Iterator[list[Sample]]:
         from tqdm import tqdm

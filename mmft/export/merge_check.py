@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, TypedDict
 
 from omegaconf import DictConfig
 
-from ..collators.base import IGNORE
 from ..collators.types import Batch, BatchMaker
 from ..common.errors import UserError
 from ..common.tensors import eval_mode, to_device
@@ -20,7 +19,7 @@ from ..config.build import build
 from ..config.plain import to_plain
 from ..data.prepare import prepared_data
 from ..data.selection import Subset, split_rows
-from ..losses.supervised import takes_logits_to_keep
+from ..losses.supervised import supervised_logits
 from ..runs.directory import Run
 from ..runs.open import OpenedRun
 from .merge import load_plain, missing_files
@@ -119,14 +118,7 @@ def answer_logits(model: torch.nn.Module, inputs: list[Batch]) -> list[torch.Ten
     result = []
     with torch.no_grad(), eval_mode(model):
         for batch in inputs:
-            labels = batch["labels"]
-            keep = torch.zeros_like(labels, dtype=torch.bool)
-            keep[:, :-1] = labels[:, 1:] != IGNORE
-            tensors = to_device({k: v for k, v in batch.items() if k != "labels"}, model.device)
-            options = {"logits_to_keep": keep.to(model.device)} if takes_logits_to_keep(model) else {}
-            logits = model(**tensors, use_cache=False, **options).logits
-            logits = logits[keep.to(logits.device)] if logits.dim() == 3 else logits
-            result.append(logits.float().cpu())
+            result.append(supervised_logits(model, to_device(batch, model.device))[0].float().cpu())
     return result
 
 

@@ -19,8 +19,13 @@ class Uncacheable(Exception):
 
 
 def takes_features(model: Any) -> bool:
-    """Whether `forward` takes precomputed features (transformers 5.19 and newer, most families)."""
-    return "mm_encoder_outputs" in inspect.signature(type(model).forward).parameters and hasattr(model, "get_image_features")
+    """Whether `forward` takes precomputed features (transformers 5.19 and newer, most families) that depend on the image alone.
+
+    InstructBLIP's Q-Former reads the prompt too.
+    """
+    if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters or not hasattr(model, "get_image_features"):
+        return False
+    return "qformer_input_ids" not in inspect.signature(type(model).get_image_features).parameters
 
 
 def depends_on_the_row(model: Any) -> bool:

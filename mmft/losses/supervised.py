@@ -6,6 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from ..collators.base import IGNORE
+from .encoder_decoder import decoder_logits, splits_rows
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +34,11 @@ def supervised_logits(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, 
     keep = torch.zeros_like(labels, dtype=torch.bool)
     keep[:, :-1] = labels[:, 1:] != IGNORE
     targets = labels[:, 1:][keep[:, :-1]]
-    options = {"logits_to_keep": keep} if takes_logits_to_keep(model) else {}
-    logits = model(**inputs, use_cache=False, **options).logits
+    if splits_rows(model):
+        logits = decoder_logits(model, inputs, labels)
+    else:
+        options = {"logits_to_keep": keep} if takes_logits_to_keep(model) else {}
+        logits = model(**inputs, use_cache=False, **options).logits
     if logits.dim() == 3:
         logits = logits[keep]
     if logits.shape[0] != targets.shape[0]:
@@ -46,7 +50,7 @@ def takes_logits_to_keep(model: Any) -> bool:
     """Whether the model, under adapters and wrappers, passes a mask `logits_to_keep` (B, S) to its language head."""
     from transformers import modeling_utils
 
-    if not hasattr(modeling_utils, "slice_logits_to_keep"):  # before transformers 5.21 only positions were understood
+    if not hasattr(modeling_utils, "slice_logits_to_keep") or splits_rows(model):  # transformers 5.21 introduced the mask
         return False
     inner = getattr(model, "module", model)  # DistributedDataParallel
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner

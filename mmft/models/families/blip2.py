@@ -1,4 +1,4 @@
-"""BLIP-2 with OPT: the Q-Former's queries stand in the text as `<image>` tokens."""
+"""BLIP-2 and InstructBLIP, with a decoder-only or an encoder-decoder language model: queries stand in the text as `<image>` tokens."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 class Blip2(Family):
     def fix_processor(self, processor: ProcessorMixin, config: PretrainedConfig) -> None:
         """Set the number of queries: without it the processor writes no placeholders and the model never sees the image."""
-        if not config.use_decoder_only_language_model:
-            raise UserError(f"model.path={self.path}: BLIP-2 with an encoder-decoder (Flan-T5) is not supported; use an OPT variant")
         if config.image_token_index is None:
             raise UserError(
                 f"model.path={self.path}: its config.json has no image_token_index, so the text cannot hold the image; "
