@@ -22,8 +22,12 @@ class Qwen2VL(Family):
         return [] if grid is None else [int(n) // merge for n in grid.prod(dim=-1)]
 
     def image_size(self, width: int, height: int, sizes: Mapping[str, int], image_processor: Any) -> tuple[int, int] | None:
-        """The size that qwen-vl-utils resizes to. A bound that the row leaves out is the processor's, not the one of qwen-vl-utils."""
+        """The size that qwen-vl-utils resizes to. A bound that the row leaves out is the processor's, not the one of qwen-vl-utils.
+
+        Without keys, the size that the processor resizes to; transformers' smart_resize differs for images thinner than a patch.
+        """
         from qwen_vl_utils.vision_process import smart_resize
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as processor_resize
 
         if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in sizes.values()):
             raise ValueError("a size is a whole number of pixels above 0")
@@ -39,7 +43,7 @@ class Qwen2VL(Family):
         most = sizes.get("max_pixels", max(most, least))
         if least > most:
             raise ValueError("min_pixels is above max_pixels")
-        rows, columns = smart_resize(height, width, factor, least, most)
+        rows, columns = (smart_resize if sizes else processor_resize)(height, width, factor, least, most)
         if not rows or not columns:
             raise ValueError(f"an image of {width} x {height} pixels would become thinner than one patch")
         return columns, rows
