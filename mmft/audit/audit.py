@@ -12,6 +12,7 @@ from ..common.errors import UserError
 from ..common.records import AnswerRecord, PlanReport
 from ..config.settings import Settings
 from ..evaluation.evaluate import Evaluator
+from ..evaluation.metrics.defaults import metric_set
 from ..models.quantization import Quantization, uses_checkpointing
 from . import tokens
 from .checks import Check, check_blindness, check_end_token
@@ -98,7 +99,7 @@ def untrained_answers(model: torch.nn.Module, collator: BatchMaker, settings: Se
     """Let the untrained model answer these rows, and print the answers."""
     if not rows:
         return []
-    evaluator = Evaluator(rows, collator, settings["generation"], settings["evaluation"]["batch_size"])
+    evaluator = Evaluator(rows, collator, settings["generation"], settings["evaluation"]["batch_size"], metrics=metric_set(settings.get("metrics")))
     texts = evaluator.generate(model)
     answers = [evaluator.record(i, sample, text) for i, (sample, text) in enumerate(zip(rows, texts, strict=True))]
     log.info("\nThe untrained model's answers")

@@ -50,6 +50,30 @@ class AnswerCounts(TypedDict):
     left_out: int
 
 
+class _ScoreInfo(TypedDict):
+    label: str
+    higher_is_better: bool
+    top: float | None
+
+
+class MetricInfo(_ScoreInfo, total=False):
+    """What a report has to know of a score. top: the value at which a bar is full. missing: number of rows without a value.
+
+    note: what has to be known to compare values, e.g. a signature or the segmentation of Chinese.
+    """
+
+    note: str
+    missing: int
+
+
+class ConfusionMatrix(TypedDict):
+    """counts[i][j]: rows with reference labels[i] and answer labels[j]. examples[i][j]: index of one of these rows."""
+
+    labels: list[str]
+    counts: list[list[int]]
+    examples: list[list[int | None]]
+
+
 class SamplesEntry(TypedDict, total=False):
     """One row of eval/samples.jsonl: answers to a few held-out rows at a training step."""
 
@@ -104,6 +128,8 @@ class Summary(TypedDict, total=False):
     base_eval_loss: float | None
     metrics: MetricValues
     base_metrics: MetricValues
+    metric_info: dict[str, MetricInfo]
+    confusion: ConfusionMatrix | None
     answer_counts: AnswerCounts
     base_answer_counts: AnswerCounts
     max_new_tokens: int | None
@@ -144,6 +170,8 @@ class EvaluationSummary(TypedDict, total=False):
     base_eval_loss: float | None
     metrics: MetricValues
     base_metrics: MetricValues
+    metric_info: dict[str, MetricInfo]
+    confusion: ConfusionMatrix | None
     answer_counts: AnswerCounts
     base_answer_counts: AnswerCounts
     max_new_tokens: int | None

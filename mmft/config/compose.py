@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, open_dict
 
 from ..common.errors import UserError
-from .groups import CONFIG_DIR
+from .groups import CONFIG_DIR, default_metrics_section
 from .guard import environment, moved_targets
 from .guard.hydra_section import check_composed, check_files
 from .guard.secrets import check_words
@@ -34,6 +34,9 @@ def compose_hydra(words: list[str], config_dir: str | None = None, config_name: 
 def finish(cfg: DictConfig) -> None:
     """Update moved class names, expand `~`, check every key and value. Raises UserError."""
     moved_targets.update(cfg)
+    if "metrics" not in cfg:  # the snapshot of a run from before this group existed
+        with open_dict(cfg):
+            cfg.metrics = default_metrics_section()
     expand_home(cfg)
     check(cfg)
 

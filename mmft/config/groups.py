@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -10,7 +11,7 @@ CONFIG_DIR = Path(__file__).resolve().parents[2] / "conf"
 if not CONFIG_DIR.is_dir():  # installed from a wheel: conf/ is the package mmft.conf
     CONFIG_DIR = Path(__file__).resolve().parents[1] / "conf"
 
-GROUPS = ("task", "model", "collator", "data", "lora", "trainer", "logger", "experiment")
+GROUPS = ("task", "model", "collator", "data", "lora", "trainer", "logger", "metrics", "experiment")
 
 
 def group_options(config_dir: str | None = None) -> dict[str, list[str]]:
@@ -23,6 +24,13 @@ def group_options(config_dir: str | None = None) -> dict[str, list[str]]:
         })
         for group in GROUPS
     }  # fmt: skip
+
+
+def default_metrics_section() -> dict[str, Any]:
+    """The section `metrics` that conf/metrics/text.yaml composes to, for configs from before this group existed."""
+    folder = CONFIG_DIR / "metrics"
+    names = OmegaConf.load(folder / "text.yaml").defaults
+    return {str(key): node for name in names for key, node in cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"))).items()}
 
 
 def top_level() -> list[str]:

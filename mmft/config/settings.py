@@ -40,3 +40,4 @@ class Settings(TypedDict):
     lora: Section
     trainer: Section
     logger: Section
+    metrics: Section

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from ..common.errors import UserError, nearest
-from . import library_keys
-from .choices import AUGMENT_TRANSFORMS, METRICS, OBJECTIVES, TRAINER_METRICS
+from . import key_table, library_keys
+from .build import build
+from .choices import AUGMENT_TRANSFORMS, TRAINER_METRICS
 from .groups import CONFIG_DIR, GROUPS
 from .guard import remote_code, secrets
 from .guard.targets import parameters, resolve
@@ -30,20 +32,21 @@ def check(cfg: DictConfig) -> None:
     check_keys("evaluation", plain["evaluation"], {k: "" for k in defaults["evaluation"]})
     check_augment(plain.get("augment"))
     check_generation(plain["generation"])
-    check_best_metric(plain)
+    directions = metric_directions(plain.get("metrics") or {}) if not overlays_run else {}
+    check_best_metric(plain, directions)
     for key, kind in TOP_LEVEL_TYPES.items():
         check_value(key, plain.get(key), kind)
-    if plain.get("objective") not in OBJECTIVES:
-        hint = nearest(str(plain.get("objective")), OBJECTIVES)
-        raise UserError(f"objective={plain.get('objective')}: no such metric.{hint} There are: {', '.join(OBJECTIVES)}.")
+    objectives = ("eval_loss", *directions)
+    if not overlays_run and plain.get("objective") not in objectives:
+        hint = nearest(str(plain.get("objective")), objectives)
+        raise UserError(f"objective={plain.get('objective')}: no such metric.{hint} There are: {', '.join(objectives)} (metrics=[...] adds others).")
     for section, known in library_keys.sections().items():
         node: Any = plain
         for part in section.split("."):
             node = (node or {}).get(part)
         if node and known:
-            if section == "trainer":
-                refuse_managed(node)
             check_keys(section, node, known)
+            key_table.check(section, {k: v for k, v in node.items() if k not in library_keys.OWN_KEYS}, known)
 
 
 def check_generation(generation: dict[str, Any]) -> None:
@@ -53,26 +56,25 @@ def check_generation(generation: dict[str, Any]) -> None:
         raise UserError(f"generation.max_new_tokens={limit}: must be a whole number of tokens above 0, or auto (from the lengths of the references)")
 
 
-def check_best_metric(plain: dict[str, Any]) -> None:
+def metric_directions(section: Mapping[str, Any]) -> dict[str, bool]:
+    """name -> whether higher is better, of every score of the config's metrics. Raises UserError for one that cannot be built."""
+    scores = [score for key, node in section.items() if node is not None for score in build(node, f"metrics.{key}").scores]
+    return {score.name: score.higher_is_better for score in scores}
+
+
+def check_best_metric(plain: dict[str, Any], directions: Mapping[str, bool]) -> None:
     """Check that training measures the metric that decides between checkpoints. Raises UserError."""
     trainer, evaluation = plain.get("trainer") or {}, plain["evaluation"]
     given = trainer.get("metric_for_best_model")
     if given is None or trainer.get("eval_strategy") in (None, "no", False) or evaluation.get("split") is None:
         return
     name = str(given).removeprefix("eval_")
-    if name in METRICS and not evaluation.get("generate"):
+    if name in directions and not evaluation.get("generate"):
         raise UserError(f"trainer.metric_for_best_model={given}: {name} is measured while training only with evaluation.generate=true; add that,"
                         " or use trainer.metric_for_best_model=loss")  # fmt: skip
-    if name not in METRICS and name not in ("loss", *TRAINER_METRICS):
-        names = ("loss", *METRICS)
-        raise UserError(f"trainer.metric_for_best_model={given}: no such metric.{nearest(name, names)} There are: {', '.join(names)}.")
-
-
-def refuse_managed(trainer: dict[str, Any]) -> None:
-    """Refuse training arguments that mmft sets. Raises UserError."""
-    for key in trainer:
-        if key in library_keys.MANAGED_TRAINING_ARGUMENTS:
-            raise UserError(f"trainer.{key}: mmft sets this itself (seed=..., output_dir=... and logger=... are at the top level)")
+    if name not in directions and name not in ("loss", *TRAINER_METRICS):
+        names = ("loss", *directions)
+        raise UserError(f"trainer.metric_for_best_model={given}: no such metric.{nearest(name, names)} There are: {', '.join(names)} (metrics=[...] adds others).")
 
 
 def check_targets(node: Any, where: str = "") -> None:

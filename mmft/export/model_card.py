@@ -11,9 +11,9 @@ import yaml
 
 from ..common.files import read_json, read_text, read_yaml
 from ..common.records import Environment, ModelIdentity, PlanReport, Summary
-from ..config.choices import METRICS
 from ..reports import numbers
 from ..reports.numbers import is_number
+from ..reports.tables import metric_names
 from ..runs.directory import Run
 
 KINDS = {"adapter": "LoRA adapter", "model": "fine-tuned model", "merged": "fine-tuned model (a LoRA adapter merged into its base)"}
@@ -87,7 +87,7 @@ def _use(kind: str, base: ModelIdentity) -> str:
 
 def _figures(summary: Summary) -> str:
     base, tuned = summary.get("base_metrics") or {}, summary.get("metrics") or {}
-    rows = [(m, base.get(m), tuned.get(m)) for m in METRICS if m in base or m in tuned]
+    rows = [(m, base.get(m), tuned.get(m)) for m in metric_names([base, tuned])]
     rows.append(("loss (lower is better)", summary.get("base_eval_loss"), summary.get("eval_loss")))
     rows = [r for r in rows if is_number(r[1]) or is_number(r[2])]
     if not rows:

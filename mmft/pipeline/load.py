@@ -67,7 +67,7 @@ def load_base(inputs: TrainingInputs, context: RunContext, audit: bool) -> Base:
     evaluator = None
     if checked.held_out is not None:
         batch_size, loss_batch_size = settings["evaluation"]["batch_size"], settings["trainer"].get("per_device_eval_batch_size", 8)
-        evaluator = Evaluator(checked.held_out, collator, settings["generation"], batch_size, loss_batch_size, progress=is_main())
+        evaluator = Evaluator(checked.held_out, collator, settings["generation"], batch_size, loss_batch_size, is_main(), inputs.metrics)
     limit = evaluator.limit if evaluator else token_limit(settings["generation"], spread(inputs.prepared.split("train")), collator.tokenizer)
     log.info("%-14s %s", "generation", limit.note)
     return Base(loaded, collator, evaluator, augment_rows(rows, settings["augment"] or {}, settings["seed"]), limit, checked)

@@ -17,6 +17,8 @@ from ..config.validate import to_plain
 from ..data.prepare import prepared_data
 from ..data.prepared import PreparedData
 from ..data.selection import split_rows
+from ..evaluation.metrics.base import MetricSet
+from ..evaluation.metrics.defaults import metric_set
 from ..models.families.base import Family
 from ..models.hub import Located
 from ..models.load import load_skeleton, locate_model
@@ -39,6 +41,7 @@ class TrainingInputs:
     located: Located
     skeleton: torch.nn.Module
     plan: AdapterPlan
+    metrics: MetricSet
 
     @property
     def full(self) -> bool:
@@ -57,8 +60,11 @@ def prepare_inputs(cfg: DictConfig, context: RunContext) -> TrainingInputs:
     family: Family = build(cfg.model, "model")
     prepared = context.memo.once(key_of("prepared", settings["data"], settings["output_dir"]), lambda: prepared_data(cfg))
     rows, held_out = split_rows(prepared, settings["evaluation"])
+    metrics = metric_set(settings.get("metrics"))
+    metrics.check(held_out or ())
     located, skeleton = locate_and_outline(family, context)
-    return TrainingInputs(cfg, settings, family, prepared, rows, held_out, located, skeleton, plan_adapter(skeleton, settings["lora"]))
+    plan = plan_adapter(skeleton, settings["lora"])
+    return TrainingInputs(cfg, settings, family, prepared, rows, held_out, located, skeleton, plan, metrics)
 
 
 def locate_and_outline(family: Family, context: RunContext) -> tuple[Located, torch.nn.Module]:

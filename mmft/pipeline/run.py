@@ -140,6 +140,8 @@ class Training:
         with self.timed("measure_tuned"):
             measured = measure(base.evaluator, adapted.model)
         self.summary |= {"eval_loss": measured.loss, "metrics": measured.metrics, "answer_counts": count_answers(measured.answers)}
+        metrics = base.evaluator.metrics
+        self.summary |= {"metric_info": metrics.info(measured.answers), "confusion": metrics.confusion(measured.answers)}
         self._log_tuned(measured)
 
     def _log_tuned(self, measured: Measurement) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
-from ..common.records import AnswerRecord, MetricValues
-from ..evaluation.metrics import CJK, normalise, per_sample
+from ..common.records import AnswerRecord, MetricInfo, MetricValues
+from ..evaluation.metrics.answers import token_f1 as text_f1
+from ..evaluation.metrics.defaults import per_sample
+from ..evaluation.metrics.words import CJK, normalise
 
 # Longer texts are shown without marks: the time of matching grows with the square of the number of words.
 MAX_WORDS_COMPARED = 600
@@ -51,30 +53,50 @@ def scores(row: AnswerRecord | None) -> MetricValues:
     if not row or not isinstance(row.get("prediction"), str):
         return {}
     stored = row.get("metrics")
-    if isinstance(stored, dict) and "token_f1" in stored:
+    stored = stored if isinstance(stored, dict) else {}
+    if "token_f1" in stored:
         return stored
     references = row.get("references") or []
-    return per_sample(str(row["prediction"]), references) if references else {}
+    return {**per_sample(str(row["prediction"]), references), **stored} if references else stored
 
 
-def token_f1(row: AnswerRecord | None) -> float:
-    return scores(row).get("token_f1", 0.0)
+@dataclass(frozen=True)
+class Ranking:
+    """The score by which answers are ranked in reports."""
+
+    name: str = "token_f1"
+    label: str = "token F1"
+    higher_is_better: bool = True
+
+    def value(self, row: AnswerRecord | None) -> float:
+        """The row's score, negative where lower is better; of a row without one, that of the worst answer."""
+        value = scores(row).get(self.name)
+        return (value if self.higher_is_better else -value) if value is not None else 0.0 if self.higher_is_better else -1e9
 
 
-def select(pairs: Sequence[AnswerPair], limit: int = 24) -> list[AnswerPair]:
+def ranking_of(rows: Sequence[AnswerRecord], info: Mapping[str, MetricInfo]) -> Ranking:
+    """Token F1 where it was measured, else the first score that rows have by themselves. info: `metric_info` of summary.json."""
+    names = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or {}))
+    if not names or "token_f1" in names:
+        return Ranking()
+    one = info.get(names[0])
+    return Ranking(names[0], one["label"], one["higher_is_better"]) if one else Ranking(names[0], names[0])
+
+
+def select(pairs: Sequence[AnswerPair], limit: int = 24, ranking: Ranking = Ranking()) -> list[AnswerPair]:  # immutable
     """At most `limit` pairs: a third with the largest gains, a third with the worst answers, and evenly spaced others.
 
-    Sorted by the tuned model's token F1 (gain: minus the base's). Up to `limit` pairs are all returned, in their order,
-    with an empty `reason`.
+    Sorted by the tuned model's score (gain: minus the base's). Up to `limit` pairs are all returned, in their order, with an empty
+    `reason`.
     """
     if len(pairs) <= limit:
         return list(pairs)
-    f1 = [token_f1(p.tuned) for p in pairs]
-    gain = [f - token_f1(p.base) for f, p in zip(f1, pairs, strict=True)]
+    score = [ranking.value(p.tuned) for p in pairs]
+    gain = [s - ranking.value(p.base) for s, p in zip(score, pairs, strict=True)]
     third = max(1, limit // 3)
     order = range(len(pairs))
-    reasons = {i: "largest gain" for i in sorted(order, key=lambda i: (-gain[i], -f1[i], i))[:third]}
-    for i in sorted((i for i in order if i not in reasons), key=lambda i: (f1[i], i))[:third]:
+    reasons = {i: "largest gain" for i in sorted(order, key=lambda i: (-gain[i], -score[i], i))[:third]}
+    for i in sorted((i for i in order if i not in reasons), key=lambda i: (score[i], i))[:third]:
         reasons[i] = "worst answer"
     rest = [i for i in order if i not in reasons]
     wanted = limit - len(reasons)
@@ -101,7 +123,7 @@ def verdict(row: AnswerRecord | None) -> Verdict:
 
 def nearest_reference(text: str, references: Sequence[str]) -> str:
     """The reference with the highest token F1 against the text; "" without references."""
-    return max(references, key=lambda r: per_sample(text, [r])["token_f1"]) if references else ""
+    return max(references, key=lambda r: text_f1(text, r)) if references else ""
 
 
 def difference(text: str, reference: str) -> list[Piece]:

@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-from ..common.records import AnswerRecord, EvaluationSummary, MetricValues
-from ..config.choices import METRICS
+from ..common.records import AnswerRecord, EvaluationSummary, MetricInfo, MetricValues
 from ..evaluation.token_limit import count_answers
 from . import answers, numbers
 from .html import render
 from .numbers import is_number
 from .pictures import shown_pictures
 from .run_page import HEADINGS, MAX_SAMPLES, PICTURE_SIDE, PICTURES_PER_SAMPLE, SampleCard, ShownAnswer
-from .tables import LABELS, PlanTableRow, answer_notes, change_kind, rows_note
+from .tables import PlanTableRow, answer_notes, change_kind, info_of, metric_names, metric_notes, rows_note
 
 
 @dataclass
@@ -22,7 +21,7 @@ class Side:
     """One model's answers.
 
     kind: base, tuned or other (its colour). rows: as in eval/*.jsonl, the same samples for every side. figures: metrics
-    over the rows, and eval_loss where it was measured.
+    over the rows, and eval_loss where it was measured. info: label and direction of the metrics.
     """
 
     label: str
@@ -30,6 +29,7 @@ class Side:
     about: str
     rows: list[AnswerRecord]
     figures: MetricValues = field(default_factory=dict)
+    info: Mapping[str, MetricInfo] = field(default_factory=dict)
 
 
 class FigureRow(TypedDict):
@@ -45,20 +45,21 @@ class FigureRow(TypedDict):
 def evaluation_page(run: str, summary: EvaluationSummary, rows: Mapping[str, list[AnswerRecord]]) -> str:
     """eval/NAME.html. rows: answers of "tuned" and, if measured, "base"."""
     base, tuned = rows.get("base", []), rows["tuned"]
-    selected = answers.select(answers.pair(base, tuned), MAX_SAMPLES)
+    ranking = answers.ranking_of(tuned, summary.get("metric_info") or {})
+    selected = answers.select(answers.pair(base, tuned), MAX_SAMPLES, ranking)
     headings = HEADINGS if base else {**HEADINGS, "largest gain": "Best answers"}
     all_shown = len(tuned) <= MAX_SAMPLES
     if all_shown:
-        selected = sorted(selected, key=lambda p: -answers.token_f1(p.tuned))
-    sides = []
+        selected = sorted(selected, key=lambda p: -ranking.value(p.tuned))
+    sides, info = [], summary.get("metric_info") or {}
     if base:
-        sides.append(Side("base", "base", "", base, _figures(summary.get("base_metrics"), summary.get("base_eval_loss"))))
-    sides.append(Side("tuned" if base else "answer", "tuned", "", tuned, _figures(summary.get("metrics"), summary.get("eval_loss"))))
+        sides.append(Side("base", "base", "", base, _figures(summary.get("base_metrics"), summary.get("base_eval_loss")), info))
+    sides.append(Side("tuned" if base else "answer", "tuned", "", tuned, _figures(summary.get("metrics"), summary.get("eval_loss")), info))
     cards = [card(p.row, [(s, p.base if s.kind == "base" else p.tuned) for s in sides], headings[p.reason]) for p in selected]
     facts = [f"{summary['rows']} rows of {summary['data']}, split {summary['split']}"]
     facts += [f"checkpoint {summary['checkpoint']}"] if summary["checkpoint"] is not None else []
     facts += [f"data fingerprint {summary['fingerprint'][:12]}"]
-    note = "The best answers first, by token F1." if all_shown else f"{len(cards)} of {len(tuned)}, by token F1."
+    note = f"The best answers first, by {ranking.label}." if all_shown else f"{len(cards)} of {len(tuned)}, by {ranking.label}."
     return _page(run, "mmft evaluation", " · ".join(facts), sides, cards, note, answer_notes(summary))
 
 
@@ -110,17 +111,21 @@ def side_notes(sides: Sequence[Side]) -> list[str]:
     notes = [rows_note(counts[0])] if counts else []
     if any(c["truncated"] for c in counts):
         notes.append("Answers cut off at generation.max_new_tokens: " + ", ".join(f"{s.label} {c['truncated']}" for s, c in zip(sides, counts, strict=True)) + ".")
-    return notes
+    return notes + metric_notes(sides[0].info)
 
 
 def figure_rows(sides: Sequence[Side]) -> list[FigureRow]:
     """One row for each metric that any side has; of two sides with the change."""
     rows: list[FigureRow] = []
-    for name in (m for m in (*METRICS, "eval_loss") if any(m in s.figures for s in sides)):
+    names = metric_names([s.figures for s in sides])
+    for name in sorted(names, key=lambda name: name == "eval_loss"):  # the loss last
+        info = info_of(name, sides[0].info)
+        loss, higher = name == "eval_loss", info["higher_is_better"] and name != "eval_loss"
+        label = info["label"] if not loss else "Loss"
         values = [s.figures.get(name) for s in sides]
         two = len(values) == 2
         change = numbers.change(values[0], values[1]) if two else ""
-        kind = change_kind(values[0], values[1], higher_is_better=name != "eval_loss") if two else ""
-        rows.append({"label": LABELS.get(name, "Loss (lower is better)"), "name": name, "values": [numbers.metric(v) for v in values],
+        kind = change_kind(values[0], values[1], higher) if two else ""
+        rows.append({"label": label if higher else f"{label} (lower is better)", "name": name, "values": [numbers.metric(v) for v in values],
                      "change": change, "kind": kind})  # fmt: skip
     return rows

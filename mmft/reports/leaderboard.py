@@ -9,11 +9,10 @@ from typing import cast
 from ..common.errors import UserError, nearest
 from ..common.files import read_json, read_jsonl, read_text, read_yaml
 from ..common.records import AnswerRecord, PlanReport, Summary, SweepPlan
-from ..config.choices import METRICS
 from .numbers import is_number
 from .ranking import Leaderboard, RankedRun, flag_conditions, mark, seed_groups
 from .run_files import flatten
-from .tables import LABELS, main_metrics
+from .tables import info_of, main_metrics, metric_names
 
 NOT_COMPARED = ("run_dir", "name", "output_dir", "objective")  # they differ between any two runs, or change no result
 IGNORED_FOLDERS = ("earlier",)  # of a sweep: former attempts of points that were repeated
@@ -45,7 +44,11 @@ def read(folder: Path, by: str | None = None) -> Leaderboard:
             settings=own_settings, summary=summary,
         ))  # fmt: skip
     shown = [k for k in differing if not k.startswith(("logger", "task"))]
-    board = Leaderboard(folder.resolve().name, by, LABELS.get(by, "Held-out loss"), bool(plan), keys, rows, shown)
+    recorded = {name: one for s in summaries for name, one in (s.get("metric_info") or {}).items()}
+    info = info_of(by, recorded)
+    label, higher = ("Held-out loss", False) if by == "eval_loss" else (info["label"], info["higher_is_better"])
+    labels = {name: info_of(name, recorded)["label"] for name in metric_names([s.get("metrics") or {} for s in summaries])}
+    board = Leaderboard(folder.resolve().name, by, label, higher, labels, bool(plan), keys, rows, shown)
     rows.sort(key=lambda r: (not is_number(r.score), board.sign * r.score if is_number(r.score) else 0, r.loss if is_number(r.loss) else 1e9, r.run))
     missing = [p["name"] for p in plan.get("points") or () if not (folder / p["name"]).is_dir()]
     if missing:
@@ -57,13 +60,13 @@ def read(folder: Path, by: str | None = None) -> Leaderboard:
 
 
 def _ranking_value(by: str | None, runs: Sequence[Path], summaries: Sequence[Summary], plan: SweepPlan) -> str:
-    measured = [k for k in METRICS if any(is_number((s.get("metrics") or {}).get(k)) for s in summaries)]
+    measured = metric_names([{k: v for k, v in (s.get("metrics") or {}).items() if is_number(v)} for s in summaries])
     if by is None:
         objective = plan.get("objective")
         if objective in (*measured, "eval_loss"):
             return str(objective)
         answers = next((rows for run in runs if (rows := cast("list[AnswerRecord]", read_jsonl(run / "eval" / "tuned.jsonl")))), [])
-        return main_metrics(answers)[0] if measured else "eval_loss"
+        return main_metrics(answers, measured)[0] if measured else "eval_loss"
     if by not in (*measured, "eval_loss"):
         raise UserError(f"by={by}: none of these runs measured it.{nearest(by, [*measured, 'eval_loss'])} There are: {', '.join([*measured, 'eval_loss'])}.")
     return by

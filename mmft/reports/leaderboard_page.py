@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TypedDict
 
 from ..common.records import AnswerRecord
-from ..config.choices import METRICS
 from . import answers, numbers, sweep_plots
 from .answers import Verdict
 from .html import render, write_text
@@ -18,7 +17,6 @@ from .pictures import ShownPictures, shown_pictures
 from .ranking import Leaderboard, RankedRun
 from .run_files import read_answers
 from .run_markdown import cell, table_line
-from .tables import LABELS
 
 MAX_PICTURES, MAX_RUNS = 8, 12  # of the section that shows the runs' answers to the same pictures
 
@@ -42,13 +40,13 @@ def write(folder: Path, board: Leaderboard) -> list[Path]:
     """Write report.html, report.md and leaderboard.csv into the folder; returns their paths."""
     metrics = [m for m in _measured(board) if m != board.by]
     page = render(
-        "leaderboard.html.j2", board=board, numbers=numbers, metrics=metrics, labels=LABELS, plots=sweep_plots.draw(board), shared_samples=shared_samples(board)
+        "leaderboard.html.j2", board=board, numbers=numbers, metrics=metrics, labels=board.labels, plots=sweep_plots.draw(board), shared_samples=shared_samples(board)
     )
     return [write_text(folder / name, text) for name, text in (("report.html", page), ("report.md", markdown(board)), ("leaderboard.csv", table(board)))]
 
 
 def _measured(board: Leaderboard) -> list[str]:
-    return [m for m in METRICS if any(is_number(r.metrics.get(m)) for r in board.rows)]
+    return [m for m in board.labels if any(is_number(r.metrics.get(m)) for r in board.rows)]
 
 
 def markdown(board: Leaderboard) -> str:
@@ -99,11 +97,13 @@ def shared_samples(board: Leaderboard) -> list[SharedSample]:
             answered.append((run, by_id))
     if not answered:
         return []
+    first, by_id = answered[0]
+    ranking = answers.ranking_of(list(by_id.values()), first.summary.get("metric_info") or {})
     common = [i for i in answered[0][1] if all(i in by_id for _, by_id in answered)]
 
     def agreement(i: str | None) -> tuple[int, float]:
-        f1 = [answers.token_f1(by_id[i]) for _, by_id in answered]
-        return -len({str(by_id[i].get("prediction")) for _, by_id in answered}), min(f1) - max(f1)
+        values = [ranking.value(by_id[i]) for _, by_id in answered]
+        return -len({str(by_id[i].get("prediction")) for _, by_id in answered}), min(values) - max(values)
 
     samples: list[SharedSample] = []
     for i in sorted(common, key=agreement)[:MAX_PICTURES]:

@@ -14,7 +14,6 @@ from . import numbers
 from .numbers import is_number
 
 BEST, CHEAPEST = "best", "cheapest within 1 s.e."
-LOWER_IS_BETTER = ("eval_loss",)
 
 # Settings whose difference makes runs not comparable, and why.
 ORDER = ("seed", "trainer.per_device_train_batch_size", "trainer.gradient_accumulation_steps", "trainer.train_sampling_strategy")
@@ -92,6 +91,7 @@ class SeedGroup:
 @dataclass
 class Leaderboard:
     """Runs of a folder, the best first. by: the ranking value; sign: 1 if lower is better, else -1. keys: columns of settings.
+    labels: of all metrics that were measured, by name.
 
     sweep: whether the folder is a sweep's. differing: all settings that differ. groups: by setting, if it was run with several seeds.
     """
@@ -99,6 +99,8 @@ class Leaderboard:
     name: str
     by: str
     label: str
+    higher_is_better: bool
+    labels: dict[str, str]
     sweep: bool
     keys: list[str]
     rows: list[RankedRun]
@@ -108,7 +110,7 @@ class Leaderboard:
 
     @property
     def sign(self) -> int:
-        return 1 if self.by in LOWER_IS_BETTER else -1
+        return -1 if self.higher_is_better else 1
 
     @property
     def counted(self) -> bool:

@@ -52,7 +52,7 @@ def markdown(run_dir: Path) -> str:
         "base model": f"{model.get('path') or ''} {model.get('revision') or ''}".strip(),
     }  # fmt: skip
     parts += ["## Run", table(("", ""), [[k, str(v)] for k, v in facts.items() if v not in (None, "", numbers.MISSING)])]
-    selected = answers.select(answers.pair(base, tuned), MAX_SAMPLES)
+    selected = answers.select(answers.pair(base, tuned), MAX_SAMPLES, answers.ranking_of(tuned or base, summary.get("metric_info") or {}))
     if selected:
         parts += ["## Held-out samples", table(("sample", "prompt", "reference", "base", "tuned"), [_sample(p) for p in selected])]
     snapshot = read_text(run_dir / "snapshot.yaml")

@@ -18,7 +18,7 @@ from .loss_curve import write_curve
 from .numbers import is_number
 from .pictures import ShownPictures, shown_pictures
 from .run_files import flatten, read_answers, read_samples
-from .tables import LABELS, answer_notes, main_metrics, metric_rows, plan_rows
+from .tables import answer_notes, info_of, main_metrics, metric_names, metric_rows, plan_rows
 
 MAX_SAMPLES = 24  # held-out samples shown, see answers.select
 PICTURES_PER_SAMPLE = 4
@@ -96,7 +96,8 @@ def view(run_dir: Path) -> dict[str, Any]:
     """The values of the template; texts unescaped (the template escapes all of them)."""
     summary, plan = cast(Summary, read_json(run_dir / "summary.json")), cast(PlanReport, read_json(run_dir / "lora_plan.json"))
     base, tuned = (read_answers(run_dir / "eval" / f"{name}.jsonl", run_dir) for name in ("base", "tuned"))
-    samples = [sample_card(p) for p in answers.select(answers.pair(base, tuned), MAX_SAMPLES)]
+    ranking = answers.ranking_of(tuned or base, summary.get("metric_info") or {})
+    samples = [sample_card(p) for p in answers.select(answers.pair(base, tuned), MAX_SAMPLES, ranking)]
     prompts = {s["prompt"] for s in samples}
     env = flatten(read_json(run_dir / "env.json"))
     absent = [(name, what) for name, what in RUN_FILES.items() if not (run_dir / name).is_file()]
@@ -118,6 +119,7 @@ def view(run_dir: Path) -> dict[str, Any]:
         "config": read_text(run_dir / "snapshot.yaml"),
         "env": env,
         "samples": samples,
+        "ranking": ranking.label,
         "prompt": prompts.pop() if len(prompts) == 1 and len(samples) > 1 else "",  # shown once when all samples share it
         "training_samples": training_samples(read_samples(run_dir)),
         "numbers": numbers,
@@ -150,8 +152,9 @@ def cards(summary: Summary, rows: Sequence[AnswerRecord]) -> list[Card]:
             note = "base \u2192 tuned" if is_number(a) else "tuned"
             result.append({"label": label, "base": numbers.metric(a) if is_number(a) else "", "value": numbers.metric(b), "note": note, "kind": kind})
 
-    for name in main_metrics(rows):
-        compare(LABELS[name], base.get(name), tuned.get(name))
+    for name in main_metrics(rows, metric_names([base, tuned])):
+        info = info_of(name, summary.get("metric_info") or {})
+        compare(info["label"], base.get(name), tuned.get(name), not info["higher_is_better"])
     compare("Held-out loss", summary.get("base_eval_loss"), summary.get("eval_loss"), lower_is_better=True)
     trainable, total = summary.get("trainable_parameters"), summary.get("total_parameters")
     speed = summary.get("samples_per_second")

@@ -5,20 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-from ..common.records import AnswerCounts, AnswerRecord, EvaluationSummary, MetricValues, PlanReport, Summary
-from ..config.choices import METRICS
+from ..common.records import AnswerCounts, AnswerRecord, EvaluationSummary, MetricInfo, MetricValues, PlanReport, Summary
+from ..evaluation.metrics.defaults import default_metrics
 from . import numbers
 from .numbers import is_number
 
-LABELS = {
-    "exact_match": "Exact match",
-    "exact_match_normalized": "Exact match, normalised",
-    "contains": "Contains a reference",
-    "token_f1": "Token F1",
-    "vqa_accuracy": "VQA accuracy",
-    "bleu4": "BLEU-4",
-    "rouge_l": "ROUGE-L",
-    "cider": "CIDEr",
+DEFAULT_INFO: dict[str, MetricInfo] = {
+    score.name: {"label": score.label, "higher_is_better": score.higher_is_better, "top": score.top} for score in default_metrics().scores
 }
 
 
@@ -45,9 +38,16 @@ def answer_notes(summary: Summary | EvaluationSummary) -> list[str]:
     if any(truncated.values()):
         each = f"{truncated['tuned']}" if list(truncated) == ["tuned"] else ", ".join(f"{name} {n}" for name, n in truncated.items())
         notes.append(f"Answers cut off at {f'{limit} tokens' if limit else 'the limit'} (generation.max_new_tokens): {each}.")
+    notes += metric_notes(summary.get("metric_info") or {})
     if limit and longest > limit:
         notes.append(f"The longest reference has {longest} tokens, more than generation.max_new_tokens={limit}; generation.max_new_tokens=auto fits it.")
     return notes
+
+
+def metric_notes(info: Mapping[str, MetricInfo]) -> list[str]:
+    """The notes of the metrics, and which of them have no value for some rows."""
+    notes = [f"{one['label']}: {one['note']}." for one in info.values() if one.get("note")]
+    return notes + [f"{one['label']}: no value for {one['missing']} rows." for one in info.values() if one.get("missing")]
 
 
 def rows_note(counts: AnswerCounts) -> str:
@@ -70,10 +70,18 @@ class PlanTableRow(TypedDict):
     idle: bool
 
 
-def main_metrics(rows: Sequence[AnswerRecord]) -> tuple[str, str]:
-    """The two most telling metrics: CIDEr and ROUGE-L for captions (references of five words and more), else exact match and token F1."""
+def info_of(name: str, recorded: Mapping[str, MetricInfo]) -> MetricInfo:
+    """Label, direction and bar of a score. recorded: `metric_info` of summary.json, which older runs do not have."""
+    return recorded.get(name) or DEFAULT_INFO.get(name) or {"label": name, "higher_is_better": True, "top": None}
+
+
+def main_metrics(rows: Sequence[AnswerRecord], measured: Sequence[str]) -> Sequence[str]:
+    """The two most telling metrics: CIDEr and ROUGE-L for captions (references of five words and more), exact match and token F1 for
+    answers; the first two that were measured where these were not.
+    """
     lengths = sorted(len(str(r).split()) for row in rows for r in (row.get("references") or ())[:1])
-    return ("cider", "rouge_l") if lengths and lengths[len(lengths) // 2] >= 5 else ("exact_match", "token_f1")
+    usual = ("cider", "rouge_l") if lengths and lengths[len(lengths) // 2] >= 5 else ("exact_match", "token_f1")
+    return usual if not measured or set(usual) & set(measured) else measured[:2]
 
 
 def change_kind(base: object, tuned: object, higher_is_better: bool) -> str:
@@ -84,16 +92,20 @@ def change_kind(base: object, tuned: object, higher_is_better: bool) -> str:
 
 
 def metric_names(values: Sequence[Mapping[str, object]]) -> list[str]:
-    """Names of the metrics in any of `values`, mmft's own first."""
-    names = {name for one in values for name in one}
-    return [m for m in METRICS if m in names] + sorted(names - set(METRICS))
+    """Names of the metrics in any of `values`, the default ones first, the others in their order."""
+    names = {name: 0 for one in values for name in one}
+    return [m for m in DEFAULT_INFO if m in names] + [m for m in names if m not in DEFAULT_INFO]
 
 
 def metric_rows(summary: Summary | EvaluationSummary) -> list[MetricRow]:
     """One row for each metric of either model, the held-out loss last."""
     base: MetricValues = summary.get("base_metrics") or {}
     tuned: MetricValues = summary.get("metrics") or {}
-    rows = [_row(LABELS.get(n) or n, n, base.get(n), tuned.get(n), 10.0 if n == "cider" else 1.0, True) for n in metric_names([base, tuned])]
+    rows = []
+    for name in metric_names([base, tuned]):
+        info = info_of(name, summary.get("metric_info") or {})
+        label = info["label"] if info["higher_is_better"] else f"{info['label']} (lower is better)"
+        rows.append(_row(label, name, base.get(name), tuned.get(name), info["top"], info["higher_is_better"]))
     losses = summary.get("base_eval_loss"), summary.get("eval_loss")
     if any(map(is_number, losses)):
         rows.append(_row("Held-out loss (lower is better)", "eval_loss", *losses, None, False))

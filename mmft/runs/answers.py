@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
-from ..evaluation import metrics
 from ..evaluation.answer import answer_prompts
 from ..evaluation.inputs import Asked
+from ..evaluation.metrics.base import MetricSet
 from ..reports.answers_page import Side
 from .open import open_run
 
@@ -42,9 +42,9 @@ def drop_unanswered(sides: list[Side]) -> list[str]:
     return list(reasons.values())
 
 
-def add_metrics(sides: list[Side]) -> None:
+def add_metrics(sides: list[Side], metrics: MetricSet) -> None:
     """Compute the metrics of every side over the prompts with references, if there are at least two."""
     for side in sides:
         referenced = [r for r in side.rows if r["references"]]
         if len(referenced) > 1:
-            side.figures = metrics.compute([str(r["prediction"]) for r in referenced], [r["references"] for r in referenced])
+            side.figures, side.info = metrics.corpus(referenced), metrics.info(referenced)

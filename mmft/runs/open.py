@@ -15,10 +15,12 @@ from ..collators.types import BatchMaker
 from ..common.errors import UserError, nearest
 from ..common.files import read_json
 from ..config.build import build
+from ..config.groups import default_metrics_section
 from ..config.guard import moved_targets
 from ..config.plain import resolved
 from ..config.settings import Settings
 from ..config.validate import check
+from ..evaluation.metrics.defaults import metric_set
 from ..evaluation.token_limit import AUTO
 from ..models.families.base import Family
 from ..models.fingerprint import import_while_hashing
@@ -64,8 +66,9 @@ class OpenedRun:
         """An evaluator of `rows` with the run's collator and generation settings."""
         from ..evaluation.evaluate import Evaluator
 
-        return Evaluator(rows, self.collator, self.settings["generation"], self.settings["evaluation"]["batch_size"],
-                         self.settings["trainer"].get("per_device_eval_batch_size", 8))  # fmt: skip
+        settings = self.settings
+        return Evaluator(rows, self.collator, settings["generation"], settings["evaluation"]["batch_size"],
+                         settings["trainer"].get("per_device_eval_batch_size", 8), metrics=metric_set(settings.get("metrics")))  # fmt: skip
 
 
 def open_any(path: str | Path | None, cfg: DictConfig, overrides: list[str], checkpoint: int | None = None) -> OpenedRun:
@@ -112,7 +115,7 @@ def read_snapshot(folder: Path) -> DictConfig:
             raise UserError(f"{file}: carries a {key} section, which could start other programs; a snapshot of mmft has none, so this one was changed: remove it")
     if "${" in text:
         raise UserError(f"{file}: holds an interpolation (${{...}}); a snapshot of mmft has plain values only, so this one was changed: write the value")
-    cfg = OmegaConf.create(plain)
+    cfg = OmegaConf.create({"metrics": default_metrics_section(), **plain})  # runs from before the group have no such section
     moved_targets.update(cfg)
     return cfg
 
@@ -129,9 +132,9 @@ def run_config(path: str | Path, cfg: DictConfig, overrides: list[str]) -> tuple
         elif head in FIXED:
             other_place = f"; {MOVED}=FOLDER alone is possible, if its base model was moved" if head == "model" else ""
             raise UserError(f"{word}: run={path} brings its own {head}; drop this word (train a new run to change it{other_place})")
-        elif key == "data":
-            kept.data = cfg.data
-        elif head in ("data", "evaluation", "generation"):
+        elif key in ("data", "metrics"):
+            kept[key] = cfg[key]
+        elif head in ("data", "evaluation", "generation", "metrics"):
             OmegaConf.update(kept, key, OmegaConf.select(cfg, key), force_add=True)
     if kept.generation.get("max_new_tokens") == AUTO:  # the limit that training derived, whatever rows this command has
         kept.generation.max_new_tokens = read_json(folder / "env.json").get("max_new_tokens") or AUTO

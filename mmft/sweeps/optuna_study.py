@@ -15,9 +15,9 @@ JOURNAL, STUDY = "study.journal", "mmft"
 POINT = "point"  # a trial's attribute: the name of its run's directory
 
 
-def direction(objective: str) -> str:
-    """Losses go down, metrics up."""
-    return "minimize" if objective.endswith("loss") else "maximize"
+def direction(objective: str, directions: Mapping[str, bool]) -> str:
+    """Losses go down, metrics as they say. directions: metric name -> whether higher is better."""
+    return "minimize" if objective.endswith("loss") or not directions.get(objective, True) else "maximize"
 
 
 class Search:
@@ -26,7 +26,7 @@ class Search:
     def __init__(
         self, sweep_dir: Path, objective: str, space: list[Any], n_trials: int = 20, n_jobs: int = 1, seed: int | None = None,
         sampler: str = "TPESampler", sampler_options: dict[str, Any] | None = None,
-        pruner: str | None = None, pruner_options: dict[str, Any] | None = None, params: dict[str, str] | None = None,
+        directions: Mapping[str, bool] | None = None, pruner: str | None = None, pruner_options: dict[str, Any] | None = None, params: dict[str, str] | None = None,
     ):  # fmt: skip
         """`space`: Hydra's overrides of the searched keys, those of `params` (a preset's) included. Errors raised: UserError."""
         optuna = library()
@@ -46,7 +46,7 @@ class Search:
         self.journal = sweep_dir / JOURNAL
         sweep_dir.mkdir(parents=True, exist_ok=True)
         self.study = optuna.create_study(
-            storage=storage(self.journal), study_name=STUDY, sampler=first, direction=direction(objective), load_if_exists=True
+            storage=storage(self.journal), study_name=STUDY, sampler=first, direction=direction(objective, directions or {}), load_if_exists=True
         )
         self._same({"objective": objective, "space": {key.lstrip("+"): repr(value) for key, value in self.space.items()}})
         self.study.set_user_attr("pruner", list(pruning))  # a point's own process makes the pruner from here

@@ -42,6 +42,7 @@ class Compare:
 
     def __call__(self, cfg: DictConfig, overrides: list[str]) -> list[Side] | None:
         """Write the page and return the sides; None from ui=true. Raises UserError; Incomplete if an input could not be answered."""
+        from ..evaluation.metrics.defaults import metric_set
         from ..runs.answers import add_metrics, drop_unanswered, label_runs, run_sides
 
         paths = [str(p) for p in (self.run if isinstance(self.run, list) else [self.run])]
@@ -61,7 +62,7 @@ class Compare:
             complain(reason)
         if not sides[0].rows:
             raise UserError("none of the inputs could be answered; nothing was written")
-        add_metrics(sides)
+        add_metrics(sides, metric_set(to_plain(run_cfg.get("metrics"))))
         print_tables(sides)
         write_page(page, run, sides, description, self.out is not None)
         run.record("compare", overrides, [page])

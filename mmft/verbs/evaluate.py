@@ -61,6 +61,7 @@ class Evaluate:
         summary = self._describe(prepared, len(rows), settings, opened)
         log.info("%d rows of %s, split %s", len(rows), prepared.manifest["name"], summary["split"])
         evaluator = opened.evaluator(rows)
+        evaluator.metrics.check(rows)
         summary["max_new_tokens"], summary["longest_reference"] = evaluator.limit.max_new_tokens, evaluator.limit.longest
         log.info("%-14s %s", "generation", evaluator.limit.note)
         answers: dict[str, list[AnswerRecord]] = {}
@@ -72,6 +73,7 @@ class Evaluate:
         summary["eval_loss"] = evaluator.loss(opened.model)
         summary["metrics"], answers["tuned"] = evaluator.measure(opened.model)
         summary["answer_counts"] = count_answers(answers["tuned"])
+        summary["metric_info"], summary["confusion"] = evaluator.metrics.info(answers["tuned"]), evaluator.metrics.confusion(answers["tuned"])
         summary["seconds"] = round(time.time() - started, 3)
         if run is None:
             run = new_directory(run_cfg, overrides, opened, prepared)

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from ..common.errors import Incomplete, UserError
+from ..config.plain import to_plain
 
 if TYPE_CHECKING:
     from ..common.records import AnswerRecord
     from ..evaluation.answer_table import AnswerFile
     from ..evaluation.inputs import Message
+    from ..evaluation.metrics.base import MetricSet
 
 log = logging.getLogger("mmft")
 
@@ -36,6 +38,7 @@ class Predict:
         """Print the answers or write them to out=. Raises UserError; Incomplete if some inputs could not be answered."""
         from ..evaluation.answer import answer_prompts, prompts_of
         from ..evaluation.answer_table import AnswerFile
+        from ..evaluation.metrics.defaults import metric_set
         from ..runs.open import any_config, open_any
 
         run, run_cfg = any_config(self.run, cfg, overrides, self.checkpoint)
@@ -57,7 +60,7 @@ class Predict:
                     print(text if len(asked) == 1 else f"{record['id']}\n    {text}", flush=True)
                 if table is not None:
                     table.add(record)
-            finish(records, table)
+            finish(records, table, metric_set(to_plain(run_cfg.get("metrics"))))
         finally:
             if table is not None:
                 table.discard()
@@ -70,7 +73,7 @@ class Predict:
         return records
 
 
-def finish(records: list[AnswerRecord], table: AnswerFile | None) -> None:
+def finish(records: list[AnswerRecord], table: AnswerFile | None, metrics: MetricSet) -> None:
     """Give the table its name and show the metrics of answers with references. Raises UserError if nothing was answered."""
     answered = [r for r in records if not r.get("error")]
     if not answered:
@@ -80,11 +83,10 @@ def finish(records: list[AnswerRecord], table: AnswerFile | None) -> None:
         log.info("%d answers in %s", len(answered), table.path)
     referenced = [r for r in answered if r["references"]]
     if len(referenced) > 1:
-        from ..evaluation import metrics
         from ..evaluation.token_limit import count_answers
         from ..reports import terminal
 
-        scores = metrics.compute([str(r["prediction"]) for r in referenced], [r["references"] for r in referenced])
+        scores = metrics.corpus(referenced)
         counts = count_answers(records)
         values = {**{k: f"{v:.3f}" for k, v in scores.items()}, "references per row": f"{counts['references_per_row']:g}",
                   "rows left out": counts["left_out"]}  # fmt: skip

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from mmft.common.errors import UserError
-from mmft.evaluation import metrics
-from mmft.evaluation.metrics import compute, normalise, per_sample, tokenise, vqa_accuracy
+from mmft.evaluation.metrics.answers import vqa_accuracy
+from mmft.evaluation.metrics.defaults import compute, default_metrics, per_sample
+from mmft.evaluation.metrics.words import normalise, tokenise
 
 
 def test_normalise_does_what_squad_does_and_reads_chinese():
@@ -142,7 +143,7 @@ def test_cider_weighs_words_by_the_set():
 
 def test_compute_averages_and_has_every_key():
     scores = compute(["red", "blue", ""], [["red"], ["Blue."], ["green", "lime"]])
-    assert tuple(scores) == metrics.METRICS
+    assert tuple(scores) == tuple(s.name for s in default_metrics().scores)
     assert scores["exact_match"] == pytest.approx(1 / 3) and scores["exact_match_normalized"] == pytest.approx(2 / 3)
     assert all(type(v) is float and math.isfinite(v) for v in scores.values())
 
@@ -172,5 +173,5 @@ def test_nothing_is_started_printed_or_imported_early(monkeypatch, capsys):
     compute(["a red car", "a dog"], [["a red car"], ["the dog"]])
     assert capsys.readouterr() == ("", "")
     monkeypatch.undo()
-    code = "import sys, json, mmft.evaluation.metrics; print(json.dumps([m for m in ('torch', 'numpy', 'pycocoevalcap') if m in sys.modules]))"
+    code = "import sys, json, mmft.evaluation.metrics.defaults; print(json.dumps([m for m in ('torch', 'numpy', 'pycocoevalcap') if m in sys.modules]))"
     assert json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout) == []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from mmft.evaluation.metrics import compute, per_sample
+from mmft.evaluation.metrics.defaults import compute, per_sample
 
 COLOURS = {"red": "#d33", "green": "#2a5", "blue": "#36c", "yellow": "#ec3", "purple": "#93c", "white": "#eee"}
 SHAPES = ("circle", "square", "triangle")

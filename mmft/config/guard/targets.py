@@ -17,7 +17,7 @@ PACKAGES_VARIABLE = "MMFT_PACKAGES"
 # open files for writing.
 BASES = {
     "data": "mmft.data.sources.base.BaseSource", "model": "mmft.models.families.base.Family", "collator": "mmft.collators.base.Collator",
-    "logger": "mmft.loggers.base.Logger",
+    "logger": "mmft.loggers.base.Logger", "metrics": "mmft.evaluation.metrics.base.Metric",
 }  # fmt: skip
 VERBS = "mmft.verbs."
 HYDRA_PARTS = ("mmft.sweeps.optuna_study.Search", "mmft.joint.launcher.Joint")  # mmft's own classes for Hydra's section

@@ -1,0 +1,177 @@
+"""Metric: the base class of a config's metrics. MetricSet: all metrics of a run."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from ...common.errors import UserError
+from ...common.records import AnswerRecord, ConfusionMatrix, MetricInfo, MetricValues
+from ...config.build import build
+from ...data.sample import Sample
+
+log = logging.getLogger("mmft")
+MAX_NAMED = 3  # failed rows named for each metric; the others are counted
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number that a metric gives. name: its key in summary.json. top: the value at which a report's bar is full; None: no bar."""
+
+    name: str
+    label: str
+    higher_is_better: bool = True
+    top: float | None = 1.0
+
+
+class Metric:
+    """A metric is a subclass of this and a yaml file in conf/metrics/. Its constructor's arguments are the yaml's keys.
+
+    A subclass sets SCORES and implements `row`, or `corpus` for a value that is no mean over rows. LIBRARIES: packages it imports.
+    """
+
+    SCORES: ClassVar[tuple[Score, ...]] = ()
+    LIBRARIES: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        return self.SCORES
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return self.LIBRARIES
+
+    def problem(self, row: AnswerRecord) -> str | None:
+        """Why this row cannot be scored, whatever the answer is; None if it can. Called before training, without a prediction."""
+        return None if row.get("references") else "has no reference"
+
+    def row(self, row: AnswerRecord) -> MetricValues:
+        """The scores of one row, by name."""
+        return {}
+
+    def corpus(self, rows: Sequence[AnswerRecord], values: Sequence[MetricValues]) -> MetricValues:
+        """The scores of all rows. values: what `row` returned for each of them. Default: the means."""
+        return means([score.name for score in self.scores], values)
+
+    def note(self, rows: Sequence[AnswerRecord]) -> str:
+        """What has to be known to compare the scores with others: a signature, the segmentation of Chinese."""
+        return ""
+
+    def confusion(self, rows: Sequence[AnswerRecord]) -> ConfusionMatrix | None:
+        """Counts of (reference, answer), for metrics of classes."""
+        return None
+
+
+def means(names: Iterable[str], values: Sequence[MetricValues]) -> MetricValues:
+    """The mean of each score over the rows that have it."""
+    result: MetricValues = {}
+    for name in names:
+        numbers = [v[name] for v in values if name in v]
+        if numbers:
+            result[name] = sum(numbers) / len(numbers)
+    return result
+
+
+@dataclass
+class MetricSet:
+    """The metrics of a run, by the names of their config sections. Raises UserError for a missing library and a name used twice."""
+
+    metrics: Mapping[str, Metric]
+    _failures: dict[str, int] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        owners: dict[str, str] = {}
+        for key, metric in self.metrics.items():
+            for library in metric.libraries:
+                if importlib.util.find_spec(library) is None:
+                    raise UserError(f"metrics.{key} needs the package {library}: pip install 'mmft[metrics]', or leave {key} out of metrics=[...]")
+            for score in metric.scores:
+                if score.name in owners:
+                    raise UserError(f"metrics: {owners[score.name]} and {key} both give a score named {score.name}; keep one of them")
+                owners[score.name] = key
+
+    @classmethod
+    def from_config(cls, section: Mapping[str, Any]) -> MetricSet:
+        """The metrics of the config's section `metrics`. Raises UserError."""
+        return cls({key: build(node, f"metrics.{key}") for key, node in section.items() if node is not None})
+
+    @property
+    def scores(self) -> list[Score]:
+        return [score for metric in self.metrics.values() for score in metric.scores]
+
+    def check(self, samples: Sequence[Sample]) -> None:
+        """Refuse a metric that can score none of these rows; say how many rows a metric leaves out. Raises UserError."""
+        for key, metric in self.metrics.items():
+            problems: list[tuple[str, str]] = []
+            for sample in samples:
+                if (problem := metric.problem({"id": sample.id, "prompt": sample.prompt_text, "references": list(sample.references)})) is not None:
+                    problems.append((sample.id, problem))
+            if problems and len(problems) == len(samples):
+                raise UserError(f"metrics: {key} can score none of the {len(samples)} rows: row {problems[0][0]} {problems[0][1]}; leave {key} out of metrics=[...]")
+            if problems:
+                log.info("%-14s %s leaves out %d of %d rows, e.g. %s, which %s", "metrics", key, len(problems), len(samples), *problems[0])
+
+    def row(self, row: AnswerRecord) -> MetricValues:
+        """All scores of one row. A metric that raises is named with the row, and its value is missing."""
+        values: MetricValues = {}
+        for key, metric in self.metrics.items():
+            if row.get("prediction") is None or metric.problem(row) is not None:
+                continue
+            try:
+                values |= metric.row(row)
+            except Exception as error:  # a metric may be a user's own code
+                self._fail(key, f"row {row.get('id', row.get('index'))}", error)
+        return values
+
+    def corpus(self, rows: Sequence[AnswerRecord]) -> MetricValues:
+        """All scores over rows whose `metrics` are those of `row`. Raises UserError if there is no row."""
+        answered = [r for r in rows if r.get("prediction") is not None]
+        if not answered:
+            raise UserError("metrics: no predictions to measure; is the evaluation split empty?")
+        values: MetricValues = {}
+        for key, metric in self.metrics.items():
+            usable = [r for r in answered if metric.problem(r) is None]
+            if not usable:
+                continue
+            try:
+                values |= metric.corpus(usable, [r.get("metrics") or {} for r in usable])
+            except Exception as error:
+                self._fail(key, f"all {len(usable)} rows together", error)
+        return values
+
+    def info(self, rows: Sequence[AnswerRecord]) -> dict[str, MetricInfo]:
+        """What a report has to know of each score: label, direction, bar, note, rows without a value."""
+        result: dict[str, MetricInfo] = {}
+        for key, metric in self.metrics.items():
+            usable = [r for r in rows if r.get("prediction") is not None and metric.problem(r) is None]
+            with_values = [r.get("metrics") or {} for r in usable]
+            by_row = {name for v in with_values for name in v}
+            no_row_worked = type(metric).row is not Metric.row and not by_row & {s.name for s in metric.scores}
+            for score in metric.scores:
+                result[score.name] = {"label": score.label, "higher_is_better": score.higher_is_better, "top": score.top}
+                if note := self._note(key, metric, usable):
+                    result[score.name]["note"] = note
+                scored = sum(score.name in v for v in with_values) if score.name in by_row or no_row_worked else len(usable)
+                if scored < len(rows):
+                    result[score.name]["missing"] = len(rows) - scored
+        return result
+
+    def confusion(self, rows: Sequence[AnswerRecord]) -> ConfusionMatrix | None:
+        """The confusion matrix of the first metric that has one."""
+        return next((c for metric in self.metrics.values() if (c := metric.confusion([r for r in rows if r.get("prediction") is not None])) is not None), None)
+
+    def _note(self, key: str, metric: Metric, rows: Sequence[AnswerRecord]) -> str:
+        try:
+            return metric.note(rows)
+        except Exception as error:
+            self._fail(key, "its note", error)
+            return ""
+
+    def _fail(self, key: str, where: str, error: Exception) -> None:
+        self._failures[key] = self._failures.get(key, 0) + 1
+        if self._failures[key] <= MAX_NAMED:
+            more = "; further failures are only counted" if self._failures[key] == MAX_NAMED else ""
+            log.warning("mmft: metric %s: %s: %s: %s%s", key, where, type(error).__name__, " ".join(str(error).split())[:200], more)

@@ -1,0 +1,87 @@
+"""Metrics of captions as COCO's evaluation computes them (pycocoevalcap, without Java): BLEU-4, ROUGE-L, CIDEr."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...common.records import AnswerRecord, MetricValues
+from .base import Metric, Score
+from .words import check_segmentation, has_cjk, tokenise
+
+
+class CaptionMetric(Metric):
+    """segmentation: how Han and kana are cut into words, `characters` or `jieba`."""
+
+    LIBRARIES = ("pycocoevalcap",)
+
+    def __init__(self, segmentation: str = "characters") -> None:
+        check_segmentation(segmentation)
+        self.segmentation = segmentation
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return (*self.LIBRARIES, *(["jieba"] if self.segmentation == "jieba" else []))
+
+    def note(self, rows: Sequence[AnswerRecord]) -> str:
+        chinese = any(has_cjk(text) for r in rows for text in r["references"])
+        return f"Han and kana are cut into {'jieba words' if self.segmentation == 'jieba' else 'characters'}" if chinese else ""
+
+    def words(self, row: AnswerRecord) -> tuple[list[str], list[list[str]]]:
+        """The words of the answer and of each reference."""
+        return tokenise(str(row["prediction"]), self.segmentation), [tokenise(r, self.segmentation) for r in row["references"]]
+
+    def coco(self, rows: Sequence[AnswerRecord]) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+        """(references, predictions) as pycocoevalcap takes them: {sample: [text, ...]}."""
+        pairs = [self.words(row) for row in rows]
+        return {i: [" ".join(r) for r in references] for i, (_, references) in enumerate(pairs)}, {i: [" ".join(p)] for i, (p, _) in enumerate(pairs)}
+
+
+class Bleu4(CaptionMetric):
+    """Corpus BLEU-4 with the closest reference length.
+
+    Nothing is smoothed: a corpus whose answers all have fewer than four words scores nearly 0 even when right.
+    """
+
+    SCORES = (Score("bleu4", "BLEU-4"),)
+
+    def corpus(self, rows: Sequence[AnswerRecord], values: Sequence[MetricValues]) -> MetricValues:
+        from pycocoevalcap.bleu.bleu import Bleu
+
+        score, _ = Bleu(4).compute_score(*self.coco(rows), verbose=0)
+        return {"bleu4": float(score[3])}
+
+
+class RougeL(CaptionMetric):
+    """Mean ROUGE-L (beta 1.2, best precision and best recall over the references)."""
+
+    SCORES = (Score("rouge_l", "ROUGE-L"),)
+
+    def row(self, row: AnswerRecord) -> MetricValues:
+        from pycocoevalcap.rouge.rouge import Rouge
+
+        prediction, references = self.words(row)
+        texts = [" ".join(r) for r in references if r]
+        if not prediction or not texts:  # pycocoevalcap takes an empty text for one empty word, and calls two of them equal
+            return {"rouge_l": 0.0}
+        return {"rouge_l": float(Rouge().calc_score([" ".join(prediction)], texts))}
+
+
+class Cider(CaptionMetric):
+    """CIDEr (the D variant: clipped, length-penalised) of a corpus, 0..10.
+
+    A word's weight is log(samples / samples whose references hold it), counted over the set that is measured: values of different
+    sets, or of different sizes of one set, do not compare. Words that occur in every sample's references weigh nothing, so a single
+    sample has no CIDEr and 0.0 is returned. Answers of one word reach 2.5 at most (only one of the four n-gram lengths exists), two
+    words 5, three 7.5.
+    """
+
+    SCORES = (Score("cider", "CIDEr", top=10.0),)
+
+    def corpus(self, rows: Sequence[AnswerRecord], values: Sequence[MetricValues]) -> MetricValues:
+        from pycocoevalcap.cider.cider import Cider as CocoCider
+
+        references, predictions = self.coco(rows)
+        if len(rows) < 2 or not any(text for texts in references.values() for text in texts):
+            return {"cider": 0.0}
+        score, _ = CocoCider().compute_score(references, predictions)
+        return {"cider": float(score)}
