@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -196,3 +198,16 @@ def test_a_sweep_names_its_runs_by_the_words_that_differ(mmft, tmp_path):
     assert [r.name for r in runs] == ["lora.r-2", "lora.r-4"]
     ranks = [json.loads((r / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))["r"] for r in runs]
     assert ranks == [2, 4]
+
+
+def test_a_run_writes_nothing_to_stderr(tmp_path):
+    """No line of a library, at exit neither. In a process of its own, as a user starts it."""
+    words = ["data.pictures=24", "data.splits.validation=8", "trainer.max_steps=3", f"output_dir={tmp_path.as_posix()}"]
+    done = subprocess.run([sys.executable, "-m", "mmft", *words], capture_output=True, text=True, cwd=tmp_path, timeout=280)
+    assert done.returncode == 0 and done.stderr == "", done.stderr[-2000:]
+
+
+def test_nor_does_a_sweep_in_several_processes(tmp_path):
+    words = ["-m", "lora.r=2,4", "data.pictures=24", "data.splits.validation=8", "trainer.max_steps=3", f"output_dir={tmp_path.as_posix()}"]
+    done = subprocess.run([sys.executable, "-m", "mmft", *words], capture_output=True, text=True, cwd=tmp_path, timeout=280)
+    assert done.returncode == 0 and done.stderr == "", done.stderr[-2000:]
