@@ -82,7 +82,7 @@ def _prepare(source: Source, settings: Settings, stamp: Stamp, key: str, final: 
         print(f"mmft: {final.name}: {reason}; preparing again", file=sys.stderr)
         earlier = earlier_downloads(existing)
     if source.downloader is not None and not download:
-        raise UserError("data.download: only `mmft prepare` downloads images; run it with the same data=... words first")
+        raise UserError("data.download: images are downloaded by the verb prepare alone; run `mmft prepare` with the same data=... words first")
     failed = final.with_name(f"{final.name}.report.jsonl")
     folder = final.with_name(f".{final.name}.tmp")
     _remove(folder)  # left by a crash

@@ -19,6 +19,7 @@ Record = tuple[str, dict[str, Any]]  # (name of the row in messages, its cells)
 CHUNK = 1 << 20  # characters of JSON read at once, which limits memory use
 LONGEST = 1 << 28  # characters of one element; after a syntax error early in a file the rest is not read into memory
 # Lists of objects under these keys are the turns or the images of one row, not rows.
+_IMAGE_COLUMNS = ("image", "img", "images", "image_path", "file_name", "filename")
 _PARTS_OF_A_ROW = ("messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected", "texts", "turns", "qa")
 _IMAGE_NAME = re.compile(rf"(?i).*({'|'.join(re.escape(s) for s in SUFFIXES)})")
 
@@ -147,7 +148,7 @@ def _layout(path: Path, encoding: str | None) -> tuple[list[str], bool, bool]:
     """(keys, also `outer.inner`, of lists of objects; whether the object's keys name images or rows; whether more objects follow)."""
     arrays: list[str] = []
     inner: list[str] = []
-    count = image_names = objects = 0
+    count = image_names = objects = images = 0
     columns: set[tuple[str, ...]] = set()
     with open_text(path, encoding) as file:
         stream = JsonStream(file, path)
@@ -160,8 +161,11 @@ def _layout(path: Path, encoding: str | None) -> tuple[list[str], bool, bool]:
                     first = element if number == 0 else first
                 if isinstance(first, dict) and not _is_turn(first) and key not in _PARTS_OF_A_ROW:
                     arrays.append(key)
+                else:
+                    images += _names_image(key, [first])
                 continue
             value = stream.value()
+            images += _names_image(key, value)
             if isinstance(value, dict):
                 objects += 1
                 columns.add(tuple(value)[:3])
@@ -169,11 +173,17 @@ def _layout(path: Path, encoding: str | None) -> tuple[list[str], bool, bool]:
         more = bool(stream.peek(end=True))
     by_position = len(columns) == 1 and "0" in next(iter(columns), ())  # pandas' columns are objects, too: {"0": ..., "1": ...}
     keyed = count > 0 and (image_names == count or count > 1 and objects == count and not by_position and not arrays and not inner)
-    return arrays or inner, keyed, more
+    return [] if images else arrays or inner, keyed, more
 
 
 def _is_turn(value: Mapping[str, Any]) -> bool:
-    return "role" in value or "from" in value
+    """Whether an object is a turn or an image of a row, not a row."""
+    return "role" in value or "from" in value or {"bytes", "path"} == set(value)
+
+
+def _names_image(key: str, value: Any) -> bool:
+    """Whether a key and its value show that the object is a row."""
+    return key.lower() in _IMAGE_COLUMNS and isinstance(value, (str, list)) or isinstance(value, str) and _IMAGE_NAME.fullmatch(value) is not None
 
 
 class JsonStream:
