@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from accelerate.state import GradientState
     from optuna.trial import FrozenTrial
-    from transformers import Trainer
+    from transformers import PretrainedConfig, Trainer
 
 
 def save_checkpoint(trainer: Trainer) -> None:
@@ -59,3 +59,11 @@ def hydra_callbacks() -> Any:
     from hydra._internal.callbacks import Callbacks
 
     return Callbacks()
+
+
+def attention_implementation(config: PretrainedConfig) -> str | None:
+    """`PretrainedConfig._attn_implementation` (transformers 5.20 to 5.24): the attention that a loaded model uses.
+
+    Reason: the public argument `attn_implementation` only says what was asked for; features of images depend on what is used.
+    """
+    return getattr(config, "_attn_implementation", None)

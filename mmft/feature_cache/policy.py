@@ -19,6 +19,7 @@ from ..common.errors import UserError
 from ..common.hashing import key_of
 from ..common.memo import Memo
 from ..common.model_parts import part_of
+from ..common.private_api import attention_implementation
 from ..config.settings import Settings
 from ..data.augment import describe_transforms
 from ..data.prepared import PreparedData
@@ -123,7 +124,7 @@ def identities(settings: Settings, loaded: Loaded, collator: Collator) -> tuple[
     image = {"processor": type(processor.image_processor).__name__, "settings": processor.image_processor.to_dict(), "given": settings["model"].get("processor")}
     features = {
         "format": 3, "weights": loaded.located.revision, "class": type(loaded.model).__name__, "dtype": str(loaded.dtype),
-        "device": loaded.device.split(":")[0], "attention": getattr(loaded.model.config, "_attn_implementation", None),
+        "device": loaded.device.split(":")[0], "attention": attention_implementation(loaded.model.config),
         "quantization": settings["model"].get("quantization"), "rewrites": settings["model"].get("rewrites", "auto"), "image": image, "versions": versions,
     }  # fmt: skip
     rows = {

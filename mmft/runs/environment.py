@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
+from ..common.private_api import attention_implementation
 from ..common.records import CodeState, Environment
 from ..models.load import Loaded
 from ..system.distributed import world_size
@@ -44,7 +45,7 @@ def environment(loaded: Loaded, prepared: PreparedData, seed: int) -> Environmen
         "placement": {"cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"), "processes": world_size(), "host": platform.node()},
         "device": loaded.device,
         "dtype": str(loaded.dtype).removeprefix("torch."),
-        "attention": getattr(loaded.model.config, "_attn_implementation", None),
+        "attention": attention_implementation(loaded.model.config),
         "seed": seed,
         "model": {
             "path": loaded.located.path, "hub": loaded.located.hub, "revision": loaded.located.revision,

@@ -223,7 +223,7 @@ class FiniteStep(TrainerCallback):
         fp16 = trainer.accelerator.scaler is not None  # a loss scaler meets infinite gradients by design and skips them
         gradients = [] if fp16 else [p.grad for p in trainer.trained if p.grad is not None]
         bad_loss = not bool(torch.isfinite(losses).all())
-        bad_gradient = bool(gradients) and not bool(torch.isfinite(torch.stack([n.float() for n in torch._foreach_norm(gradients)])).all())
+        bad_gradient = bool(gradients) and not bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
         if not (bad_loss or bad_gradient):
             trainer.phase = "update"
             return
