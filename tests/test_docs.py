@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -274,3 +275,42 @@ def test_every_test_that_the_guarantees_name_exists():
     text = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("guarantees.md", "guarantees-data.md"))
     for name, shortened in re.findall(r"\b(test_\w+(?:\.py)?)(\.\.\.)?", text):
         assert name in files or name in functions or (shortened and any(f.startswith(name) for f in functions)), name
+
+
+# --- the recipes of CONTRIBUTING.md -------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_the_recipes_of_contributing_work_as_written(tmp_path):
+    """A data source, a logger and a verb, made in a copy of the code from the page alone."""
+    from PIL import Image
+
+    for folder in ("mmft", "conf"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for name, code in re.findall(r"Create `([^`]+\.(?:py|yaml))`.*?\n\n```\w+\n(.*?)^```", text, re.S | re.M):
+        assert not (tmp_path / name).exists()
+        (tmp_path / name).write_text(code, encoding="utf-8")
+    (tmp_path / "pairs").mkdir()
+    for number, colour in enumerate(("red", "blue", "green", "white")):
+        Image.new("RGB", (60, 60 + number), colour).save(tmp_path / "pairs" / f"{number}.png")
+        (tmp_path / "pairs" / f"{number}.txt").write_text(f"a {colour} picture\n", encoding="utf-8")
+    (tmp_path / "pairs" / "alone.txt").write_text("no picture", encoding="utf-8")
+
+    def command(*words: str, code: int = 0) -> str:
+        done = subprocess.run([sys.executable, "-m", "mmft", *words], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    assert "alone.txt: no image" in command("prepare", "data=pairs", "data.path=pairs", code=2)
+    assert "4 images" in command("prepare", "data=pairs", "data.path=pairs", "data.max_bad_share=0.2", "data.splits.validation=1")
+    assert "no .txt files" in command("prepare", "data=pairs", "data.path=conf", code=2)
+    command("logger=csv", "trainer.max_steps=2", "trainer.logging_steps=1", "data.pictures=40", "data.splits.validation=8", "evaluation.split=null", "run_dir=run")
+    written = (tmp_path / "run" / "scalars.csv").read_text(encoding="utf-8").splitlines()
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = [row["loss"] for row in logged if "loss" in row]
+    assert written[0] == "step,name,value" and [float(line.split(",")[2]) for line in written if ",loss," in line] == losses and len(losses) == 2
+    assert "only the last N logged steps" in command("losses", "--help")
+    shown = command("losses", "run=run", "last=1")
+    assert f"loss {losses[1]}" in shown and f"loss {losses[0]}" not in shown
+    assert "Did you mean last?" in command("losses", "run=run", "lst=1", code=2)
