@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from mmft.common.errors import UserError
-from mmft.config import library_keys
+from mmft.config import key_table, library_keys
 from mmft.config.groups import CONFIG_DIR
 from mmft.config.guard.targets import parameters, resolve
 
@@ -217,6 +217,22 @@ def top_page() -> str:
     return "\n\n".join([*lines, tree]) + "\n"
 
 
+def keys_page() -> str:
+    """docs/keys.md: the table of mmft/config/key_table.py, with its counts. Keys of all releases that the table knows."""
+    page = ["# Keys of the libraries",
+            "mmft accepts the keys of four classes of other libraries. Each is *effective* (a test sets it and sees that weights, answers or behaviour change),"
+            " *managed* (mmft sets it; the last column names the key to use instead), or *unsupported* (refused at once, with the reason). The table is"
+            " `mmft/config/key_table.py`; this page is written by `python docs/reference.py`."]  # fmt: skip
+    tables = (("effective", key_table.EFFECTIVE), ("managed", key_table.MANAGED), ("unsupported", key_table.UNSUPPORTED))
+    counts = [(code(f"{section}.*"), f"{package}.{name}", *(str(len(keys[section])) for _, keys in tables)) for section, (name, package) in key_table.CLASSES.items()]
+    total = [str(sum(len(keys[section]) for section in key_table.CLASSES)) for _, keys in tables]
+    page.append(table([*counts, ("all", "", *total)], ("keys", "class", "effective", "managed", "unsupported")))
+    for section, (name, package) in key_table.CLASSES.items():
+        rows = [(code(f"{section}.{key}"), kind, cell(key_table.status(section, key)[1])) for kind, keys in tables for key in keys[section]]
+        page += [f"## {package}.{name}", table(rows, ("key", "status", "note"))]
+    return "\n\n".join(page) + "\n"
+
+
 def write(folder: Path) -> list[Path]:
     """Write all pages into `folder` and return their paths; pages that did not change are not written."""
     folder.mkdir(exist_ok=True)
@@ -226,3 +242,7 @@ def write(folder: Path) -> list[Path]:
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
     return [folder / f"{name}.md" for name in pages]
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "keys.md").write_text(keys_page(), encoding="utf-8")

@@ -11,16 +11,13 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 
-# Set by mmft in TrainingArguments; a user's value would be overwritten.
-MANAGED_TRAINING_ARGUMENTS = (
-    "output_dir", "seed", "data_seed", "report_to", "remove_unused_columns", "label_names", "run_name",
-    "hub_token",  # a secret must not lie in a config that is saved with the run
-)
 # Arguments of transformers.EarlyStoppingCallback, in the trainer group beside TrainingArguments.
 EARLY_STOPPING = {"early_stopping_patience": "int | None", "early_stopping_threshold": "float"}
 # Keys that mmft adds to the trainer group: whether the micro-batches of a step are merged, and what happens when the loss or
 # gradient of a step is not finite.
 OWN_TRAINER = {**EARLY_STOPPING, "fold_accumulation": "str", "nonfinite": "str", "nonfinite_limit": "int"}
+OWN_LORA = {"r": "int | None", "scope": "str"}  # `scope`, and `r: null` for training without an adapter
+OWN_KEYS = {*OWN_TRAINER, "scope"}  # keys of these sections that are mmft's, not the library's
 
 
 def _library_file(package: str, relative: str) -> Path | None:
@@ -52,18 +49,17 @@ def _dataclass_fields(node: ast.ClassDef | None) -> dict[str, str]:
 @cache
 def training_arguments() -> dict[str, str]:
     """name -> annotation of every key of the trainer group; {} where transformers cannot be read."""
-    own = _dataclass_fields(_class("transformers", "training_args.py", "TrainingArguments"))
-    usable = {k: v for k, v in own.items() if k not in MANAGED_TRAINING_ARGUMENTS}
-    return {**usable, **OWN_TRAINER} if usable else {}
+    keys = _dataclass_fields(_class("transformers", "training_args.py", "TrainingArguments"))
+    return {**keys, **OWN_TRAINER} if keys else {}
 
 
 @cache
 def lora_config() -> dict[str, str]:
-    """name -> annotation of LoraConfig's keys without those inherited from PeftConfig."""
-    own = _dataclass_fields(_class("peft", "tuners/lora/config.py", "LoraConfig"))
-    own.pop("layer_replication", None)
-    # mmft adds `scope`, and `r: null` for training without an adapter
-    return {**own, "r": "int | None", "scope": "str"} if own else {}
+    """name -> annotation of LoraConfig's keys, those inherited from PeftConfig included, and of mmft's own."""
+    keys = _dataclass_fields(_class("peft", "tuners/lora/config.py", "LoraConfig"))
+    for base in ("PeftConfigMixin", "PeftConfig"):
+        keys |= _dataclass_fields(_class("peft", "config.py", base))
+    return {**keys, **OWN_LORA} if keys else {}
 
 
 @cache
