@@ -239,11 +239,13 @@ def test_the_diagram_refuses_a_cycle_and_leaves_out_what_follows(diagram):
         diagram.levels({"a": {"b"}, "b": {"a"}, "c": set()})
 
 
-def test_the_tour_has_a_paragraph_for_each_package(diagram):
+def test_the_tour_has_a_paragraph_for_each_package_in_the_order_of_the_imports(diagram):
+    from test_architecture import ORDER
+
     text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     order = re.findall(r"\w+", re.search(r"^```text\n(common <.*?)^```", text, re.S | re.M)[1])
-    assert sorted(order) == sorted(diagram.packages()) == sorted(re.findall(r"^\*\*(\w+)\*\* ", text, re.M))
-    assert [p for p in re.findall(r"^\*\*(\w+)\*\* ", text, re.M) if p in order] == order, "in the order of the imports"
+    assert order == [name for name in ORDER if name in diagram.packages()] and set(order) == diagram.packages().keys()
+    assert re.findall(r"^\*\*(\w+)\*\* ", text, re.M) == order
 
 
 def test_every_file_and_function_that_a_page_names_exists(diagram):
@@ -254,7 +256,7 @@ def test_every_file_and_function_that_a_page_names_exists(diagram):
     for page in pages:
         text = page.read_text(encoding="utf-8")
         for file, names in re.findall(r"`((?:mmft|tests|conf|docs|benchmarks|experiments)/[a-z_0-9./]+\.\w+)`(?:: ((?:`[\w.]+`(?:, )?)+))?", text):
-            if file in saved_files():
+            if file in saved_files() or re.search(rf"[Cc]reate\s`{file}`", text):  # the reader makes it
                 continue
             path = ROOT / file
             wanted = re.findall(r"`([\w.]+)`", names)
