@@ -9,6 +9,7 @@ from typing import TypedDict
 from ..common.records import AnswerRecord, EvaluationSummary, MetricInfo, MetricValues
 from ..evaluation.token_limit import count_answers
 from . import answers, numbers
+from .confusion import ConfusionTable, confusion_table
 from .html import render
 from .numbers import is_number
 from .pictures import shown_pictures
@@ -60,7 +61,7 @@ def evaluation_page(run: str, summary: EvaluationSummary, rows: Mapping[str, lis
     facts += [f"checkpoint {summary['checkpoint']}"] if summary["checkpoint"] is not None else []
     facts += [f"data fingerprint {summary['fingerprint'][:12]}"]
     note = f"The best answers first, by {ranking.label}." if all_shown else f"{len(cards)} of {len(tuned)}, by {ranking.label}."
-    return _page(run, "mmft evaluation", " · ".join(facts), sides, cards, note, answer_notes(summary))
+    return _page(run, "mmft evaluation", " · ".join(facts), sides, cards, note, answer_notes(summary), confusion=confusion_table(summary.get("confusion"), tuned))
 
 
 def _figures(metrics: MetricValues | None, loss: float | None) -> MetricValues:
@@ -75,11 +76,11 @@ def comparison_page(title: str, meta: str, sides: Sequence[Side], parts: Sequenc
 
 def _page(
     title: str, kicker: str, meta: str, sides: Sequence[Side], cards: Sequence[SampleCard], note: str, metric_notes: Sequence[str],
-    parts: Sequence[PlanTableRow] = (),
+    parts: Sequence[PlanTableRow] = (), confusion: ConfusionTable | None = None,
 ) -> str:  # fmt: skip
     prompts = {c["prompt"] for c in cards}
     return render(
-        "answers.html.j2", title=title, kicker=kicker, meta=meta, sides=sides, samples=cards, note=note, metrics=figure_rows(sides), metric_notes=metric_notes,
+        "answers.html.j2", title=title, kicker=kicker, meta=meta, sides=sides, samples=cards, note=note, metrics=figure_rows(sides), metric_notes=metric_notes, confusion=confusion,
         prompt=prompts.pop() if len(prompts) == 1 and len(cards) > 1 else "", referenced=any(c["references"] for c in cards), parts=parts,
     )  # fmt: skip
 

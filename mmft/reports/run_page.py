@@ -13,6 +13,7 @@ from ..common.files import read_json, read_text
 from ..common.records import AnswerRecord, PlanReport, SamplesEntry, Summary
 from . import answers, numbers
 from .answers import AnswerPair, Piece, Verdict
+from .confusion import confusion_table
 from .html import render, write_text
 from .loss_curve import write_curve
 from .numbers import is_number
@@ -118,6 +119,7 @@ def view(run_dir: Path) -> dict[str, Any]:
         "plan_total": plan,
         "config": read_text(run_dir / "snapshot.yaml"),
         "env": env,
+        "confusion": confusion_table(summary.get("confusion"), tuned),
         "samples": samples,
         "ranking": ranking.label,
         "prompt": prompts.pop() if len(prompts) == 1 and len(samples) > 1 else "",  # shown once when all samples share it

@@ -180,7 +180,7 @@ class TrainingLoop:
         seed, evaluation, home = job.settings["seed"], job.settings["evaluation"], job.run / "checkpoints"
         limit = self.arguments.get("save_total_limit")
         args, callbacks = training_settings(
-            {**self.arguments, "save_total_limit": None, **self._own_sampling()}, output_dir=str(home / checkpoints.SAVING), seed=seed, data_seed=seed, report_to=[],
+            {**self.arguments, "save_total_limit": None, **self._own_sampling(), **self._metric_direction()}, output_dir=str(home / checkpoints.SAVING), seed=seed, data_seed=seed, report_to=[],
             remove_unused_columns=False, label_names=["labels"],
         )  # fmt: skip
         recorder, stop = Recorder(job.run, job.logger), StopOnSignal(job.listener)
@@ -207,6 +207,13 @@ class TrainingLoop:
         if not args.disable_tqdm:
             trainer.add_callback(Progress(job.member))
         return _Attempt(trainer, recorder, restore, finite, writer)
+
+    def _metric_direction(self) -> Section:
+        """greater_is_better for metric_for_best_model, if that is a metric whose lower values are better and the config does not set it."""
+        name = str(self.arguments.get("metric_for_best_model") or "").removeprefix("eval_")
+        scores = self.job.evaluator.metrics.scores if self.job.evaluator else []
+        lower = any(score.name == name and not score.higher_is_better for score in scores)
+        return {"greater_is_better": False} if lower and self.arguments.get("greater_is_better") is None else {}
 
     def _own_sampling(self) -> dict[str, str]:
         """The Trainer's own grouping by length needs rows that are mappings; mmft's sampler takes its place."""
