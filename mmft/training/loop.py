@@ -208,7 +208,7 @@ class TrainingLoop:
             trainer.add_callback(Progress(job.member))
         return _Attempt(trainer, recorder, restore, finite, writer)
 
-    def _metric_direction(self) -> Section:
+    def _metric_direction(self) -> dict[str, bool]:
         """greater_is_better for metric_for_best_model, if that is a metric whose lower values are better and the config does not set it."""
         name = str(self.arguments.get("metric_for_best_model") or "").removeprefix("eval_")
         scores = self.job.evaluator.metrics.scores if self.job.evaluator else []
