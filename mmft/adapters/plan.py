@@ -50,7 +50,10 @@ def plan_adapter(skeleton: torch.nn.Module, settings: Section) -> AdapterPlan:
     if not isinstance(settings["r"], int) or settings["r"] < 1:
         raise UserError(f"lora.r={settings['r']}: must be a whole number above 0 (lora=none trains the whole model)")
     settings = _with_marks(skeleton, settings, scope)
-    names = _targets(settings.get("target_modules"), layers, SCOPES[scope], scope)
+    wanted = settings.get("target_modules")
+    if not isinstance(wanted, str):  # token tables get an adapter only if they are named
+        layers |= {n: part_of(n) for n, m in skeleton.named_modules() if isinstance(m, torch.nn.Embedding) and n.split(".")[-1] in (wanted or ())}
+    names = _targets(wanted, layers, SCOPES[scope], scope)
     names -= _excluded(settings.get("exclude_modules"), names)
     names = _layers(settings.get("layers_to_transform"), settings.get("layers_pattern"), names)
     modules = [n for n, _ in skeleton.named_modules() if n]

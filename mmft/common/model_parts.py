@@ -19,11 +19,9 @@ NAMES = {
 }
 
 
-def is_encoder_decoder(config: Any) -> bool:
+def is_encoder_decoder(config: object) -> bool:
     """Whether a model with this config reads the prompt in an encoder and writes the answer in a decoder."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else None
-    text_config = getattr(config, "text_config", None)
-    return any(bool(getattr(c, "is_encoder_decoder", False)) for c in (config, text, text_config) if c is not None)
+    return any(bool(getattr(c, "is_encoder_decoder", False)) for c in (config, getattr(config, "text_config", None)))
 
 
 def part_of(name: str) -> str:

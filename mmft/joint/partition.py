@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from ..adapters.plan import plan_adapter
 from ..common.errors import UserError
 from ..common.hashing import key_of
@@ -127,7 +129,7 @@ def _why_alone_by_plan(candidate: Candidate, context: SweepContext) -> str | Non
     head = skeleton.get_output_embeddings()
     modules = dict(skeleton.named_modules())
     for name in plan.adapted:
-        if part_of(name) != "language" or modules[name] is head:
+        if part_of(name) != "language" or modules[name] is head or not isinstance(modules[name], torch.nn.Linear):
             return f"the adapter reaches {name}, where rows of several points could not be told apart"
     if plan.settings.get("modules_to_save"):
         return f"lora.modules_to_save trains {plan.settings['modules_to_save'][0]} whole"

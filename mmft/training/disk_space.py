@@ -71,7 +71,7 @@ def parameter_counts(skeleton: Any, plan: AdapterPlan) -> tuple[int, int]:
     if plan.method == "full":
         return sum(p.numel() for name, p in parameters.items() if part_of(name) in SCOPES[plan.scope]), sum(p.numel() for p in parameters.values())
     modules, rank = dict(skeleton.named_modules()), max([plan.settings["r"], *(plan.settings.get("rank_pattern") or {}).values()])
-    n = sum(rank * (modules[name].in_features + modules[name].out_features) for name in plan.adapted)
+    n = sum(rank * sum(modules[name].weight.shape) for name in plan.adapted)
     for saved in plan.settings.get("modules_to_save") or []:
         n += sum(p.numel() for name, p in parameters.items() if f".{saved}." in f".{name}")
     return n, n
