@@ -14,6 +14,18 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # tests/hub.py, tests/places.py and tests/small_models.py
 
+# Fast tests that together call every library that mmft builds on; CI runs them with the newest and with the oldest versions.
+COMPAT = (
+    "adapters/test_adapters.py", "collators/test_chat.py", "common/test_private_api.py", "config/test_words.py", "losses/test_supervised.py",
+    "models/test_load.py", "rewrites/test_patch_embed.py", "rewrites/test_rms_norm.py", "training/test_sampling.py", "training/test_neftune.py", "test_dependencies.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if any(item.path.as_posix().endswith(f"tests/{name}") for name in COMPAT):
+            item.add_marker(pytest.mark.compat)
+
 
 @pytest.fixture
 def mmft(capfd, tmp_path):
