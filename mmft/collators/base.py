@@ -87,6 +87,10 @@ class Collator:
         """Generated ids (B, T) as texts, without special tokens and surrounding white space."""
         return [t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)]
 
+    def split_answer(self, text: str, generated: bool = False) -> tuple[str, str]:
+        """(reasoning, answer) of a reference, or of a text that the model has generated; metrics compare the answers."""
+        return "", text
+
     @property
     def end_ids(self) -> list[int]:
         """Every id that ends a generated text: the trained one, then those of the model's generation config."""

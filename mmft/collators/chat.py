@@ -116,6 +116,9 @@ class ChatCollator(Collator):
         texts = self.tokenizer.batch_decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return [text.strip() for text in texts]
 
+    def split_answer(self, text: str, generated: bool = False) -> tuple[str, str]:
+        return self.chat.split_answer(text, generated)
+
     # --- text ---------------------------------------------------------------------------------------------------
 
     def _turns(self, sample: Sample) -> list[Turn]:

@@ -117,6 +117,11 @@ class ChatTemplate:
         whole = self._joined(last, [*before, last])
         return replace(whole, text=whole.text[: whole.spans[-1][0]], spans=[])
 
+    def split_answer(self, text: str, generated: bool) -> tuple[str, str]:
+        """(reasoning, answer) of a text; a generated text that never closes the block which its prompt opens is all reasoning."""
+        closed = any(closing in text for _, closing in THINK_BLOCKS)
+        return (text, "") if generated and self.opens and not closed else _split_reasoning(text)
+
     # --- rendering ----------------------------------------------------------------------------------------------
 
     def _render(self, turns: Sequence[Turn], generation: bool, row: str) -> str:

@@ -88,3 +88,7 @@ class BatchMaker(Protocol):
     def decode(self, ids: torch.Tensor | list[list[int]]) -> list[str]:
         """Generated token ids as texts."""
         ...
+
+    def split_answer(self, text: str, generated: bool = False) -> tuple[str, str]:
+        """(reasoning, answer) of a reference, or of a generated text."""
+        ...

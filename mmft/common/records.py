@@ -21,7 +21,8 @@ class FirstAndLast(TypedDict):
 class AnswerRecord(TypedDict, total=False):
     """One row of eval/*.jsonl: a held-out row, or an input of `predict`, and the model's answer to it.
 
-    images: files below `root`. prediction: the generated text; None where `error` says why there is none.
+    images: files below `root`. prediction: the generated text; None where `error` says why there is none. reasoning: what the model
+    wrote before it, in a think block.
     truncated: the answer reached generation.max_new_tokens without an end token. metrics: the metrics that one row has by itself.
     """
 
@@ -32,6 +33,7 @@ class AnswerRecord(TypedDict, total=False):
     prompt: str
     references: list[str]
     prediction: str | None
+    reasoning: str
     truncated: bool
     metrics: MetricValues
     error: str

@@ -90,11 +90,14 @@ def _record(evaluator: Evaluator, index: int, asked: Asked, answer: Answer | Non
         return {"index": index, "id": asked.where, "prediction": None, "error": error}
     if answer is not None and sample.references:
         return evaluator.record(index, sample, answer)
+    reasoning, text = evaluator.collator.split_answer(answer.text, generated=True) if answer else ("", None)
     record: AnswerRecord = {
         "index": index, "id": sample.id, "root": sample.root, "images": list(sample.images), "prompt": sample.prompt_text,
-        "references": list(sample.references), "prediction": answer.text if answer else None,
+        "references": list(sample.references), "prediction": text,
         "truncated": answer is not None and answer.truncated, "metrics": {},
     }  # fmt: skip
+    if reasoning:
+        record["reasoning"] = reasoning
     if error:
         record["error"] = error
     return record

@@ -109,11 +109,15 @@ class Evaluator:
         return self.metrics.corpus(records), records
 
     def record(self, index: int, sample: Sample, answer: Answer) -> AnswerRecord:
-        """One row of eval/*.jsonl."""
+        """One row of eval/*.jsonl. Reasoning is kept apart: the metrics compare the answers."""
+        reasoning, text = self.collator.split_answer(answer.text, generated=True)
+        references = [self.collator.split_answer(reference)[1] for reference in sample.references]
         record: AnswerRecord = {
             "index": index, "id": sample.id, "root": sample.root, "images": list(sample.images), "prompt": sample.prompt_text,
-            "references": list(sample.references), "prediction": answer.text, "truncated": answer.truncated,
+            "references": references, "prediction": text, "truncated": answer.truncated,
         }  # fmt: skip
+        if reasoning:
+            record["reasoning"] = reasoning
         return {**record, "metrics": self.metrics.row(record)}
 
     def _batches(self, rows: Sequence[Sample], size: int, what: str) -> Iterator[list[Sample]]:

@@ -71,7 +71,8 @@ def _lengths(samples: Iterable[Sample], tokenizer: Any) -> Iterable[tuple[int, i
     chunk: list[list[str]] = []
     for sample in samples:
         if sample.references:
-            chunk.append(list(sample.references))
+            reasoning = sample.messages[-1].get("reasoning_content") or ""  # the model writes it before its answer
+            chunk.append([reasoning + reference for reference in sample.references])
         if len(chunk) == CHUNK:
             yield from _chunk_lengths(chunk, tokenizer)
             chunk = []

@@ -254,3 +254,20 @@ def test_any_thinking_conversation(small, made, name, data):
         for (_, learned), (words, reasoning) in zip(got, plain):
             assert learned.removesuffix("<|im_end|>").rstrip().endswith(words.strip())
             assert not reasoning or reasoning.strip() in learned
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "split"),
+    [
+        ("open", "it looks red\n</think>\n\nred", ("it looks red", "red")),
+        ("open", "</think>red", ("", "red")),
+        ("open", "it looks red, or", ("it looks red, or", "")),  # cut off before its answer
+        ("hybrid", "<think>\nit looks red\n</think>\n\nred", ("it looks red", "red")),
+        ("hybrid", "red", ("", "red")),
+        ("kimi", "it looks red◁/think▷red", ("it looks red", "red")),
+        ("unaware", "a red square", ("", "a red square")),
+    ],
+)
+def test_generated_texts_are_split_for_the_metrics(made, name, text, split):
+    assert made(name).split_answer(text, generated=True) == split
+    assert made(name).split_answer(split[1]) == ("", split[1]), "a reference is an answer"
