@@ -64,7 +64,7 @@ def check_rows(counts: TokenCounts) -> Check:
     refused, example = len(counts.refused), ""
     if refused:
         example = f", e.g. {counts.refused[0][0]}: {counts.refused[0][1]}"
-    return Check("rows", f"the collator refuses {refused} of {refused + len(counts.lengths)} rows looked at{example}", not refused)
+    return Check("rows", f"the collator refuses {refused} of {refused + counts.counted} rows looked at{example}", not refused)
 
 
 def look_at_rows(result: AuditResult, model: torch.nn.Module, collator: BatchMaker, usable: list[Sample], n: int) -> None:

@@ -20,12 +20,16 @@ PERCENTILES = (0, 50, 90, 99, 100)
 
 @dataclass
 class TokenCounts:
-    """lengths, images, supervised: one number per counted row. refused: (row id, reason). rows: in the whole split."""
+    """lengths, images, supervised: one number per sequence; a row is one sequence, or several where its answers need different contexts.
+
+    counted: rows that were collated. refused: (row id, reason). rows: in the whole split.
+    """
 
     lengths: list[int] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
     supervised: list[int] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
+    counted: int = 0
     rows: int = 0
 
     def table(self) -> list[tuple[str, list[int], int]]:
@@ -58,7 +62,8 @@ def count_tokens(collator: BatchMaker, rows: Sequence[Sample], limit: int | None
         except UserError as error:  # a RowError or an ImageError
             counts.refused.append((row.id, getattr(error, "reason", str(error))))
             continue
-        for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"]):  # one row may be several sequences
+        counts.counted += 1
+        for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"]):
             counts.lengths.append(int(mask.sum()))
             counts.images.append(int((ids == collator.image_token_id).sum()))
             counts.supervised.append(int((labels != IGNORE).sum()))

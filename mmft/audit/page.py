@@ -78,7 +78,7 @@ def write_page(path: Path, result: AuditResult, prepared: PreparedData, override
     text = render(
         "audit.html.j2", date=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"), shares=[percentile_name(s) for s in PERCENTILES],
         name=result.name, well=all(c.passed is not False for c in result.checks), overrides=" ".join(overrides), checks=result.checks,
-        rows=result.rows, counted=len(counts.lengths), all_rows=counts.rows, counts=counts.table(), lost=lost_rows(prepared, counts),
+        rows=result.rows, counted=counts.counted, all_rows=counts.rows, counts=counts.table(), lost=lost_rows(prepared, counts),
         plan=result.plan, answers=result.answers, cost=result.cost,
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,8 @@ def percentile_name(share: int) -> str:
 def counts_table(counts: TokenCounts) -> Table:
     from ..reports.terminal import new_table
 
-    table = new_table(f"Tokens of {len(counts.lengths)} of {counts.rows} rows", ("a row's", *(percentile_name(s) for s in PERCENTILES), "sum"))
+    several = f" ({len(counts.lengths)} sequences)" if len(counts.lengths) != counts.counted else ""
+    table = new_table(f"Tokens of {counts.counted} of {counts.rows} rows{several}", ("a row's", *(percentile_name(s) for s in PERCENTILES), "sum"))
     for what, values, total in counts.table():
         table.add_row(what, *(numbers.count(v) for v in values), numbers.count(total))
     return table
