@@ -1,4 +1,4 @@
-"""Where tests find things; a module of its own, since `conftest` names several files."""
+"""Paths that tests use; not in conftest.py, because several files have that name and cannot be imported by it."""
 
 from pathlib import Path
 

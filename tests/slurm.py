@@ -1,4 +1,4 @@
-"""A Slurm of one node for a test: munged, slurmctld and slurmd on 127.0.0.1, their files below one folder."""
+"""Start a Slurm of one node for a test: munged, slurmctld and slurmd on 127.0.0.1, with their files in one folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue")
-# No cgroups and no accounting, which need a machine set up for them; a job that is queued again may start after 5 s, not 120.
+# No cgroups and no accounting, which need a prepared machine; a job that is queued again may start after 5 s, not 120.
 CONFIG = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -66,7 +66,7 @@ def free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def running(folder: Path, cpus: int = 2) -> Iterator[dict[str, str]]:
-    """The environment in which sbatch, srun and scontrol meet this Slurm, while it runs. Errors raised: RuntimeError with its logs."""
+    """The environment variables with which sbatch, srun and scontrol find this Slurm, while it runs. Raises RuntimeError with its logs."""
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
     (folder / "munge.key").write_bytes(os.urandom(1024))
@@ -93,7 +93,7 @@ def running(folder: Path, cpus: int = 2) -> Iterator[dict[str, str]]:
         _wait(lambda: subprocess.run(idle, env=environment, capture_output=True, text=True).stdout.strip() == "idle", folder, started)
         yield environment
     finally:
-        if len(started) == 3:  # jobs that a failed test left end first, with their steps
+        if len(started) == 3:  # end the jobs of a failed test first, with their steps
             subprocess.run(["scancel", "--full", f"--user={getpass.getuser()}"], env=environment, capture_output=True, timeout=60)
             time.sleep(1)
         for process in reversed(started):

@@ -1,4 +1,4 @@
-"""The benchmark: its check lets the same work pass and names what a loop does otherwise; the whole of it runs (long)."""
+"""The benchmark: its check accepts equal work and names differences; the whole benchmark runs on small models (long)."""
 
 import importlib
 import json
@@ -12,7 +12,7 @@ from places import ROOT
 
 @pytest.fixture(scope="module")
 def loops(tmp_path_factory):
-    """run(name, **changes): a contender on the small fixture in this process, and what the watch saw of it."""
+    """run(name, **changes): a contender on the small fixture in this process, and the batches that watch.py recorded."""
     before, folder = list(sys.path), tmp_path_factory.mktemp("benchmark")
     sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks" / "contenders")]
     fixture, commands, recipe, watch = (importlib.import_module(n) for n in ("benchmarks.fixture", "benchmarks.commands", "recipe", "watch"))
@@ -34,7 +34,7 @@ def loops(tmp_path_factory):
     sys.path[:] = before
 
 
-def test_the_check_names_what_a_loop_does_otherwise(loops):
+def test_the_check_names_what_a_loop_does_differently(loops):
     checks, recipe = importlib.import_module("benchmarks.checks"), importlib.import_module("recipe")
     plain = loops("plain")
     assert plain["pixels"] and not plain["features"] and len(plain["steps"]) == 2
@@ -64,8 +64,8 @@ def test_the_check_names_what_a_loop_does_otherwise(loops):
     assert text.startswith(("step 1: loss", "step 2: loss"))
 
 
-def test_memory_of_children_counts():
-    """A process of some 10 MB whose child holds 300 MB for itself."""
+def test_memory_of_child_processes_counts():
+    """A process of some 10 MB with a child of 300 MB."""
     from benchmarks.process import Memory
 
     child = "import time; held = bytearray(b'x') * 300_000_000; time.sleep(3)"
@@ -94,7 +94,7 @@ def test_the_whole_benchmark_runs_on_small_models(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_the_ladder_climbs_on_small_shapes(tmp_path):
+def test_the_gpu_benchmark_runs_on_small_shapes(tmp_path):
     done = quick(["benchmarks.gpu", "--tiny", "--device", "cpu", "--out", str(tmp_path)])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for found in json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["models"].values():

@@ -12,7 +12,7 @@ from small_models import GROUP, KINDS
 
 from mmft.models.load import load_processor, locate_model
 
-NO_FILE = ("qwen2_5vl", "qwen3vl", "smolvlm", "gemma3", "internvl", "llava_onevision")  # trained by a yaml alone
+YAML_ONLY = ("qwen2_5vl", "qwen3vl", "smolvlm", "gemma3", "internvl", "llava_onevision")  # families that are a yaml file only
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +86,9 @@ def test_train_two_steps_evaluate_reload(small, drawn, mmft, tmp_path, kind):
     from mmft.data.prepared import PreparedData
 
     folder, summary, out = run(mmft, tmp_path, *words(kind, small, drawn, "lora.r=4"))
-    if kind in NO_FILE:
+    if kind in YAML_ONLY:
         target = yaml.safe_load((folder / "snapshot.yaml").read_text(encoding="utf-8"))["model"]["_target_"]
-        assert target in ("mmft.models.families.base.Family", "mmft.models.families.qwen2vl.Qwen2VL"), "no family file of its own"
+        assert target in ("mmft.models.families.base.Family", "mmft.models.families.qwen2vl.Qwen2VL"), "no family module of its own"
     assert summary["status"] == "finished" and summary["steps"] == 2 and summary["effective_batch_size"] == 2
     assert summary["supervised_tokens"] == 2 * 2 * 4, "a, colour, square and the end, of two rows, twice"
     assert summary["eval_loss"] != summary["base_eval_loss"]
@@ -109,15 +109,15 @@ def test_train_two_steps_evaluate_reload(small, drawn, mmft, tmp_path, kind):
 
     written = [json.loads(line) for line in (folder / "eval" / "tuned.jsonl").read_text(encoding="utf-8").splitlines()]
     ends = GenerationConfig.from_pretrained(folder / "adapter").eos_token_id
-    assert plain_answers(tuned, again, rows, ends) == [r["prediction"] for r in written], "rows together answer as rows alone"
-    assert any(r["prediction"] for r in written), "an answer has words"
+    assert plain_answers(tuned, again, rows, ends) == [r["prediction"] for r in written], "a batch gives the same answers as single rows"
+    assert any(r["prediction"] for r in written), "some answer is not empty"
     with tuned.disable_adapter():
         assert plain_loss(tuned, again, rows) == pytest.approx(summary["base_eval_loss"], abs=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["auto", "memory"])
-def test_an_image_alone_and_beside_another(small, drawn, mmft, tmp_path, mode):
-    """LLaVA-OneVision computes them differently: features kept from the one row are wrong in the other."""
+def test_features_that_depend_on_the_other_images_of_a_row_are_not_cached(small, drawn, mmft, tmp_path, mode):
+    """LLaVA-OneVision computes the same image differently alone and beside another one."""
     lines = [json.dumps({"image": f"{n}.png", "question": "What?", "answer": "a red square"}) for n in range(6)]
     lines += [json.dumps({"image": [f"{n}.png", f"{n + 1}.png"], "question": "Which?", "answer": "blue"}) for n in range(4)]
     (drawn.parent / "mixed.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -167,8 +167,8 @@ def test_the_projector_is_trained_with_the_adapter(small, drawn, mmft, tmp_path)
         assert not saved[key].equal(base[name])
 
 
-def test_a_projector_trained_in_a_bf16_base_is_measured_and_opened_again(small, drawn, mmft, tmp_path):
-    """The LLaVA recipe as a GPU runs it: the projector is fp32 in a bf16 base, under autocast in training and without it ever after."""
+def test_a_projector_trained_in_a_bf16_base_can_be_evaluated_later(small, drawn, mmft, tmp_path):
+    """The LLaVA recipe as on a GPU: an fp32 projector in a bf16 base, with autocast in training and without it in later verbs."""
     import torch
     from safetensors.torch import load_file
 
@@ -178,7 +178,7 @@ def test_a_projector_trained_in_a_bf16_base_is_measured_and_opened_again(small, 
     )  # fmt: skip
     saved = load_file(folder / "adapter" / "adapter_model.safetensors")
     whole = [v for k, v in saved.items() if "multi_modal_projector" in k and k.endswith("weight")]
-    assert whole and not all(v.equal(v.to(torch.bfloat16).float()) for v in whole)  # more than bf16 holds
+    assert whole and not all(v.equal(v.to(torch.bfloat16).float()) for v in whole)  # fp32 values that bf16 cannot represent
     code, _, err = mmft("evaluate", f"run={folder.as_posix()}", "base=true")
     assert code == 0, err[-2000:]
     (file,) = (folder / "eval").glob("*_validation_*.json")
@@ -198,7 +198,7 @@ def test_quantised_bases_train_on_the_cpu(small, drawn, mmft, tmp_path, bits, li
     assert line in " ".join(json.loads((folder / "env.json").read_text(encoding="utf-8"))["notes"])
 
 
-def test_where_bitsandbytes_cannot_load_the_run_says_so_and_goes_on(small, drawn, mmft, tmp_path, monkeypatch):
+def test_without_bitsandbytes_the_run_says_so_and_loads_unquantised_weights(small, drawn, mmft, tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
@@ -208,7 +208,7 @@ def test_where_bitsandbytes_cannot_load_the_run_says_so_and_goes_on(small, drawn
     assert "8-bit base" not in out and summary["steps"] == 2
 
 
-def test_image_limits_hold_in_training_and_come_back_with_the_adapter(small, drawn, mmft, tmp_path):
+def test_image_limits_are_used_in_training_and_saved_with_the_adapter(small, drawn, mmft, tmp_path):
     from PIL import Image
     from transformers import AutoProcessor
 
@@ -224,7 +224,7 @@ def test_image_limits_hold_in_training_and_come_back_with_the_adapter(small, dra
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_row_that_fails_while_training_is_one_line_and_leaves_no_adapter(small, drawn, mmft, tmp_path, workers):
-    """44 tokens are those of a 112 x 84 picture; the first row is smaller, so loading does not meet it."""
+    """A 112 x 84 picture gives 44 tokens; the first row, which is encoded when the model is loaded, has a smaller one."""
     settings = ("collator.max_length=41", "evaluation.split=null", "trainer.max_steps=20", f"trainer.dataloader_num_workers={workers}")
     code, _, err = mmft(*words("qwen2vl", small, drawn, *settings))
     said = [line for line in err.splitlines() if line.startswith("mmft:")]
