@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TypedDict
 
@@ -20,8 +21,16 @@ from .wording import shorten_words, shown
 EXTENSIONS = {"HEIF": "heic", "JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
 
 
-def locate(image: str, root: Path | None, boundary: Path | None = None) -> tuple[Path, str]:
-    """The file that an image path of a row names, and its posix path relative to `root`; it must lie in `boundary` (None: in root).
+def allowed_folders(root: Path | None, boundary: Path | None) -> list[Path]:
+    """The real folders that image files may lie in: `root`, `boundary`, and the files beside the snapshots of a hub's cache."""
+    if root is None:
+        return []
+    folders = [Path(os.path.realpath(root)), Path(os.path.realpath(boundary or root))]
+    return folders + [f.parent.parent / "blobs" for f in (root, *root.parents) if f.parent.name == "snapshots"]
+
+
+def locate(image: str, root: Path | None, allowed: Sequence[Path]) -> tuple[Path, str]:
+    """The file that an image path of a row names, and its posix path relative to `root`; it must lie in a folder of `allowed`.
 
     Raises ImageError without a name.
     """
@@ -32,30 +41,20 @@ def locate(image: str, root: Path | None, boundary: Path | None = None) -> tuple
         raise ImageError("", f"missing image: {shown(image)} is a path and this source has no data root; set data.root")
     if place is None:
         raise ImageError("", f"missing image: {shown(image)!r} is not a file name")
-    real, real_root = Path(os.path.realpath(place)), Path(os.path.realpath(root))
-    allowed = [real_root, Path(os.path.realpath(boundary or root))]
-    for folder in (root, *root.parents):  # the snapshots of a hub's cache link to files beside them
-        if folder.parent.name == "snapshots":
-            allowed.append(folder.parent.parent / "blobs")
-    if not any(real.is_relative_to(a) for a in allowed):
-        raise ImageError("", f"image outside the data root: {shown(image)} is not below {root.as_posix()}; run mmft in a folder that holds both, or set data.root to a folder that holds it")
-    base = next((b for b in (Path(os.path.normpath(root)), real_root) if place.is_relative_to(b)), None)
-    return place, Path(os.path.relpath(place, base) if base is not None else os.path.relpath(real, real_root)).as_posix()
+    real = Path(os.path.realpath(place))
+    if not any(real.is_relative_to(folder) for folder in allowed):
+        raise ImageError("", f"image outside the data root: {shown(image)} is not below {root.as_posix()}; run mmft in a folder that holds both,"
+                         " or set data.root to a folder that holds it")  # fmt: skip
+    base = next((b for b in (Path(os.path.normpath(root)), allowed[0]) if place.is_relative_to(b)), None)
+    return place, (place.relative_to(base) if base is not None else Path(os.path.relpath(real, allowed[0]))).as_posix()
 
 
 def candidate(image: str, root: Path | None) -> Path | None:
     """The path below `root` that `image` would name, whether it exists or not; None if it is not a possible file name."""
-    if root is None:
+    if root is None or "\0" in image or not image.isprintable() and any("\ud800" <= c <= "\udfff" for c in image):
         return None
-    try:
-        name = image if os.sep == "\\" or "\\" not in image or (root / image).exists() else image.replace("\\", "/")
-        place = Path(os.path.normpath(root / name))
-        os.path.realpath(place)  # raises ValueError for a name with a null
-        return place
-    except ValueError:
-        return None
-    except OSError:  # too long
-        return Path(os.path.normpath(root / image))
+    name = image if os.sep == "\\" or "\\" not in image or _is_file(root / image) else image.replace("\\", "/")
+    return Path(os.path.normpath(root / name))
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,10 @@ class Examiner:
     max_pixels: int = MAX_PIXELS
     earlier: Mapping[str, Path] = field(default_factory=dict)
 
+    @cached_property
+    def allowed(self) -> list[Path]:
+        return allowed_folders(self.root, self.boundary)
+
     def examine(self, image: str | bytes, copy: bool) -> ImageRecord:
         """The record of one image; with `copy`, it is also written into `store`, named by its hash.
 
@@ -91,7 +94,7 @@ class Examiner:
                 data = self.archives.read(member, self.max_pixels)
             else:
                 path = candidate(image, self.root)
-                path, relative = locate(image, self.root, self.boundary)
+                path, relative = locate(image, self.root, self.allowed)
                 data = read_image(path, "", self.max_pixels)
                 mtime = path.stat().st_mtime_ns
             picture, kind = decode(data, "", self.max_pixels)

@@ -119,8 +119,8 @@ def decode(data: bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> tuple[I
 
 
 def _is_heif(data: bytes) -> bool:
-    """Whether the file is HEIC or HEIF, by its major brand."""
-    return data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+    """Whether the file is HEIC or HEIF, by its brands; AVIF files, which Pillow reads itself, may share the general ones."""
+    return data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1") and b"avif" not in data[8:64]
 
 
 def _register_heif(name: str) -> bool:

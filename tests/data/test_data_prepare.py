@@ -76,7 +76,7 @@ def bad_rows(root):
         (Row(["a.png"], [user, answer, user_turn(0, "more")]), "no answer: the last turn is the user's"),
         (Row(["a.png"], [answer, user, answer]), "role order"),
         (Row(["a.png"], [user, user_turn(0, "again"), answer]), "role order"),
-        (Row(["a.png"], [user, {**answer, "role": "tool"}, answer]), "role order: 'tool'"),
+        (Row(["a.png"], [user, {**answer, "role": "narrator"}, answer]), "role order: 'narrator'"),
         (Row(["a.png"], []), "no answer"),
         (caption_row("a.png", "half \ud800"), "bad text"),
         (caption_row("a.png", split="holdout"), "unknown split: 'holdout'"),
