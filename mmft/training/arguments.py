@@ -35,6 +35,8 @@ def training_settings(trainer: Section, **managed: object) -> tuple[TrainingArgu
         args = TrainingArguments(**{**values, **managed})
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())[:400]}") from None
+    if args.fp16 and args.device.type == "cpu":  # the Trainer would compute in fp32 without a word
+        raise UserError("trainer.fp16=true: needs a GPU; leave it out, model.dtype=... chooses the precision")
     if not args.optim.value.startswith(PLAIN_OPTIMIZERS):
         startup.with_bitsandbytes()
     if patience is None:

@@ -77,8 +77,8 @@ def changed_config(run: Run, cfg: DictConfig, changes: list[str]) -> DictConfig:
     target = OmegaConf.select(kept, "task._target_")
     if target != TRAIN:
         raise UserError(f"{run / 'snapshot.yaml'}: its task is {target}, not a training ({TRAIN})")
-    if OmegaConf.select(kept, "trainer.push_to_hub") and not any(w.startswith("trainer.push_to_hub=") for w in changes):
-        raise UserError(f"{run / 'snapshot.yaml'}: would upload its checkpoints (trainer.push_to_hub); add trainer.push_to_hub=false, or =true to allow it")
+    if OmegaConf.select(kept, "trainer.push_to_hub") and "trainer.push_to_hub=false" not in changes:
+        raise UserError(f"{run / 'snapshot.yaml'}: would upload its checkpoints (trainer.push_to_hub); add trainer.push_to_hub=false")
     pin_base(run, kept)
     for word in changes:
         key = word.split("=", 1)[0]
