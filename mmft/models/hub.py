@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.errors import UserError, nearest
-from .fingerprint import local_revision, patterns
+from ..config.guard.remote_code import trusts_remote_code
+from .fingerprint import CODE, local_revision, patterns
 
 HUBS = ("huggingface", "modelscope")
+CONFIG = ["config.json"]  # what decides whether a model can be used
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,11 @@ class Located:
     revision: str
 
 
-def locate(path: str, hub: str, revision: str | None) -> Located:
-    """Find or download a model. `mmft:NAME` is a model shipped with mmft. Raises UserError."""
+def locate(path: str, hub: str, revision: str | None, check: Callable[[Path], None] = lambda folder: None) -> Located:
+    """Find or download a model. `mmft:NAME` is a model shipped with mmft. Raises UserError.
+
+    check: called with a folder that holds config.json, before anything else is downloaded; raises UserError to refuse the model.
+    """
     if path.startswith("mmft:"):
         folder = Path(__file__).resolve().parent.parent / "assets" / path.removeprefix("mmft:")
         if not folder.is_dir():
@@ -32,6 +38,7 @@ def locate(path: str, hub: str, revision: str | None) -> Located:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(f"model.path={path}: this folder has no config.json, so it is not a saved model")
+        check(folder)
         return Located(path, folder.resolve(), "local", local_revision(folder))
     looks_local = path.startswith((".", "/", "~")) or "\\" in path or path.count("/") != 1
     if looks_local:
@@ -39,10 +46,10 @@ def locate(path: str, hub: str, revision: str | None) -> Located:
         raise UserError(f"model.path={path}: no such folder, and not a hub id of the form organisation/name.{nearest(folder.name, siblings)}")
     if hub not in HUBS:
         raise UserError(f"model.hub={hub}: no such hub.{nearest(hub, HUBS)} There are: {', '.join(HUBS)}.")
-    return _huggingface(path, revision) if hub == "huggingface" else _modelscope(path, revision)
+    return _huggingface(path, revision, check) if hub == "huggingface" else _modelscope(path, revision, check)
 
 
-def _huggingface(path: str, revision: str | None) -> Located:
+def _huggingface(path: str, revision: str | None, check: Callable[[Path], None]) -> Located:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -55,7 +62,10 @@ def _huggingface(path: str, revision: str | None) -> Located:
             pass
         # Download by branch, so that the cache can resolve the branch without a network. The folder is named after the commit
         # that the branch was resolved to, and only its files are loaded.
+        check(Path(snapshot_download(path, revision=revision, allow_patterns=CONFIG + (CODE if trusts_remote_code() else []))))
         folder = Path(snapshot_download(path, revision=revision, allow_patterns=patterns()))
+    except UserError:
+        raise
     except GatedRepoError:
         raise UserError(f"model.path={path}: this model asks for an agreement on its page, then for a login (hf auth login)") from None
     except RevisionNotFoundError:
@@ -81,11 +91,14 @@ def cached_snapshot(path: str, commit: str) -> Path | None:
         return None
 
 
-def _modelscope(path: str, revision: str | None) -> Located:
+def _modelscope(path: str, revision: str | None, check: Callable[[Path], None]) -> Located:
     try:
         from modelscope import snapshot_download
 
+        check(Path(snapshot_download(path, revision=revision, allow_patterns=CONFIG + (CODE if trusts_remote_code() else []))))
         folder = Path(snapshot_download(path, revision=revision, allow_patterns=patterns()))
+    except UserError:
+        raise
     except Exception as error:  # of requests, modelscope or Python
         raise UserError(f"model.path={path}: could not be downloaded from ModelScope: {_first_line(error)} ({_hint(path)})") from None
     # ModelScope's API gives no commit for a branch, so the contents identify the model.

@@ -17,6 +17,7 @@ from ..common.errors import UserError, nearest
 from ..config.build import build
 from ..config.guard.remote_code import trusts_remote_code
 from ..rewrites.apply import rewrite_loaded
+from .checkpoint_format import check_vision_language, read_config
 from .device import choose_device, choose_dtype
 from .families.base import Family
 from .hub import Located, locate
@@ -48,33 +49,25 @@ class Loaded:
 
 
 def locate_model(family: Family) -> Located:
-    """The local folder and revision of a family's model, downloaded if needed. Raises UserError."""
-    return locate(family.path, family.hub, family.revision)
+    """The local folder and revision of a family's model, downloaded if needed.
+
+    Raises UserError, also if config.json does not describe an image-text-to-text model; then no weights are downloaded.
+    """
+    return locate(family.path, family.hub, family.revision, lambda folder: check_vision_language(family.path, read_config(family.path, folder)))
 
 
 def load_config(family: Family, located: Located) -> PretrainedConfig:
     """transformers' config of the model. Raises UserError."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(located.folder, trust_remote_code=trusts_remote_code())
-    except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"model.path={family.path}: its config.json cannot be used: {str(error).strip().splitlines()[0]}") from None
+    return read_config(family.path, located.folder)
 
 
 def load_skeleton(family: Family, located: Located) -> PreTrainedModel:
-    """The model on the meta device, for checks that need no weights.
-
-    Raises UserError if config.json does not describe an image-text-to-text model.
-    """
+    """The model on the meta device, for checks that need no weights. Raises UserError."""
     import torch
     from transformers import AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     config = load_config(family, located)
-    has_own_code = trusts_remote_code() and "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
-    if not has_own_code and type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        raise UserError(f"model.path={family.path}: a {config.model_type} is not a vision-language model (image and text in, text out)")
+    check_vision_language(family.path, config)
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config, trust_remote_code=trusts_remote_code())
 
@@ -87,7 +80,10 @@ def load_processor(family: Family, located: Located, folder: Path | None = None)
     try:
         processor = AutoProcessor.from_pretrained(folder or located.folder, trust_remote_code=trusts_remote_code(), **settings)
     except (ValueError, OSError, KeyError, TypeError) as error:
-        raise UserError(f"model.path={family.path}: no usable processor: {str(error).strip().splitlines()[0]}") from None
+        reason = str(error).strip().splitlines()[0]
+        if not any(located.folder.glob("*processor*.json")):
+            reason = "its files are missing; copy them from the checkpoint that the model comes from (processor_config.json, tokenizer.json, ...)"
+        raise UserError(f"model.path={family.path}: no usable processor: {reason}") from None
     if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
         raise UserError(f"model.path={family.path}: its processor handles no images, so this is not a vision-language model")
     known = {**processor.image_processor.to_dict(), **processor.to_dict(), "min_pixels": 0, "max_pixels": 0}
