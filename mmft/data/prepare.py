@@ -225,9 +225,9 @@ class _Preparation:
             return BadRow(item.where, reason, item.id)
         downloads = self.source.downloader is not None
         # all images of a row have one root: if one must be stored in the prepared set, all are
-        archived = [not isinstance(image, bytes) and self.examiner.archived(image) is not None for image in item.images]
-        self.uses_archives = self.uses_archives or any(archived)
-        stored = any(archived) or any(isinstance(image, bytes) or downloads and is_url(image) for image in item.images)
+        archived = bool(self.archives.paths) and any(not isinstance(image, bytes) and self.examiner.archived(image) for image in item.images)
+        self.uses_archives = self.uses_archives or archived
+        stored = archived or any(isinstance(image, bytes) or downloads and is_url(image) for image in item.images)
         keys = [self._submit(image, stored) for image in item.images]
         item.images = []
         return _PendingRow(item, keys)

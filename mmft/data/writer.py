@@ -22,6 +22,7 @@ from .wording import shown
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # json.dumps makes an encoder at every call
 BATCH = 1000  # rows of one Arrow record batch
 MOST_REFERENCES = 100  # that a row gets from other rows with the same images and prompt
 
@@ -91,7 +92,7 @@ class RowFile:
     def add(self, id: str, row: Row, images: list[ImageRecord], given_split: int) -> None:
         cells = (
             id, [r.path for r in images], [r.sha256 for r in images], any(r.stored for r in images),
-            json.dumps(row.messages, ensure_ascii=False, separators=(",", ":")), row.references, row.where,
+            _to_json(row.messages), row.references, row.where,
         )
         for column, cell in zip(self._columns, cells):
             column.append(cell)
@@ -125,8 +126,8 @@ class RowFile:
 
 def prompt_key(images: list[str], messages: list[Message]) -> int:
     """A 63-bit hash of image contents and the messages before an answer."""
-    text = json.dumps([images, messages], ensure_ascii=False)
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
+    text = "".join(images) + _to_json(messages)
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1
 
 
 def collect_references(rows: Path, prompts: np.ndarray, repeated: np.ndarray, index: ImageIndex) -> None:
@@ -221,7 +222,7 @@ def _hash(digest: hashlib._Hash, used: _DigestSet, part: pa.RecordBatch) -> None
     sha256 = part["sha256"]
     used.update(sha256.flatten().to_pylist())
     for cells in zip(*(part[name].to_pylist() for name in ("id", "messages", "references", "sha256"))):
-        digest.update(json.dumps(cells, ensure_ascii=False, separators=(",", ":")).encode())
+        digest.update(_to_json(cells).encode())
         digest.update(b"\n")
 
 

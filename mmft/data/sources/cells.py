@@ -36,7 +36,9 @@ def texts(value: Any, name: str = "the cell", optional: bool = False) -> list[st
     """
     if isinstance(value, str):
         listed = list_in_text(value, name)
-        return [text for item in (listed if listed is not None else [value]) if (text := item.strip())]
+        if listed is None:
+            return [text] if (text := value.strip()) else []
+        return [text for item in listed if (text := item.strip())]
     if value is None or optional and is_nan(value):
         return []
     if isinstance(value, (list, tuple)):
@@ -70,6 +72,8 @@ def list_in_text(text: str, name: str = "the cell") -> list[str] | None:
     text that begins and ends like such a list but is not one.
     """
     text = text.strip()
+    if text[:1] not in ("[", "(", "a"):
+        return None
     array = re.fullmatch(r"array\((.*?)(,\s*dtype=[^()]*)?\)", text, re.DOTALL)
     text = array.group(1).strip() if array else text
     if not re.match(r"""[\[(]\s*[rub]?["']""", text) or text[-1] not in "])":
