@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 
 Sizes = tuple[tuple[int, int], ...]  # (width, height) of some images
+# Processors that cut images into tiles, or keep their shape, tell at least two of these apart.
+TRIAL_SIZES: Sizes = ((64, 64), (1024, 1024), (1600, 200), (200, 1600), (900, 1200), (1200, 900), (500, 375))
 
 
 class Replacement(TypedDict):
@@ -168,9 +170,12 @@ class ChatCollator(Collator):
         hidden_text, runs = hide(rendered.text)
         text, spans, added = rendered.text, rendered.spans, 0
         if sizes:
-            # an image of final size is expanded by itself; otherwise, what is written may depend on the images beside it
-            each = [self._expansion(sample, self.chat.image_text, (size,), True) for size in sizes] if final else []
-            expansions = [e for one in each for e in one] if final else self._expansion(sample, hidden_text, sizes, False)
+            if final:
+                expansions = [self._expand_blank(self.chat.image_text, (size,), True, sample)[0] for size in sizes]
+            elif self._size_matters(sample):  # then what is written for an image may depend on the images beside it, too
+                expansions = self._expand_blank(hidden_text, sizes, False, sample)
+            else:
+                expansions = self._expand_blank(self.chat.image_text, TRIAL_SIZES[:1], False, sample) * len(sizes)
             placeholder = expansions[0].placeholder
             at = [m.start() for m in re.finditer(re.escape(placeholder), hidden_text)]
             self._check_replaced(sample, rendered, len(at))
@@ -185,8 +190,16 @@ class ChatCollator(Collator):
         bos = self._adds_bos(text)
         return len(ids) + added + bos, sum(label != IGNORE for label in labels[0 if bos else 1 :])
 
-    def _expansion(self, sample: Sample, text: str, sizes: Sizes, final: bool) -> list[Expansion]:
-        """What the processor writes for images of these sizes in a text; it is asked once, with blank images."""
+    def _size_matters(self, sample: Sample) -> bool:
+        """Whether the processor writes different tokens for images of different sizes."""
+        try:
+            first, *others = (self._expand_blank(self.chat.image_text, (size,), False, sample) for size in TRIAL_SIZES)
+        except RowError:  # it refuses one of them
+            return True
+        return any(other != first for other in others)
+
+    def _expand_blank(self, text: str, sizes: Sizes, final: bool, sample: Sample) -> list[Expansion]:
+        """What the processor writes for images of these sizes in a text; it is asked once, with blank images. Raises RowError."""
         from PIL import Image
 
         key = (sizes, final)
