@@ -1,17 +1,24 @@
-"""`mmft doctor`: what works on this machine, one line each, with the fix."""
+"""`mmft doctor`: what works on this machine; with `model=NAME model.path=PATH`: whether mmft trains that model correctly."""
 
 from __future__ import annotations
 
 import logging
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from ..common.errors import Incomplete
 from . import doctor_checks
 
+if TYPE_CHECKING:
+    from ..conformance.checks import CheckResult
+
 log = logging.getLogger("mmft")
+MODEL = ("model=", "model.")  # words that name a model to check
 
 
 @dataclass
@@ -20,8 +27,13 @@ class Doctor:
 
     timeout: float = 3
 
-    def __call__(self, cfg: DictConfig, overrides: list[str]) -> list[doctor_checks.Finding]:
-        """Print and return the findings. Raises Incomplete (exit code 1) if something needed is broken."""
+    def __call__(self, cfg: DictConfig, overrides: list[str]) -> list[doctor_checks.Finding] | list[CheckResult]:
+        """Print and return the findings. Raises UserError for a model that cannot be used; Incomplete (exit code 1) if a check fails."""
+        if any(word.startswith(MODEL) for word in overrides):
+            return check_model(cfg)
+        return self._check_machine(cfg)
+
+    def _check_machine(self, cfg: DictConfig) -> list[doctor_checks.Finding]:
         with ThreadPoolExecutor(2) as pool:  # the hubs answer while torch is imported
             answers = [pool.submit(doctor_checks.hub, *hub, self.timeout) for hub in doctor_checks.hubs()]
             findings = [
@@ -34,3 +46,31 @@ class Doctor:
         if broken:
             raise Incomplete(f"needed and broken: {', '.join(broken)}")
         return findings
+
+
+def check_model(cfg: DictConfig) -> list[CheckResult]:
+    """Run the conformance checks on the model of model=..., and print the results and the row of the table of models."""
+    from ..models.fingerprint import import_while_hashing
+
+    import_while_hashing("transformers", "peft", model=cfg.model.get("path"))
+    import transformers
+
+    from ..config.build import build
+    from ..conformance.checks import run_checks
+    from ..conformance.subject import Subject
+    from ..conformance.table import TableRow, markdown
+    from ..models.load import build_collator, load_model
+
+    family = build(cfg.model, "model")
+    loaded = load_model(family)
+    collator = build_collator(cfg.collator, family, loaded)
+    name, model_class = loaded.model.config.model_type, type(loaded.model).__name__
+    with tempfile.TemporaryDirectory() as folder:
+        results = run_checks(Subject.create(loaded.model, collator, family, Path(folder)))
+    for r in results:
+        log.info("%-6s  %-15s %s", {True: "ok", False: "WRONG", None: "-"}[r.passed], r.name, r.detail)
+    log.info("\n%s", markdown([TableRow(name, model_class, results)], transformers.__version__))
+    failed = [r.name for r in results if r.passed is False]
+    if failed:
+        raise Incomplete(f"model.path={family.path}: {', '.join(failed)} went wrong; this model would not be trained or used correctly")
+    return results

@@ -1,0 +1,1 @@
+"""Conformance: check that a model family is trained and used correctly."""
