@@ -22,7 +22,7 @@ from mmft.config.guard.targets import parameters, resolve
 
 LIVE = ("processor", "family", "model_config", "end_token_ids", "sweep_dir", "objective", "space")  # passed by mmft; no keys of a config
 TITLES = {
-    "task": "Verbs", "model": "Models", "collator": "Collators", "data": "Data sets", "lora": "LoRA", "trainer": "Trainer", "logger": "Loggers",
+    "task": "Verbs", "model": "Models", "collator": "Collators", "data": "Data sets", "lora": "LoRA", "trainer": "Trainer", "logger": "Loggers", "metrics": "Metrics",
     "experiment": "Experiments", "hydra": "Sweepers and launchers",
 }  # fmt: skip
 INTROS = {
@@ -33,6 +33,7 @@ INTROS = {
     "lora": "`lora=NAME`, and then `lora.KEY=VALUE`.",
     "trainer": "`trainer.KEY=VALUE`. The model group `tiny` brings the option `tiny`, every other model `default`.",
     "logger": "`logger=NAME`, and then `logger.KEY=VALUE`.",
+    "metrics": "`metrics=[NAME,NAME]`, and then `metrics.NAME.KEY=VALUE`. What they measure: [Metrics](../metrics.md).",
     "experiment": "`experiment=NAME`: a preset over all groups. What is typed beside it wins over it.",
     "hydra": "`mmft -m hydra/sweeper=NAME`, `mmft -m hydra/launcher=NAME`, and then `hydra.sweeper.KEY=VALUE`, `hydra.launcher.KEY=VALUE`.",
 }

@@ -13,7 +13,7 @@ from ..common.files import read_json, read_text, read_yaml
 from ..common.records import Environment, ModelIdentity, PlanReport, Summary
 from ..reports import numbers
 from ..reports.numbers import is_number
-from ..reports.tables import metric_names
+from ..reports.tables import answer_notes, metric_names
 from ..runs.directory import Run
 
 KINDS = {"adapter": "LoRA adapter", "model": "fine-tuned model", "merged": "fine-tuned model (a LoRA adapter merged into its base)"}
@@ -95,7 +95,7 @@ def _figures(summary: Summary) -> str:
     table = ["| metric | base | tuned | change |", "|---|---:|---:|---:|"]
     table += [f"| {name} | {numbers.metric(a)} | {numbers.metric(b)} | {numbers.change(a, b)} |" for name, a, b in rows]
     held = summary.get("held_out_samples")
-    return f"On {held} held-out rows, none of whose pictures was trained on. Fractions of 1; CIDEr goes to 10.\n\n" + "\n".join(table)
+    return f"On {held} held-out rows, none of whose pictures was trained on. Fractions of 1; CIDEr goes to 10.\n\n" + "\n".join(table + ["", *answer_notes(summary)]).rstrip()
 
 
 def _data(summary: Summary, env: Environment, settings: dict[str, Any]) -> str:
