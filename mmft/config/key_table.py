@@ -139,7 +139,7 @@ PACKAGES: dict[str, dict[str, tuple[str, str]]] = {
     },
     "trainer.deepspeed": {"": ("deepspeed", "deepspeed")},
 }  # fmt: skip
-OFF = (None, False, "", [], {})  # values that ask for nothing
+OFF: tuple[object, ...] = (None, False, "", [], {})  # values that ask for nothing
 
 
 def status(section: str, key: str) -> tuple[str, str]:
