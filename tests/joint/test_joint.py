@@ -151,7 +151,7 @@ def test_the_base_is_unchanged_and_read_once(mmft, tmp_path, monkeypatch):
     (["lora.init_lora_weights=pissa"], "lora.init_lora_weights"),
     (["lora.bias=all"], "lora.bias"),
     (["model.quantization={load_in_4bit: true}"], "model.quantization"),
-    (["trainer.torch_compile=true"], "trainer.torch_compile"),
+    (["trainer.fsdp=full_shard"], "trainer.fsdp"),
     (["logger=swanlab"], "SwanLab"),
     (["model.rewrites=off"], "model.rewrites=off"),
 ])  # fmt: skip
