@@ -64,8 +64,10 @@ def qwen2vl():
     ],
 )
 def test_qwen2vl_image_tokens(qwen2vl, pictures, name, count):
-    batch = qwen2vl([row(pictures, "?", "!", name)])
+    sample = row(pictures, "?", "!", name)
+    batch = qwen2vl([sample])
     assert (batch["input_ids"] == 151655).sum() == count
+    assert qwen2vl.measure(sample).tokens == batch["input_ids"].shape[1], "also without decoding the image"
 
 
 def test_qwen2vl_mask_by_hand(qwen2vl, pictures):
@@ -178,3 +180,5 @@ def test_photographs_of_coco(qwen2vl, llava, blip2):
         assert (batch["labels"] != IGNORE).sum() == 6  # A, photograph, of, something, ., <|im_end|>
         assert (llava([sample])["input_ids"] == llava.image_token_id).sum() == 576
         assert (blip2([sample])["input_ids"] == 50265).sum() == 32
+        for collator in (qwen2vl, llava, blip2):
+            assert collator.measure(sample).tokens == collator([sample])["input_ids"].shape[1]
