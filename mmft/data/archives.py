@@ -69,8 +69,11 @@ class Archives:
         except (OSError, RuntimeError, NotImplementedError, EOFError, zipfile.BadZipFile) as error:  # RuntimeError: encrypted
             raise ImageError("", f"unreadable image: {member.archive.name}: {' '.join(str(error).split())}") from None
 
-    def hint(self) -> str:
-        """What to do about images that may be in an archive that cannot be read one image at a time."""
+    def hint(self, image: str) -> str:
+        """What to do about a missing image: several archives or folders hold it, or an archive cannot be read one image at a time."""
+        members = (self._members or {}).get(PurePosixPath(image.replace("\\", "/")).name, [])
+        if len(members) > 1:
+            return f"; {members[0].archive.name} holds {members[0].name}, {members[1].archive.name} {members[1].name}: write the folder, too"
         return f"; {self.compressed[0].name} is not read: unpack it, or pack the images as .zip or .tar" if self.compressed else ""
 
     def close(self) -> None:

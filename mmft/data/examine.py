@@ -103,7 +103,7 @@ class Examiner:
             name = "" if isinstance(image, bytes) else shown(redact(image))
             reason = shorten_words(error.reason if name in error.reason else error.reason.replace(": ", f": {name}: ", 1))
             if reason.startswith("missing image"):
-                reason += self.archives.hint()
+                reason += self.archives.hint(str(image))
             return ImageRecord(error=reason, path=str(path or ""), url=url, sha256=hashlib.sha256(data).hexdigest() if data else "", **file_state(path))
         sha256 = hashlib.sha256(data).hexdigest()
         if copy:

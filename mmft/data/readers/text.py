@@ -75,13 +75,14 @@ def _guesses(data: bytes) -> list[tuple[str, str]]:
 
     if b"\0" not in data:
         data = b"\n".join([line for line in data.splitlines() if not line.isascii()][:500])
-    guesses: list[tuple[str, str]] = []
     matches = list(from_bytes(data))
-    runs = re.findall(rb"[\x80-\xff]+", data)
-    if b"\0" not in data and sum(len(run) == 1 for run in runs) > 0.8 * len(runs):  # accented letters between ASCII ones
-        matches = [m for encoding in ("cp1252",) for m in from_bytes(data, cp_isolation=[encoding])] + [m for m in matches if m.encoding != "cp1252"]
+    runs = [len(run) for run in re.findall(rb"[\x80-\xff]+", data)]
+    if b"\0" not in data and max(runs, default=0) <= 3 and 2 * runs.count(1) >= len(runs) > 0:  # accented letters between ASCII ones
+        matches = [*from_bytes(data, cp_isolation=["cp1252"]), *(m for m in matches if m.encoding != "cp1252")]
+    guesses: list[tuple[str, str]] = []
     for match in matches:
         words = re.search(r"[^\x00-\x7f][^\n,\t]*", str(match))
         if match.encoding not in ("utf_8", "ascii"):
             guesses.append((match.encoding, shown(words.group().strip(), 20) if words else "ASCII letters"))
-    return guesses
+    # Cyrillic letters decode as half-width Katakana, which texts rarely hold
+    return sorted(guesses, key=lambda guess: bool(re.search("[\uff61-\uff9f]{3}", guess[1])))

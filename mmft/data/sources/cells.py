@@ -92,7 +92,7 @@ def list_in_text(text: str, name: str = "the cell") -> list[str] | None:
             return strings
     except (ValueError, SyntaxError, tokenize.TokenError, IndexError, MemoryError, RecursionError):
         pass
-    if re.fullmatch(r"""\[\s*(["']).*\1\s*,?\s*\]""", text, re.DOTALL):
+    if re.fullmatch(r"""\[\s*(["'])[^\[\]]*\1\s*,?\s*\]""", text):
         raise UnusableRow(f"broken list: {name} looks like a list of texts but is not one: {shown(text, 60)}; write it as JSON, or remove the brackets")
     return None
 

@@ -82,7 +82,7 @@ class Columns:
             return
         if system:
             messages.insert(0, {"role": "system", "content": [text_part(system)]})
-        notes = (LIST_NOTE,) if isinstance(cell, str) and len(answers) > 1 else ()
+        notes = (LIST_NOTE,) if isinstance(cell, str) and answers != [cell.strip()] else ()
         for number, answer in enumerate(answers if captions == "all" else answers[:1], 1):
             copies: list[Message] = [{"role": m["role"], "content": list(m["content"])} for m in messages]
             name = common["id"] if common["id"] is None or captions != "all" or len(answers) == 1 else f"{common['id']}-{number}"

@@ -49,7 +49,7 @@ class OpenAIMessages(FileKeys, BaseSource):
                 continue
             where, values = record
             if first and "messages" not in values and not {"prompt", "completion"} <= values.keys():
-                other = next((f"; conversations under {k} are read with data=conversations data.turns_key={k}" for k in ("conversations", "conversation") if k in values), "")
+                other = next((f"; rows with {k} are read with data=conversations data.turns_key={k}" for k in ("conversations", "conversation") if k in values), "")
                 raise UserError(f"{where}: has no 'messages', and no 'prompt' and 'completion'{other}.{nearest('messages', values)} It has: {listed(values)}.")
             first = False
             name = values.get("id")
