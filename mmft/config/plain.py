@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, cast
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -27,6 +28,28 @@ def to_plain(node: Any) -> Any:
 def resolved(cfg: DictConfig | Settings) -> Settings:
     """A whole config as plain values. Raises UserError that names the key."""
     return cast(Settings, to_plain(cfg))
+
+
+def from_plain(values: object) -> Any:
+    """A config node of plain values, in which a text with `${` is no interpolation."""
+    return OmegaConf.create(_escaped(values))
+
+
+def has_interpolation(values: object) -> bool:
+    """Whether a text in plain values is an interpolation; `\\${` is text."""
+    if isinstance(values, dict):
+        return any(has_interpolation(v) for v in [*values, *values.values()])
+    if isinstance(values, list):
+        return any(has_interpolation(v) for v in values)
+    return isinstance(values, str) and re.search(r"(?<!\\)(\\\\)*\$\{", values) is not None
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _escaped(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_escaped(v) for v in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
 
 
 def one_line(error: Exception) -> str:

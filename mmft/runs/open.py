@@ -17,7 +17,7 @@ from ..common.files import read_json
 from ..config.build import build
 from ..config.groups import default_metrics_section
 from ..config.guard import moved_targets
-from ..config.plain import resolved
+from ..config.plain import has_interpolation, resolved
 from ..config.settings import Settings
 from ..config.validate import check
 from ..evaluation.metrics.defaults import metric_set
@@ -113,7 +113,7 @@ def read_snapshot(folder: Path) -> DictConfig:
     for key in plain:
         if key in ("hydra", "defaults"):
             raise UserError(f"{file}: carries a {key} section, which could start other programs; a snapshot of mmft has none, so this one was changed: remove it")
-    if "${" in text:
+    if has_interpolation(plain):
         raise UserError(f"{file}: holds an interpolation (${{...}}); a snapshot of mmft has plain values only, so this one was changed: write the value")
     cfg = OmegaConf.create({"metrics": default_metrics_section(), **plain})  # runs from before the group have no such section
     moved_targets.update(cfg)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..common.errors import Pruned, UserError
 from ..config.build import build
+from ..config.plain import from_plain
 from ..config.snapshot import snapshot
 from ..models.fingerprint import import_while_hashing
 from ..runs.directory import Run
@@ -48,7 +49,7 @@ class Launcher(Protocol):
 
 
 def job_of(sweep: Sweep, point: Point) -> PointJob:
-    return PointJob(OmegaConf.to_yaml(OmegaConf.create(point.config)), point.words, sweep.path.as_posix())
+    return PointJob(OmegaConf.to_yaml(from_plain(point.config)), point.words, sweep.path.as_posix())
 
 
 def run_point(job: PointJob, context: RunContext | None = None, wait: bool = True) -> PointResult:
@@ -95,7 +96,7 @@ def _train(sweep: Sweep, point: Point, context: RunContext | None, imported: boo
     from ..pipeline.context import RunContext
 
     folder = sweep.path / point.name
-    cfg = OmegaConf.create({**point.config, "run_dir": folder.as_posix()})
+    cfg = from_plain({**point.config, "run_dir": folder.as_posix()})
     set_up_logging()
     point_log = PointLog(folder)
     log.addHandler(point_log)
