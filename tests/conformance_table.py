@@ -2,7 +2,7 @@
 
     python tests/conformance_table.py
 
-Run it after a change of transformers or of a check; tests/test_conformance.py compares the file with the checks.
+Run it after a change of transformers or of a check.
 """
 
 from __future__ import annotations
