@@ -238,7 +238,8 @@ def test_a_package_named_in_the_environment_is_allowed(tmp_path, monkeypatch):
 def test_every_folder_with_code_or_config_is_a_package_of_the_wheel():
     listed = re.search(r"packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.S).group(1)
     listed = set(re.findall(r'"([\w.]+)"', listed))
-    code = {".".join(p.relative_to(ROOT).parts) for p in [ROOT / "mmft", *(ROOT / "mmft").rglob("*")] if p.is_dir()}
+    assets = ROOT / "mmft" / "assets"  # the tiny model: data of the package mmft
+    code = {".".join(p.relative_to(ROOT).parts) for p in [ROOT / "mmft", *(ROOT / "mmft").rglob("*")] if p.is_dir() and p != assets and assets not in p.parents}
     conf = {".".join(("mmft", *p.relative_to(ROOT).parts)) for p in [ROOT / "conf", *(ROOT / "conf").rglob("*")] if p.is_dir()}
     assert listed == {name for name in code | conf if "__pycache__" not in name}
 

@@ -102,10 +102,10 @@ def run_side_by_side(jobs: Sequence[Callable[[], object]]) -> list[Outcome]:
             os.close(writing)
             running.append(process)
             pipes.append((process, reading))
-        for process, reading in pipes:
-            replies.append(_reply_of(process, reading))
-            if process is not None:
-                running.remove(process)
+        for child, reading in pipes:
+            replies.append(_reply_of(child, reading))
+            if child is not None:
+                running.remove(child)
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         """Each process saves and stops as a single run does."""

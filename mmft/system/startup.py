@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-
 # Packages that few runs use. Measured gain of skipping them: 5.5 to 3.8 seconds of import time, 911 to 735 MB of memory (docs/speed.md).
 OPTIONAL = ("bitsandbytes", "datasets", "pandas", "pyarrow", "scipy")
 BITSANDBYTES = ("is_bitsandbytes_available", "is_bnb_available", "is_bnb_4bit_available")  # how both look for it
