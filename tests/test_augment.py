@@ -145,7 +145,7 @@ def test_mirroring_warns_where_texts_name_a_side_and_the_audit_says_what_is_on(m
     for text in ("on for training pictures: RandomHorizontalFlip()", "1 rows name a side"):
         assert text in page and text.split(":")[0].split()[0] in out
     code, out, err = mmft(*words, "trainer.max_steps=1", "audit=false", "logger=none", f"run_dir={(tmp_path / 'run').as_posix()}")
-    assert code == 0 and "RandomHorizontalFlip mirrors pictures whose texts name a side" in out + err and "(1 of the first 4 rows)" in out + err, err
+    assert code == 0 and "RandomHorizontalFlip mirrors images whose texts name a side" in out + err and "(1 of the first 4 rows)" in out + err, err
 
 
 @pytest.mark.long

@@ -222,14 +222,39 @@ def test_image_limits_are_used_in_training_and_saved_with_the_adapter(small, dra
     assert fresh.image_processor([Image.new("RGB", (560, 560))], return_tensors="pt")["image_grid_thw"][0].tolist() == grid
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_row_that_fails_while_training_is_one_line_and_leaves_no_adapter(small, drawn, mmft, tmp_path, workers):
+def test_rows_that_are_too_long_are_found_before_training(small, drawn, mmft, tmp_path):
     """A 112 x 84 picture gives 44 tokens; the first row, which is encoded when the model is loaded, has a smaller one."""
-    settings = ("collator.max_length=41", "evaluation.split=null", "trainer.max_steps=20", f"trainer.dataloader_num_workers={workers}")
-    code, _, err = mmft(*words("qwen2vl", small, drawn, *settings))
+    code, _, err = mmft(*words("qwen2vl", small, drawn, "collator.max_length=41", "evaluation.split=null", "trainer.max_steps=20"))
     said = [line for line in err.splitlines() if line.startswith("mmft:")]
     assert code == 2 and len(said) == 1 and "Traceback" not in err
-    assert "44 tokens, more than collator.max_length=41" in said[0] and said[0].split(": ")[1].isdigit(), "the row by its name"
+    assert "rows are longer than collator.max_length=41" in said[0] and "(44 tokens)" in said[0] and "data.too_long=drop" in said[0]
+    folder = next(p for p in (tmp_path / "outputs").iterdir() if p.name != "data")
+    assert not (folder / "adapter").exists() and not (folder / "DONE").exists()
+    assert json.loads((folder / "summary.json").read_text(encoding="utf-8"))["status"] == "failed"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_fails_while_training_is_one_line_and_leaves_no_adapter(small, drawn, mmft, tmp_path, monkeypatch, workers):
+    """A picture whose file is damaged after the row check, which reads only its header."""
+    import shutil
+
+    from mmft.pipeline import check_rows
+
+    drawn = shutil.copytree(drawn.parent, tmp_path / "drawn") / drawn.name  # other tests read the original
+    whole = check_rows.scan
+
+    def then_damage(collator, rows, progress=False):
+        found = whole(collator, rows, progress)
+        path = rows[len(rows) - 1].image_paths[0]
+        path.write_bytes(path.read_bytes()[:-20])
+        return found
+
+    monkeypatch.setattr(check_rows, "scan", then_damage)
+    settings = ("evaluation.split=null", "trainer.max_steps=20", f"trainer.dataloader_num_workers={workers}", "vision_cache=off")
+    code, _, err = mmft(*words("qwen2vl", small, drawn, *settings))
+    said = [line for line in err.splitlines() if line.startswith("mmft:")]
+    assert code == 2 and len(said) == 1 and "Traceback" not in err, err[-2000:]
+    assert ".png" in said[0], "the file by its name"
     folder = next(p for p in (tmp_path / "outputs").iterdir() if p.name != "data")
     assert not (folder / "adapter").exists() and not (folder / "DONE").exists()
     assert json.loads((folder / "summary.json").read_text(encoding="utf-8"))["status"] == "failed"

@@ -46,7 +46,7 @@ class CheckpointWriter(TrainerCallback):
         if not trainer.args.should_save:
             return
         shutil.rmtree(self.home / SAVING, ignore_errors=True)
-        (self.home / SAVING).mkdir(parents=True)
+        (self.home / SAVING).mkdir(parents=True, exist_ok=True)
         need, free = checkpoint_bytes(trainer.model, trainer.optimizer, next(reversed(all_in(self.home)), None)), shutil.disk_usage(self.home).free
         if free < need:
             raise UserError(
