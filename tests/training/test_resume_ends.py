@@ -135,8 +135,23 @@ def test_saving_a_step_again_always_leaves_one_checkpoint(tmp_path, new_in_place
     for name in names:
         (tmp_path / name).mkdir()
         (tmp_path / name / "a").write_text(name)
+        (tmp_path / name / checkpoints.STATE).write_text(json.dumps({"format": checkpoints.FORMAT}))
         checkpoints.seal(tmp_path / name)
     found = checkpoints.newest(tmp_path)
     assert found == tmp_path / "checkpoint-3" and (found / "a").read_text() == names[-1]
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-3"]
     shutil.rmtree(found)
+
+
+def test_a_checkpoint_of_another_version_is_moved_aside(tmp_path):
+    """It verifies, but its state has another format, or none: the run goes on from an earlier checkpoint."""
+    from mmft.training import checkpoints
+
+    for step, state in ((1, {"format": checkpoints.FORMAT}), (2, {"format": checkpoints.FORMAT - 1}), (3, {})):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / checkpoints.STATE).write_text(json.dumps(state))
+        checkpoints.seal(folder)
+        assert checkpoints.problem(folder) is None
+    assert checkpoints.newest(tmp_path).name == "checkpoint-1"
+    assert sorted(p.name for p in (tmp_path / "damaged").iterdir()) == ["checkpoint-2", "checkpoint-3"]
