@@ -64,7 +64,7 @@ def test_own_pictures_one_of_them_broken(verb, run_copy, trained, tmp_path):
 
 
 def test_word_marks_stay_exact_for_markup_in_answers():
-    from mmft.reports.live import answers_html, sample_html
+    from mmft.serving.page_html import answers_html, sample_html
 
     class One:
         label, kind = "<i>x", "base"
