@@ -9,6 +9,7 @@ features (patch_embed). Use a quiet machine. Losses of all variants are compared
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import tempfile
 import time
@@ -37,10 +38,11 @@ def variants(folder: Path, captions: list[dict[str, str]], photos: Path, family_
     from mmft.rewrites.apply import IN_TRAINING
 
     names = ["", *(r.name for r in IN_TRAINING), "last_layer"] if dropout == 0.0 else ["", "seeded_dropout"]
-    return [variant(name, folder, captions, photos, family_name, dropout) for name in names]
+    model, batch = loaded(folder, captions, photos, family_name)
+    return [variant(name, copy.deepcopy(model), batch, dropout) for name in names]
 
 
-def variant(without: str, folder: Path, captions: list[dict[str, str]], photos: Path, family_name: str, dropout: float) -> Variant:
+def variant(without: str, model: Any, batch: dict[str, Any], dropout: float) -> Variant:
     import torch
     from transformers import set_seed
 
@@ -50,7 +52,6 @@ def variant(without: str, folder: Path, captions: list[dict[str, str]], photos: 
     from mmft.losses.supervised import supervised_loss
     from mmft.rewrites.apply import IN_TRAINING, rewrite_for_training
 
-    model, batch = loaded(folder, captions, photos, family_name)
     set_seed(0)
     plan = plan_adapter(model, {**LORA, "lora_dropout": dropout})
     model = attach_adapter(model, plan)
@@ -150,7 +151,7 @@ def main(words: list[str] | None = None) -> int:
         captions = fixture.photos(args.photos, data, 8)
         n = fixture.build(args.family, folder, [row["text"] for row in captions], args.size)
         place = process.place()
-        print(f"commit {str(place['commit'])[:12]}, {place['cpu']}, torch {place['torch']}; {args.family}, {n / 1e6:.1f} M parameters, 4 rows a step, fp32")
+        print(f"commit {str(place['commit'])[:12]}, {place['cpu']}, torch {place['torch']}; {args.family}, {n / 1e6:.1f} M parameters, 4 rows a step, fp32", flush=True)
         seconds, same = measure(variants(folder, captions, data, args.family, 0.0), args.rounds)
         dropped, _ = measure(variants(folder, captions, data, args.family, 0.1), args.rounds)
         print("\n| rewrite | step with it / without it |\n|---|---|")
