@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import random
 import sys
 import tempfile
 import time
@@ -106,12 +107,16 @@ def loaded(folder: Path, captions: list[dict[str, str]], photos: Path, family_na
 
 
 def measure(chosen: list[Variant], rounds: int) -> tuple[dict[str, float], bool]:
-    """(median seconds of a step of each variant, whether all gave the same losses); they take turns."""
+    """(median seconds of a step of each variant, whether all gave the same losses).
+
+    They take turns, in an order that is drawn for each round: a step is slower after one that left much memory to return.
+    """
     first = {v.without: v.step() for v in chosen}
     same = all(abs(loss - first[""]) <= CLOSE * abs(first[""]) for loss in first.values())
     times: dict[str, list[float]] = {v.without: [] for v in chosen}
+    draw = random.Random(0)
     for _ in range(rounds):
-        for v in chosen:
+        for v in draw.sample(chosen, len(chosen)):
             began = time.perf_counter()
             v.step()
             times[v.without].append(time.perf_counter() - began)
@@ -153,10 +158,10 @@ def main(words: list[str] | None = None) -> int:
         place = process.place()
         print(f"commit {str(place['commit'])[:12]}, {place['cpu']}, torch {place['torch']}; {args.family}, {n / 1e6:.1f} M parameters, 4 rows a step, fp32", flush=True)
         seconds, same = measure(variants(folder, captions, data, args.family, 0.0), args.rounds)
-        dropped, _ = measure(variants(folder, captions, data, args.family, 0.1), args.rounds)
-        print("\n| rewrite | step with it / without it |\n|---|---|")
+        print(f"a step with all rewrites: {seconds['']:.2f} s\n\n| rewrite | step with it / without it |\n|---|---|", flush=True)
         for name, value in list(seconds.items())[1:]:
-            print(f"| {name} | {seconds[''] / value:.3f} |")
+            print(f"| {name} | {seconds[''] / value:.3f} |", flush=True)
+        dropped, _ = measure(variants(folder, captions, data, args.family, 0.1), args.rounds)
         print(f"| all of training, with dropout 0.1 | {dropped[''] / dropped['seeded_dropout']:.3f} |")
         passes = feature_pass(folder, captions, data, args.family, args.rounds)
         print(f"| patch_embed (pass of image features) | {passes['auto'] / passes['off']:.3f} |")
