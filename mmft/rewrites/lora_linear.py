@@ -192,7 +192,7 @@ class LoraLinear:
 
     name = "lora_linear"
     devices: tuple[str, ...] = ()
-    gain = "MEASURE"
+    gain = "see docs/speed.md"
 
     def candidates(self, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
         from peft.tuners.lora import LoraLayer

@@ -19,7 +19,7 @@ class PatchEmbed:
 
     name = "patch_embed"
     devices: tuple[str, ...] = ()
-    gain = "MEASURE"
+    gain = "see docs/speed.md"
 
     def candidates(self, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
         return (m for m in model.modules() if type(m) is torch.nn.Conv3d and _steps_by_kernel(m))
