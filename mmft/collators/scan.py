@@ -67,7 +67,7 @@ def scan(collator: Collator, rows: Sequence[Sample], progress: bool = False) -> 
 
     result = Scan(collator.max_length)
     no_sizes = collator.family.image_size(64, 64, {}, collator.processor.image_processor) is None
-    for i in tqdm(range(len(rows)), desc="rows", leave=False, disable=not progress):
+    for i in tqdm(range(len(rows)), desc="rows", leave=False, disable=None if progress else True):
         row = rows[i]
         result.ignored_sizes += no_sizes and any(size_keys(row))
         try:

@@ -200,7 +200,7 @@ class _Preparation:
 
         pending: deque[_PendingRow | BadRow] = deque()
         rows = tqdm(self.source.limited_rows(), total=self.source.total(), desc=f"preparing {self.source.name}", unit=" rows",
-                    delay=3, mininterval=0.5, file=sys.stderr, dynamic_ncols=True)
+                    delay=3, mininterval=0.5, file=sys.stderr, dynamic_ncols=True, disable=None)
         with rows:
             for item in rows:
                 self.rows_read += 1
