@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar
 from ...common.errors import UserError, nearest
 from ..download import Download
 from ..images import MAX_PIXELS, MOST_PIXELS
+from ..readers import files
 from ..readers.files import ReadOptions
 from ..sample import BadRow, Row, Sample
 
@@ -170,7 +171,7 @@ class BaseSource:
 
 
 @dataclass(kw_only=True)
-class FileKeys:
+class FileKeys(BaseSource):
     """The keys of sources that read files of rows; see ReadOptions."""
 
     format: str | None = None
@@ -178,9 +179,31 @@ class FileKeys:
     rows: str | None = None
     quotes: str = "auto"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.options()
+
     def options(self) -> ReadOptions:
         """Raises UserError for a value that does not exist."""
         return ReadOptions(self.format, self.encoding, self.rows, self.quotes)
+
+    def convert_file(self, file: Path, check: Callable[[dict[str, Any], str], None],
+                     convert: Callable[[dict[str, Any], str], Iterable[Row | BadRow]]) -> Iterator[Row | BadRow]:
+        """The rows of a file of records, in its order. A record that cannot be read is a BadRow.
+
+        Both functions take a record and its place in the file. check: called for the first record; raises UserError if a column is
+        missing. convert: returns the rows of a record.
+        """
+        checked = False
+        for record in files.read(file, self.options(), self.notes.append):
+            if isinstance(record, BadRow):
+                yield record
+                continue
+            where, values = record
+            if not checked:
+                check(values, where)
+                checked = True
+            yield from convert(values, where)
 
 
 def from_keys(cls: type[T], values: Mapping[str, Any] | None, where: str) -> T:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 from ...common.errors import UserError, nearest
 from ..sample import BadRow, Message, Row, assistant_turn, text_part
 from ..wording import listed
+from .base import BaseSource, from_keys
 from .cells import LIST_NOTE, UnusableRow, image_cells, structure_in_text, texts
 from .turns import POSITIONS, conversation_row, prompt_turn
 
@@ -101,7 +102,7 @@ def _completion(prompt: Any, text: Any) -> list[Any] | None:
 
 
 @dataclass(kw_only=True)
-class ColumnKeys:
+class ColumnKeys(BaseSource):
     """The keys of sources that are read by columns.
 
     columns: see Columns. prompt: the user's text for rows without a prompt column; `<image>` in it is the position of the images.
@@ -113,13 +114,26 @@ class ColumnKeys:
     prompt: str | None = None
     captions: str = "first"
 
+    default_columns: ClassVar[Mapping[str, str]] = {}  # of a source whose files name their columns differently
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.columns, Columns):
+            self.columns = from_keys(Columns, {**self.default_columns, **self.columns}, "data.columns")
+        if self.captions not in CAPTIONS:
+            raise UserError(f"data.captions={self.captions}: must be {', '.join(CAPTIONS)}.{nearest(str(self.captions), CAPTIONS)}")
+
     def group_rows(self) -> bool:
         return self.captions == "group"
 
 
-def check_choices(captions: str, position: str = "kept") -> None:
-    """Raises UserError for values of data.captions and data.image_position that do not exist."""
-    if captions not in CAPTIONS:
-        raise UserError(f"data.captions={captions}: must be {', '.join(CAPTIONS)}.{nearest(str(captions), CAPTIONS)}")
-    if position not in POSITIONS:
-        raise UserError(f"data.image_position={position}: must be {', '.join(POSITIONS)}.{nearest(str(position), POSITIONS)}")
+@dataclass(kw_only=True)
+class PositionKey(BaseSource):
+    """image_position: where the images of a conversation stand if its text does not say; see turns.read_turns."""
+
+    image_position: str = "kept"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_position not in POSITIONS:
+            raise UserError(f"data.image_position={self.image_position}: must be {', '.join(POSITIONS)}.{nearest(str(self.image_position), POSITIONS)}")

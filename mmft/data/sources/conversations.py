@@ -5,34 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...common.errors import UserError, nearest
 from ..readers import files
 from ..sample import BadRow, Row
 from ..wording import listed
-from .base import BaseSource, FileKeys, Stamp, file_stamp
-from .columns import check_choices
-from .turns import conversation_row
+from .base import FileKeys, Stamp, file_stamp
+from .columns import PositionKey
+from .turns import record_row
 
 
 @dataclass(kw_only=True)
-class Conversations(FileKeys, BaseSource):
+class Conversations(FileKeys, PositionKey):
     """Rows {id, image | images, conversations: [{from | role, value | content}]} of a JSON or JSONL file.
 
     path: the file, or a folder with `file` and optionally the folder `images`. Image paths are relative to `root`, or to
-    the folder of the images. image_position: see turns.read_turns.
+    the folder of the images.
     """
 
     path: str
     file: str = "chat.json"
     images: str | None = None
     turns_key: str = "conversations"
-    image_position: str = "kept"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choices("first", self.image_position)
-        self.options()
 
     def json_file(self) -> Path:
         place = files.existing(self.path)
@@ -51,16 +46,11 @@ class Conversations(FileKeys, BaseSource):
         return files.count([self.json_file()], self.options())
 
     def read(self) -> Iterator[Row | BadRow]:
-        first = True
-        for record in files.read(self.json_file(), self.options(), self.notes.append):
-            if isinstance(record, BadRow):
-                yield record
-                continue
-            where, values = record
-            if first and self.turns_key not in values:
-                raise UserError(f"{where}: has no {self.turns_key!r}.{nearest(self.turns_key, values)} It has: {listed(values)}.")
-            first = False
-            images = values.get("images") if values.get("image") is None else values["image"]
-            name = values.get("id")
-            yield conversation_row(values.get(self.turns_key), images, where, id=None if name is None else str(name),
-                                   split=values.get("split"), position=self.image_position)
+        return self.convert_file(self.json_file(), self._check, self._convert)
+
+    def _check(self, values: dict[str, Any], where: str) -> None:
+        if self.turns_key not in values:
+            raise UserError(f"{where}: has no {self.turns_key!r}.{nearest(self.turns_key, values)} It has: {listed(values)}.")
+
+    def _convert(self, values: dict[str, Any], where: str) -> Iterator[Row | BadRow]:
+        yield record_row(values, values.get(self.turns_key), where, self.image_position)

@@ -9,12 +9,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Protocol
 
 from PIL import Image, ImageDraw
 
 from ...common.errors import UserError
-from .base import Stamp
+from .base import BaseSource, Stamp
 
 KINDS = ("circle", "square", "triangle", "star", "diamond", "cross", "heart", "ring")
 COLORS = {
@@ -39,13 +38,6 @@ RADII = {"small": (0.075, 0.080, 0.085), "big": (0.130, 0.135, 0.140)}
 MARGIN = 0.012
 #: Anti-aliasing: a mask is drawn this many times larger and averaged down.
 OVERSAMPLE = 4
-
-
-class DrawnSource(Protocol):
-    """The keys that Scenes and Shapes share."""
-
-    fewest: int
-    most: int
 
 
 @dataclass(frozen=True)
@@ -96,21 +88,33 @@ def _random_item(rng: Random, side: int, row: int, column: int) -> Item:
     return Item(kind, color, size, row, column, x, y, radius)
 
 
-def check_drawing(source: DrawnSource) -> None:
-    """Check the keys that Scenes and Shapes share. Raises UserError naming the key."""
-    for key, low, high in (("pictures", 1, 10**7), ("side", 48, 4096), ("fewest", 1, 9), ("most", 1, 9)):
-        value = getattr(source, key)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise UserError(f"data.{key}={value}: give a whole number from {low} to {high}")
-    if source.fewest > source.most:
-        raise UserError(f"data.fewest={source.fewest} is more than data.most={source.most}")
+@dataclass(kw_only=True)
+class DrawnSource(BaseSource):
+    """`pictures` images with `fewest` to `most` shapes (1 to 9). side: image size in pixels. seed: another seed draws another set."""
 
+    pictures: int
+    side: int = 168
+    fewest: int
+    most: int
+    seed: int = 0
 
-def code_stamp() -> Stamp:
-    """A hash of the drawing code: after a change of the code, sets prepared earlier are not used again."""
-    here = Path(__file__).parent
-    code = [(here / name).read_text(encoding="utf-8") for name in ("drawing.py", "scenes.py", "shapes.py")]
-    return {"code": hashlib.sha256("".join(code).encode()).hexdigest()}
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, low, high in (("pictures", 1, 10**7), ("side", 48, 4096), ("fewest", 1, 9), ("most", 1, 9)):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise UserError(f"data.{key}={value}: give a whole number from {low} to {high}")
+        if self.fewest > self.most:
+            raise UserError(f"data.fewest={self.fewest} is more than data.most={self.most}")
+
+    def stamp(self) -> Stamp:
+        """A hash of the drawing code: after a change of the code, sets prepared earlier are not used again."""
+        here = Path(__file__).parent
+        code = [(here / name).read_text(encoding="utf-8") for name in ("drawing.py", "scenes.py", "shapes.py")]
+        return {"code": hashlib.sha256("".join(code).encode()).hexdigest()}
+
+    def total(self) -> int:
+        return self.pictures
 
 
 def draw(scene: Scene) -> Image.Image:

@@ -11,15 +11,15 @@ from typing import Any
 
 from ...common.errors import UserError
 from ..sample import BadRow, Row
-from .base import BaseSource, Stamp, from_keys
-from .columns import ColumnKeys, Columns, check_choices
+from .base import Stamp
+from .columns import ColumnKeys, PositionKey
 from .saved import dataset_rows, is_remote, named_splits
 
 HUBS = ("huggingface", "modelscope")
 
 
 @dataclass(kw_only=True)
-class HubDataset(ColumnKeys, BaseSource):
+class HubDataset(ColumnKeys, PositionKey):
     """dataset: `owner/name`. hub: huggingface or modelscope. subset: its configuration. split: use only this split; null:
     all, each under its own split name. revision: branch, tag or commit (null: the default branch).
 
@@ -32,14 +32,10 @@ class HubDataset(ColumnKeys, BaseSource):
     subset: str | None = None
     split: str | None = None
     revision: str | None = None
-    image_position: str = "kept"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_hub(self.hub)
-        if not isinstance(self.columns, Columns):
-            self.columns = from_keys(Columns, self.columns, "data.columns")
-        check_choices(self.captions, self.image_position)
 
     def stamp(self) -> Stamp:
         self._sha = resolve_revision(self.dataset, self.revision, self.hub)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar
 
 from ...common.errors import UserError
 from ..readers import files
 from ..sample import BadRow, Row
 from ..splits import ALIASES
-from .base import BaseSource, FileKeys, Stamp, file_stamp, from_keys
-from .columns import ColumnKeys, Columns, check_choices
+from .base import FileKeys, Stamp, file_stamp
+from .columns import ColumnKeys, Columns
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.json", "metadata.tsv")
 
 
 @dataclass(kw_only=True)
-class ImageFolder(FileKeys, ColumnKeys, BaseSource):
+class ImageFolder(FileKeys, ColumnKeys):
     """path: the folder. The metadata file lies in it, or in its subfolders train, validation and test, which then are the splits.
 
     columns.image is `file_name`, relative to the metadata file (`file_names` for several images a row).
@@ -25,13 +27,7 @@ class ImageFolder(FileKeys, ColumnKeys, BaseSource):
 
     path: str
     columns: Columns = field(default_factory=lambda: Columns(image="file_name"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.columns, Columns):
-            self.columns = from_keys(Columns, {"image": "file_name", **self.columns}, "data.columns")
-        check_choices(self.captions)
-        self.options()
+    default_columns: ClassVar[Mapping[str, str]] = {"image": "file_name"}
 
     def files(self) -> list[Path]:
         folder = files.existing(self.path, folder=True)
@@ -55,18 +51,17 @@ class ImageFolder(FileKeys, ColumnKeys, BaseSource):
     def read(self) -> Iterator[Row | BadRow]:
         folder = files.existing(self.path, folder=True)
         for file in self.files():
-            inner = "" if file.parent == folder else file.parent.name + "/"
-            checked = False
-            for record in files.read(file, self.options(), self.notes.append):
-                if isinstance(record, BadRow):
-                    yield record
-                    continue
-                where, values = record
-                if not checked:
-                    self.columns.check(values, inner + file.name)
-                    checked = True
-                for row in self.columns.rows(values, inner + where, self.prompt, captions=self.captions):
-                    if isinstance(row, Row) and inner:
-                        row.images = [inner + image if isinstance(image, str) and image else image for image in row.images]
-                        row.split = row.split or file.parent.name
-                    yield row
+            part = "" if file.parent == folder else file.parent.name
+            yield from self.convert_file(file, partial(self._check, file.relative_to(folder).as_posix()), partial(self._convert, part))
+
+    def _check(self, name: str, values: dict[str, Any], where: str) -> None:
+        self.columns.check(values, name)
+
+    def _convert(self, part: str, values: dict[str, Any], where: str) -> Iterator[Row | BadRow]:
+        """part: the subfolder of the metadata file, which names the split; "" for the folder itself."""
+        inner = f"{part}/" if part else ""
+        for row in self.columns.rows(values, inner + where, self.prompt, captions=self.captions):
+            if isinstance(row, Row) and part:
+                row.images = [inner + image if isinstance(image, str) and image else image for image in row.images]
+                row.split = row.split or part
+            yield row

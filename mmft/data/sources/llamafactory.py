@@ -12,7 +12,7 @@ from ...common.errors import UserError, nearest
 from ..readers import files
 from ..sample import BadRow, Row
 from ..wording import listed
-from .base import BaseSource, FileKeys, Stamp, file_stamp
+from .base import FileKeys, Stamp, file_stamp
 from .turns import conversation_row
 
 # LLaMA-Factory's defaults for what an entry leaves out.
@@ -23,7 +23,7 @@ REMOTE = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_na
 
 
 @dataclass(kw_only=True)
-class LlamaFactory(FileKeys, BaseSource):
+class LlamaFactory(FileKeys):
     """path: the folder of dataset_info.json (or the file). dataset: the name of the entry.
 
     Image paths are relative to `root`, or to that folder.
@@ -31,10 +31,6 @@ class LlamaFactory(FileKeys, BaseSource):
 
     path: str
     dataset: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.options()
 
     def folder(self) -> Path:
         place = files.existing(self.path)
@@ -77,20 +73,18 @@ class LlamaFactory(FileKeys, BaseSource):
         columns = entry.get("columns", {})
         alpaca = entry.get("formatting", "alpaca") == "alpaca"
         needed = columns.get("prompt", ALPACA_COLUMNS["prompt"]) if alpaca else columns.get("messages", "conversations")
+        wanted = [needed, *(columns[k] for k in ("images", "system", "response") if columns.get(k))]
+
+        def check(values: dict[str, Any], where: str) -> None:
+            for column in wanted:
+                if column not in values:
+                    raise UserError(f"{where}: has no column {column!r}.{nearest(column, values)} It has: {listed(values)}.")
+
+        def convert(values: dict[str, Any], where: str) -> Iterator[Row | BadRow]:
+            yield self._alpaca(values, columns, where) if alpaca else self._sharegpt(values, columns, entry, where)
+
         for file in self.files():
-            first = True
-            for record in files.read(file, self.options(), self.notes.append):
-                if isinstance(record, BadRow):
-                    yield record
-                    continue
-                where, values = record
-                if first:
-                    wanted = [needed, *(columns[k] for k in ("images", "system", "response") if columns.get(k))]
-                    for column in wanted:
-                        if column not in values:
-                            raise UserError(f"{where}: has no column {column!r}.{nearest(column, values)} It has: {listed(values)}.")
-                first = False
-                yield self._alpaca(values, columns, where) if alpaca else self._sharegpt(values, columns, entry, where)
+            yield from self.convert_file(file, check, convert)
 
     def _alpaca(self, values: dict[str, Any], columns: dict[str, str], where: str) -> Row | BadRow:
         cell = {k: values.get(columns.get(k, default)) for k, default in ALPACA_COLUMNS.items()}

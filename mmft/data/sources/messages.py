@@ -11,26 +11,20 @@ from ...common.errors import UserError, nearest
 from ..readers import files
 from ..sample import BadRow, Row
 from ..wording import listed
-from .base import BaseSource, FileKeys, Stamp, file_stamp
-from .columns import check_choices
-from .turns import conversation_row
+from .base import FileKeys, Stamp, file_stamp
+from .columns import PositionKey
+from .turns import record_row
 
 
 @dataclass(kw_only=True)
-class OpenAIMessages(FileKeys, BaseSource):
+class OpenAIMessages(FileKeys, PositionKey):
     """path: a JSON or JSONL file. Images are files below `root` (or below the folder of the file) or data: URIs; rows with URLs are dropped.
-    Rows of TRL's format have `prompt` and `completion` instead of `messages`. image_position: see turns.read_turns.
+    Rows of TRL's format have `prompt` and `completion` instead of `messages`.
 
     `<image>` in a text, or a part {"type": "image"} without a name, stands for the next entry of the row's `images`.
     """
 
     path: str
-    image_position: str = "kept"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choices("first", self.image_position)
-        self.options()
 
     def data_root(self) -> Path:
         return files.existing(self.root, "data.root", folder=True) if self.root else files.existing(self.path, folder=False).parent
@@ -42,20 +36,16 @@ class OpenAIMessages(FileKeys, BaseSource):
         return files.count([files.existing(self.path, folder=False)], self.options())
 
     def read(self) -> Iterator[Row | BadRow]:
-        first = True
-        for record in files.read(files.existing(self.path, folder=False), self.options(), self.notes.append):
-            if isinstance(record, BadRow):
-                yield record
-                continue
-            where, values = record
-            if first and "messages" not in values and not {"prompt", "completion"} <= values.keys():
-                other = next((f"; rows with {k} are read with data=conversations data.turns_key={k}" for k in ("conversations", "conversation") if k in values), "")
-                raise UserError(f"{where}: has no 'messages', and no 'prompt' and 'completion'{other}.{nearest('messages', values)} It has: {listed(values)}.")
-            first = False
-            name = values.get("id")
-            turns = values["messages"] if "messages" in values else _turns(values.get("prompt"), values.get("completion"))
-            yield conversation_row(turns, values.get("images") if values.get("image") is None else values["image"], where,
-                                   id=None if name is None else str(name), split=values.get("split"), position=self.image_position)
+        return self.convert_file(files.existing(self.path, folder=False), self._check, self._convert)
+
+    def _check(self, values: dict[str, Any], where: str) -> None:
+        if "messages" not in values and not {"prompt", "completion"} <= values.keys():
+            other = next((f"; rows with {k} are read with data=conversations data.turns_key={k}" for k in ("conversations", "conversation") if k in values), "")
+            raise UserError(f"{where}: has no 'messages', and no 'prompt' and 'completion'{other}.{nearest('messages', values)} It has: {listed(values)}.")
+
+    def _convert(self, values: dict[str, Any], where: str) -> Iterator[Row | BadRow]:
+        turns = values["messages"] if "messages" in values else _turns(values.get("prompt"), values.get("completion"))
+        yield record_row(values, turns, where, self.image_position)
 
 
 def _turns(prompt: Any, completion: Any) -> list[Any]:

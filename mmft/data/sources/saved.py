@@ -12,26 +12,19 @@ from ...common.errors import UserError, nearest
 from ..readers import files
 from ..sample import BadRow, Row
 from ..splits import ALIASES
-from .base import BaseSource, Stamp, file_stamp, from_keys
-from .columns import ColumnKeys, Columns, check_choices
+from .base import Stamp, file_stamp
+from .columns import ColumnKeys, PositionKey
 
 BATCH = 64  # rows read from Arrow at once; each may contain the bytes of images
 
 
 @dataclass(kw_only=True)
-class SavedDataset(ColumnKeys, BaseSource):
+class SavedDataset(ColumnKeys, PositionKey):
     """path: the folder. split: use only this split of a DatasetDict; null: all, each under its own split name.
     """
 
     path: str
     split: str | None = None
-    image_position: str = "kept"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.columns, Columns):
-            self.columns = from_keys(Columns, self.columns, "data.columns")
-        check_choices(self.captions, self.image_position)
 
     def data_root(self) -> Path:
         return Path(self.root or self.path).expanduser()

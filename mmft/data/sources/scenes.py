@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from random import Random
 
 from ..sample import Message, Row, assistant_turn, user_turn
-from .base import BaseSource, Stamp
-from .drawing import COLORS, KINDS, PLACES, Item, Scene, check_drawing, code_stamp, draw, png, random_scene
+from .drawing import COLORS, KINDS, PLACES, DrawnSource, Item, Scene, draw, png, random_scene
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ALL_PLACES = tuple(place for row in PLACES for place in row)
@@ -17,26 +16,19 @@ Turn = tuple[str, str]
 
 
 @dataclass(kw_only=True)
-class Scenes(BaseSource):
-    """`pictures` images, each with `turns` questions of different kinds, as one chat of several turns.
+class Scenes(DrawnSource):
+    """Images, each with `turns` questions of different kinds, as one chat of several turns. For the other keys see DrawnSource.
 
     A share `captions` of the images has the caption as its only turn: captions name all attributes of every shape, so a
-    model learns from them first. side: image size in pixels. fewest, most: number of shapes (1 to 9). seed: another seed
-    draws another set.
+    model learns from them first.
     """
 
     name: str = "scenes"
     pictures: int = 60000
     captions: float = 0.35
     turns: int = 3
-    side: int = 168
     fewest: int = 1
     most: int = 4
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_drawing(self)
 
     def read(self) -> Iterator[Row]:
         for number in range(self.pictures):
@@ -44,12 +36,6 @@ class Scenes(BaseSource):
             scene = random_scene(rng, self.side, self.fewest, self.most)
             turns = [_caption(rng, scene)] if rng.random() < self.captions else several_turns(rng, scene, self.turns)
             yield drawn_row(f"scene-{number:06d}", scene, turns)
-
-    def stamp(self) -> Stamp:
-        return code_stamp()
-
-    def total(self) -> int:
-        return self.pictures
 
 
 def drawn_row(name: str, scene: Scene, turns: list[Turn]) -> Row:

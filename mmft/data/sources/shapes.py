@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from random import Random
 
 from ..sample import Row
-from .base import BaseSource, Stamp
-from .drawing import Item, Scene, check_drawing, code_stamp, random_scene
+from .drawing import DrawnSource, Item, Scene, random_scene
 from .scenes import Turn, drawn_row, seen_at
 
 INVENTORY = "Write the inventory."
@@ -23,24 +22,17 @@ COMPARISONS: tuple[tuple[str, Callable[[Item], int]], ...] = (
 
 
 @dataclass(kw_only=True)
-class Shapes(BaseSource):
-    """`pictures` images with one question each: half ask for the inventory, half for the map.
+class Shapes(DrawnSource):
+    """Images with one question each: half ask for the inventory, half for the map. For the other keys see DrawnSource.
 
-    A share `comparisons` of the images asks which shape is outermost instead. `side` is the image size in pixels,
-    `fewest` and `most` the number of shapes, `seed` draws another set.
+    A share `comparisons` of the images asks which shape is outermost instead.
     """
 
     name: str = "shapes"
     pictures: int = 1728
     comparisons: float = 0.0
-    side: int = 168
     fewest: int = 2
     most: int = 3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_drawing(self)
 
     def read(self) -> Iterator[Row]:
         for number in range(self.pictures):
@@ -48,12 +40,6 @@ class Shapes(BaseSource):
             scene = random_scene(rng, self.side, self.fewest, self.most)
             turn = comparison(rng, scene) if rng.random() < self.comparisons else None
             yield drawn_row(f"shape-{number:06d}", scene, [turn or rng.choice((inventory, positions))(scene)])
-
-    def stamp(self) -> Stamp:
-        return code_stamp()
-
-    def total(self) -> int:
-        return self.pictures
 
 
 def inventory(scene: Scene) -> Turn:

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..readers import files
 from ..sample import BadRow, Row
-from .base import BaseSource, FileKeys, Stamp, file_stamp, from_keys
-from .columns import ColumnKeys, Columns, check_choices
+from .base import FileKeys, Stamp, file_stamp
+from .columns import ColumnKeys, PositionKey
 
 
 @dataclass(kw_only=True)
-class Table(FileKeys, ColumnKeys, BaseSource):
-    """path: a file, a folder of files, or a pattern (`shards/*.parquet`). image_position: of images in conversations, see read_turns.
+class Table(FileKeys, ColumnKeys, PositionKey):
+    """path: a file, a folder of files, or a pattern (`shards/*.parquet`).
 
     Image paths are relative to `root`, or to the folder of the (first) file.
     """
 
     path: str
-    image_position: str = "kept"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.columns, Columns):
-            self.columns = from_keys(Columns, self.columns, "data.columns")
-        check_choices(self.captions, self.image_position)
-        self.options()
 
     def files(self) -> list[Path]:
         return files.find_files(self.path)
@@ -45,13 +39,10 @@ class Table(FileKeys, ColumnKeys, BaseSource):
         if self.root:
             files.existing(self.root, "data.root", folder=True)
         for file in self.files():
-            checked = False
-            for record in files.read(file, self.options(), self.notes.append):
-                if isinstance(record, BadRow):
-                    yield record
-                    continue
-                where, values = record
-                if not checked:
-                    self.columns.check(values, file.name)
-                    checked = True
-                yield from self.columns.rows(values, where, self.prompt, self.image_position, self.captions)
+            yield from self.convert_file(file, partial(self._check, file.name), self._convert)
+
+    def _check(self, name: str, values: dict[str, Any], where: str) -> None:
+        self.columns.check(values, name)
+
+    def _convert(self, values: dict[str, Any], where: str) -> Iterator[Row | BadRow]:
+        return self.columns.rows(values, where, self.prompt, self.image_position, self.captions)

@@ -48,6 +48,13 @@ def conversation_row(turns: Any, images: Any, where: str, *, id: str | None = No
     return Row(read.images, read.messages, read.references, id, split, where, tuple(read.notes))
 
 
+def record_row(values: Mapping[str, Any], turns: Any, where: str, position: str) -> Row | BadRow:
+    """The row of a record with `image` or `images`, and optionally `id` and `split`; see conversation_row."""
+    name = values.get("id")
+    images = values.get("images") if values.get("image") is None else values["image"]
+    return conversation_row(turns, images, where, id=None if name is None else str(name), split=values.get("split"), position=position)
+
+
 def read_turns(turns: Any, images: list[str | bytes], *, position: str = "kept", roles: Mapping[str, str] = ROLES,
                role_key: str | None = None, text_key: str | None = None) -> Conversation:
     """A conversation as messages, and its images in the order of their image parts.
