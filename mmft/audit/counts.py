@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -55,7 +54,7 @@ def count_tokens(collator: BatchMaker, rows: Sequence[Sample], limit: int | None
 
     n = len(rows) if limit is None else min(limit, len(rows))
     counts = TokenCounts(rows=len(rows))
-    for i in tqdm(range(n), desc="rows", leave=False, disable=not sys.stderr.isatty()):
+    for i in tqdm(range(n), desc="rows", leave=False, disable=None):
         row = rows[i * len(rows) // n]
         try:
             batch = collator([row])

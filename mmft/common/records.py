@@ -110,22 +110,12 @@ class OutOfMemoryEvent(TypedDict):
     gradient_accumulation_steps: int
 
 
-class Summary(TypedDict, total=False):
-    """summary.json: the result of a run.
+class Measured(TypedDict, total=False):
+    """What an evaluation measures, of the tuned model and of its base.
 
-    status: finished, failed, interrupted, preempted or pruned. reason: why it did not finish. times: seconds by stage.
-    trained_together: number of sweep points that shared the process. seconds: wall time of the run. max_new_tokens: the limit in
-    use. longest_reference: in tokens, with the end token.
+    max_new_tokens: the limit in use. longest_reference: in tokens, with the end token.
     """
 
-    status: str
-    name: str
-    reason: str
-    method: str
-    seconds: float
-    steps: int
-    samples_per_second: float | None
-    train_loss: FirstAndLast
     eval_loss: float | None
     base_eval_loss: float | None
     metrics: MetricValues
@@ -136,6 +126,23 @@ class Summary(TypedDict, total=False):
     base_answer_counts: AnswerCounts
     max_new_tokens: int | None
     longest_reference: int
+
+
+class Summary(Measured, total=False):
+    """summary.json: the result of a run.
+
+    status: finished, failed, interrupted, preempted or pruned. reason: why it did not finish. times: seconds by stage.
+    trained_together: number of sweep points that shared the process. seconds: wall time of the run.
+    """
+
+    status: str
+    name: str
+    reason: str
+    method: str
+    seconds: float
+    steps: int
+    samples_per_second: float | None
+    train_loss: FirstAndLast
     trainable_parameters: int | None
     total_parameters: int | None
     peak_memory_mb: float
@@ -152,7 +159,7 @@ class Summary(TypedDict, total=False):
     times: dict[str, float]
 
 
-class EvaluationSummary(TypedDict, total=False):
+class EvaluationSummary(Measured, total=False):
     """eval/NAME.json: the result of `mmft evaluate`.
 
     name: the common name of the evaluation's files. rows: number of rows measured. fingerprint: of the prepared data.
@@ -168,16 +175,6 @@ class EvaluationSummary(TypedDict, total=False):
     data: str
     model: str
     method: str
-    eval_loss: float | None
-    base_eval_loss: float | None
-    metrics: MetricValues
-    base_metrics: MetricValues
-    metric_info: dict[str, MetricInfo]
-    confusion: ConfusionMatrix | None
-    answer_counts: AnswerCounts
-    base_answer_counts: AnswerCounts
-    max_new_tokens: int | None
-    longest_reference: int
     seconds: float
 
 

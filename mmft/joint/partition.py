@@ -69,7 +69,7 @@ def why_alone(settings: Settings) -> str | None:
     for key, value in lora.items():
         if key in PLAIN and value not in PLAIN[key] or key not in (*LORA, *PLAIN) and value not in (None, False, [], {}):
             return f"lora.{key}={value} does more than add to the output of a layer"
-    for key in ("torch_compile", "fsdp", "deepspeed"):
+    for key in ("fsdp", "deepspeed"):
         if trainer.get(key):
             return f"trainer.{key} takes a model apart"
     if trainer.get("neftune_noise_alpha"):

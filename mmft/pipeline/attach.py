@@ -60,5 +60,5 @@ def attach(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: i
 def _may_narrow(inputs: TrainingInputs) -> bool:
     """Whether the last layer may compute only what is read: not in full training, and not where the model is taken apart."""
     trainer = inputs.settings["trainer"]
-    taken_apart = any(trainer.get(key) for key in ("torch_compile", "fsdp", "deepspeed"))
+    taken_apart = any(trainer.get(key) for key in ("fsdp", "deepspeed"))
     return not inputs.full and inputs.family.rewrites == "auto" and not taken_apart
