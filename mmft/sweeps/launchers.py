@@ -75,7 +75,7 @@ class HydraLauncher:
             if missing and missing[1] in EXTRAS:
                 raise UserError(f"this launcher is not installed: pip install mmft[{EXTRAS[missing[1]]}]") from None
             raise
-        gpu_placement.hand_down()
+        gpu_placement.pass_to_children()
         try:
             returned = launcher.launch([[f"point={n}"] for n in range(len(jobs))], initial_job_idx=0)
         except RuntimeError as error:
@@ -106,6 +106,6 @@ def run_job(cfg: DictConfig) -> PointResult:
     from hydra.core.hydra_config import HydraConfig
 
     hydra = HydraConfig.get()
-    gpu_placement.place(str(hydra.runtime.choices["hydra/launcher"]))
+    gpu_placement.claim_gpu(str(hydra.runtime.choices["hydra/launcher"]))
     config, words = cfg.points[cfg.point]
     return run_point(PointJob(config, list(words), str(hydra.sweep.dir)))

@@ -16,7 +16,7 @@ POINT = "point"  # a trial's attribute: the name of its run's directory
 
 
 def direction(objective: str, directions: Mapping[str, bool]) -> str:
-    """Losses go down, metrics as they say. directions: metric name -> whether higher is better."""
+    """minimize for a loss; for a metric as `directions` says (name -> whether higher is better, True if unknown)."""
     return "minimize" if objective.endswith("loss") or not directions.get(objective, True) else "maximize"
 
 
@@ -28,7 +28,7 @@ class Search:
         sampler: str = "TPESampler", sampler_options: dict[str, Any] | None = None,
         directions: Mapping[str, bool] | None = None, pruner: str | None = None, pruner_options: dict[str, Any] | None = None, params: dict[str, str] | None = None,
     ):  # fmt: skip
-        """`space`: Hydra's overrides of the searched keys, those of `params` (a preset's) included. Errors raised: UserError."""
+        """`space`: Hydra's overrides of the searched keys, those of `params` (a preset's) included. Raises UserError."""
         optuna = library()
         self.space = {override.get_key_element(): distribution(override) for override in space}
         if not self.space:
@@ -41,28 +41,28 @@ class Search:
         self.n_trials, self.n_jobs, self.objective = n_trials, n_jobs, objective
         self.sampler, self.options = sampler, {"seed": seed, **(sampler_options or {})}
         pruning = (pruner or "NopPruner", dict(pruner_options or {}) if pruner else {})
-        made("pruner", optuna.pruners, *pruning)
+        build_by_name("pruner", optuna.pruners, *pruning)
         first = self._sampler(0)
         self.journal = sweep_dir / JOURNAL
         sweep_dir.mkdir(parents=True, exist_ok=True)
         self.study = optuna.create_study(
             storage=storage(self.journal), study_name=STUDY, sampler=first, direction=direction(objective, directions or {}), load_if_exists=True
         )
-        self._same({"objective": objective, "space": {key.lstrip("+"): repr(value) for key, value in self.space.items()}})
+        self._check_same_search({"objective": objective, "space": {key.lstrip("+"): repr(value) for key, value in self.space.items()}})
         self.study.set_user_attr("pruner", list(pruning))  # a point's own process makes the pruner from here
 
-    def _same(self, asked: dict[str, Any]) -> None:
-        """A study goes on only with the space and the objective that it began with."""
+    def _check_same_search(self, asked: dict[str, Any]) -> None:
+        """Raises UserError if the study was begun with another space or objective."""
         known = self.study.user_attrs.get("asked")
         if known is not None and known != asked:
             what = next(k for k in asked if known.get(k) != asked[k])
             raise UserError(f"{self.journal.parent}: holds a search with another {what} ({known[what]}); name=WORD gives this one a directory of its own")
         self.study.set_user_attr("asked", asked)
 
-    def run(self, enter: Callable[[list[str]], Any], train: Callable[[list[Any]], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """Ask, train and tell until n_trials points are done; returns what run_point returned for each.
+    def run(self, add_point: Callable[[list[str]], Any], train: Callable[[list[Any]], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Ask, train and tell until n_trials points are done; return the outcome of each trial.
 
-        enter: a trial's words -> its point. train: points, no two the same -> their outcomes, in this order.
+        add_point: returns the point of a trial's overrides. train: trains different points and returns their outcomes in the same order.
         """
         from optuna.trial import TrialState
 
@@ -70,13 +70,13 @@ class Search:
         outcomes = []
         while (left := self.n_trials - self._done()) > 0:
             trials = [self._ask() for _ in range(min(left, self.n_jobs))]
-            points = {trial.number: enter(words(trial.params)) for trial in trials}
+            points = {trial.number: add_point(words(trial.params)) for trial in trials}
             for trial in trials:
                 trial.set_user_attr(POINT, points[trial.number].name)
             different = {p.name: p for p in points.values()}
-            found = dict(zip(different, train(list(different.values())), strict=True))
+            by_name = dict(zip(different, train(list(different.values())), strict=True))
             for trial in trials:
-                outcome = found[points[trial.number].name]
+                outcome = by_name[points[trial.number].name]
                 outcomes.append(outcome)
                 if outcome["status"] == "pruned":
                     self.study.tell(trial, state=TrialState.PRUNED)
@@ -84,15 +84,15 @@ class Search:
                     self.study.tell(trial, outcome["objective"])
                 else:
                     self.study.tell(trial, state=TrialState.FAIL)
-        self._say()
+        self._log_result()
         return outcomes
 
     def _sampler(self, number: int) -> Any:
-        """The sampler for trial `number`, seeded by it: a search that was cut off goes on as if it had not been."""
+        """The sampler for trial `number`. Its seed includes the number, so that an interrupted search continues with the same samples."""
         options = dict(self.options)
-        if options["seed"] is not None and self.sampler != "QMCSampler":  # whose sequence is one, counted in the study
+        if options["seed"] is not None and self.sampler != "QMCSampler":  # its sequence is counted in the study
             options["seed"] += number
-        return made("sampler", library().samplers, self.sampler, options)
+        return build_by_name("sampler", library().samplers, self.sampler, options)
 
     def _ask(self) -> Any:
         self.study.sampler = self._sampler(len(self.study.get_trials(deepcopy=False)))
@@ -112,7 +112,7 @@ class Search:
     def _done(self) -> int:
         return sum(t.state.is_finished() and t.number not in self.before for t in self.study.get_trials(deepcopy=False))
 
-    def _say(self) -> None:
+    def _log_result(self) -> None:
         from optuna.trial import TrialState
 
         done = self.study.get_trials(states=(TrialState.COMPLETE,))
@@ -125,7 +125,7 @@ class Search:
 
 
 def library() -> Any:
-    """Optuna, silent. Errors raised: UserError when it is not installed."""
+    """Optuna, silent. Raises UserError if it is not installed."""
     try:
         import optuna
     except ImportError:
@@ -135,16 +135,16 @@ def library() -> Any:
 
 
 def storage(journal: Path) -> Any:
-    """A journal file: several processes on several machines may append to it, and nothing has to be installed for it."""
+    """A journal file. Processes on several machines may append to it, and no database has to be installed."""
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     path = str(journal)
-    return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))  # its other lock needs links, which Windows refuses
+    return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))  # the default lock needs symbolic links, which Windows refuses
 
 
-def made(kind: str, module: Any, name: str, options: dict[str, Any]) -> Any:
-    """`name(**options)` of optuna.samplers or optuna.pruners. Errors raised: UserError."""
+def build_by_name(kind: str, module: Any, name: str, options: dict[str, Any]) -> Any:
+    """`name(**options)` of optuna.samplers or optuna.pruners. Raises UserError."""
     known = [n for n in module.__all__ if n.lower().endswith(kind) and not n.startswith(("Base", "Partial"))]
     if name not in known:
         raise UserError(f"hydra.sweeper.{kind}={name}: no such {kind}.{nearest(name if name.lower().endswith(kind) else f'{name}{kind.title()}', known)} There are: {', '.join(known)}.")
@@ -155,7 +155,7 @@ def made(kind: str, module: Any, name: str, options: dict[str, Any]) -> Any:
 
 
 def distribution(override: Any) -> Any:
-    """Optuna's distribution of one of Hydra's sweeps. Errors raised: UserError."""
+    """Optuna's distribution for one sweep of Hydra's grammar. Raises UserError."""
     from optuna import distributions as d
 
     sweep, key = override.value(), override.key_or_group
@@ -179,7 +179,7 @@ def distribution(override: Any) -> Any:
 
 
 def words(params: dict[str, Any]) -> list[str]:
-    """Overrides of a trial's values; six digits of a number are enough for a search, and can be read in a name."""
+    """Overrides of a trial's values; numbers have six digits, so that names of runs stay readable."""
     return [f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}" for key, value in params.items()]
 
 
@@ -196,7 +196,7 @@ class TrialOfPoint:
         self.objective = objective
         study = optuna.load_study(study_name=STUDY, storage=storage(run.parent / JOURNAL))
         name, options = study.user_attrs["pruner"]
-        study.pruner = made("pruner", optuna.pruners, name, options)
+        study.pruner = build_by_name("pruner", optuna.pruners, name, options)
         running = study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
         own = next((t for t in running if t.user_attrs.get(POINT) == run.name), None)  # none if the point is trained again by hand
         self.trial = optuna.trial.Trial(study, trial_id(own)) if own else None

@@ -8,7 +8,7 @@ from places import ROOT
 
 from mmft.sweeps import gpu_placement
 
-HOLD = "import sys, os; from mmft.sweeps import gpu_placement; print(gpu_placement.place('joblib'), os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
+HOLD = "import sys, os; from mmft.sweeps import gpu_placement; print(gpu_placement.claim_gpu('joblib'), os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
 
 
 @pytest.mark.parametrize(("variables", "expected"), [
@@ -53,7 +53,7 @@ def test_each_process_has_its_own_gpu_until_it_ends(tmp_path, monkeypatch):
 def test_launchers_that_assign_gpus_themselves_are_left_alone(monkeypatch, launcher):
     monkeypatch.setenv("MMFT_DEVICES", "0,1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
-    assert gpu_placement.place(launcher) is None
+    assert gpu_placement.claim_gpu(launcher) is None
     import os
 
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
