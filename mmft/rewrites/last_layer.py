@@ -22,7 +22,7 @@ from .base import Replaced
 log = logging.getLogger("mmft")
 
 NAME = "last_layer"
-GAIN = "see docs/speed.md"
+GAIN = "0.89 of a training step; CPU, fp32, 41 M Qwen2-VL, 4 rows, r 16 (python -m benchmarks.rewrites)"
 # Layers that work position by position, by transformers' names; an MLP only if it consists of linear layers and an activation.
 BY_POSITION = ("q_proj", "o_proj", "out_proj", "fc1", "fc2")
 CLOSE = 1e-3  # of the largest logit: more of a difference than rounding makes

@@ -192,7 +192,7 @@ class LoraLinear:
 
     name = "lora_linear"
     devices: tuple[str, ...] = ()
-    gain = "see docs/speed.md"
+    gain = "0.99 of a training step, and the least memory kept for backward in half precision; CPU, fp32, 41 M Qwen2-VL, 4 rows, r 16 (python -m benchmarks.rewrites)"
 
     def candidates(self, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
         from peft.tuners.lora import LoraLayer

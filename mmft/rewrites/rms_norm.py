@@ -40,7 +40,7 @@ class RmsNorm:
 
     name = "rms_norm"
     devices: tuple[str, ...] = ()
-    gain = "see docs/speed.md"
+    gain = "0.97 of a training step; CPU, fp32, 41 M Qwen2-VL, 4 rows, r 16 (python -m benchmarks.rewrites)"
 
     def candidates(self, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
         return filter(is_rms_norm, model.modules())
