@@ -1,48 +1,104 @@
-"""Write docs/conformance.md: the conformance checks on the small random model of every kind.
+"""Write docs/conformance.md: the conformance checks on a small random model of every model type that transformers lists.
 
-    python tests/conformance_table.py
+    python tests/conformance_table.py                    # all types; writes the page and the count in README.md
+    python tests/conformance_table.py --only glm4v llava # prints these types and what their checks saw
 
 Run it after a change of transformers or of a check.
 """
 
 from __future__ import annotations
 
+import argparse
+import re
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from small_models import KINDS, MORE, Small
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "conformance.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "conformance.md"
+COUNT = re.compile(r"\d+ of \d+ types pass every check that applies")
 HEAD = """\
-# Model families: what is checked
+# Model types: what is checked
 
-Each row is a random model of a few thousand weights, with the family's own config, processor and image processor, a tokenizer that is
-trained on a few sentences, and a chat template that is written for the tests. `mmft doctor model=NAME model.path=PATH` makes the same
-checks on any checkpoint, with its real weights. For every check the tests have a deliberately broken family that fails it.
+Each row is a random model of some thousand weights, with the type's own config, processor and image processor, and a tokenizer that is trained on a
+few sentences with the type's special tokens. `mmft doctor model=auto model.path=PATH` makes the same checks on any checkpoint, with its real weights.
+For every check the tests have a deliberately broken family that fails it. Types in which a check fails, or that have no small model yet, are loaded
+all the same; refused types are not.
 
 | check | what must hold |
 |---|---|
 """
 
 
-def main() -> None:
+def types() -> dict[str, str]:
+    """model type -> class name, as the installed transformers maps them."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    return {kind: name if isinstance(name, str) else name[0] for kind, name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items()}
+
+
+def row(kind: str, model_class: str, folder: Path) -> Any:
+    """The row of one type. A type that cannot be built or loaded fails its first check."""
+    from model_types import TYPES, load
+
+    from mmft.conformance.checks import CHECKS, CheckResult, run_checks
+    from mmft.conformance.subject import Subject
+    from mmft.conformance.table import TableRow
+    from mmft.models.unsupported import UNSUPPORTED
+
+    if kind in UNSUPPORTED:
+        return TableRow(kind, model_class, refused=UNSUPPORTED[kind])
+    if kind not in TYPES:
+        return TableRow(kind, model_class)
+    made = TYPES[kind]
+    try:
+        made.build(folder)
+        model, collator, family = load(made, folder)
+        results = run_checks(Subject.create(model, collator, family, folder / "images"))
+    except Exception as error:
+        results = [CheckResult(name, False, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") for name in [*CHECKS][:1]]
+    return TableRow(kind, model_class, results, architecture=made.architecture, template=made.template)
+
+
+def rows(wanted: Iterable[str]) -> list[Any]:
+    """The rows of these types, each printed in a line as soon as it is known."""
+    known, made = types(), []
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in wanted:
+            made.append(row(kind, known[kind], Path(folder) / kind))
+            wrong = [f"\n    {r.name}: {r.detail}" for r in made[-1].results if r.passed is False]
+            print(kind, made[-1].refused or ("not built" if not made[-1].results else "ok" if not wrong else "".join(wrong)), flush=True)
+    return made
+
+
+def page(made: list[Any]) -> str:
     import transformers
 
-    from mmft.conformance.checks import CHECKS, run_checks
-    from mmft.conformance.subject import Subject
-    from mmft.conformance.table import TableRow, markdown
+    from mmft.conformance.checks import CHECKS
+    from mmft.conformance.table import markdown
 
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        small = Small(Path(folder))
-        for kind in [*KINDS, *MORE]:
-            model, collator, family = small.load(kind)
-            rows.append(TableRow(kind, type(model).__name__, run_checks(Subject.create(model, collator, family, Path(folder) / "images"))))
-            print(kind, "ok" if rows[-1].passed else [(r.name, r.detail) for r in rows[-1].results if r.passed is False], flush=True)
     checks = "".join(f"| {name} | {' '.join(str(check.__doc__).split())} |\n" for name, check in CHECKS.items())
-    PAGE.write_text(f"{HEAD}{checks}\n## Results\n\n{markdown(rows, transformers.__version__)}", encoding="utf-8", newline="\n")
+    return f"{HEAD}{checks}\n## Results\n\n{markdown(made, transformers.__version__, 'types')}"
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--only", nargs="+", metavar="TYPE", help="print these types; nothing is written")
+    only = arguments.parse_args().only
+    if only:
+        for made in rows(only):
+            print("\n".join([f"\n{made.name} ({made.architecture})", *(f"  {r.passed!s:5} {r.name:15} {r.detail}" for r in made.results)]))
+        return
+    text = page(rows(types()))
+    PAGE.write_text(text, encoding="utf-8", newline="\n")
+    readme = ROOT / "README.md"
+    found = COUNT.search(text)
+    assert found
+    readme.write_text(COUNT.sub(found.group(), readme.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

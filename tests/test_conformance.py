@@ -174,7 +174,7 @@ def test_a_broken_family_fails_its_check_and_no_other(subject, check, monkeypatc
 def test_doctor_checks_a_model_of_ones_own(small, mmft):
     code, out, err = mmft("doctor", "model=llava", f"model.path={small('llava').as_posix()}")
     assert code == 0, err
-    assert "1 of 1 pass every check" in out and "| llava | LlavaForConditionalGeneration | yes |" in out
+    assert "1 of 1 models pass every check" in out and "| llava | LlavaForConditionalGeneration | yes |" in out
 
 
 def test_doctor_names_what_is_wrong(small, mmft, tmp_path):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..common.errors import UserError
 from ..common.files import read_json
 from ..config.guard.remote_code import trusts_remote_code
+from .unsupported import UNSUPPORTED
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -42,9 +43,11 @@ def read_config(path: str, folder: Path) -> PretrainedConfig:
 
 
 def check_vision_language(path: str, config: PretrainedConfig) -> None:
-    """Raises UserError unless the config is of an image-text-to-text model."""
+    """Raises UserError unless the config is of an image-text-to-text model that mmft supports."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+    if reason := UNSUPPORTED.get(config.model_type):
+        raise UserError(f"model.path={path}: a {config.model_type} is not supported: {reason}; docs/conformance.md lists the types that are")
     has_own_code = trusts_remote_code() and "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
     if has_own_code or type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return

@@ -20,6 +20,7 @@ from ..rewrites.apply import rewrite_loaded
 from .checkpoint_format import check_vision_language, read_config
 from .device import choose_device, choose_dtype
 from .families.base import Family
+from .family_choice import check_family
 from .hub import Located, locate
 from .quantization import Quantization, asked_quantization, check_saved, choose_quantization, saved_quantization
 
@@ -53,7 +54,12 @@ def locate_model(family: Family) -> Located:
 
     Raises UserError, also if config.json does not describe an image-text-to-text model; then no weights are downloaded.
     """
-    return locate(family.path, family.hub, family.revision, lambda folder: check_vision_language(family.path, read_config(family.path, folder)))
+    return locate(family.path, family.hub, family.revision, lambda folder: _check(family, read_config(family.path, folder)))
+
+
+def _check(family: Family, config: PretrainedConfig) -> None:
+    check_vision_language(family.path, config)
+    check_family(family, config.model_type)
 
 
 def load_config(family: Family, located: Located) -> PretrainedConfig:
@@ -67,7 +73,7 @@ def load_skeleton(family: Family, located: Located) -> PreTrainedModel:
     from transformers import AutoModelForImageTextToText
 
     config = load_config(family, located)
-    check_vision_language(family.path, config)
+    _check(family, config)
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config, trust_remote_code=trusts_remote_code())
 

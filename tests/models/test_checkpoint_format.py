@@ -10,6 +10,7 @@ from hub import Hub
 
 from mmft.common.errors import UserError
 from mmft.models.families.base import Family
+from mmft.models.families.llava import Llava
 from mmft.models.load import load_processor, locate_model
 
 
@@ -62,7 +63,7 @@ def test_other_checkpoints_are_refused_with_a_way_forward(tmp_path, config, expe
 def test_a_folder_without_a_processor(small, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(small("llava"), folder, ignore=shutil.ignore_patterns("*processor*", "tokenizer*"))
-    family = Family(path=str(folder))
+    family = Llava(path=str(folder))
     with pytest.raises(UserError, match="no usable processor") as caught:
         load_processor(family, locate_model(family))
     assert "copy them from the checkpoint" in str(caught.value) and "\n" not in str(caught.value)

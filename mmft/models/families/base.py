@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,12 @@ class Family:
     knows (null: its default). quantization: keys of BitsAndBytesConfig. processor: keyword arguments of the processor, such
     as min_pixels and max_pixels (pixels of the resized image). rewrites: auto | off, faster equal forms of modules
     (mmft/rewrites/).
+
+    model_types: the model types of transformers that need this class; a checkpoint of one is refused with any other class
+    (mmft/models/family_choice.py). Family itself names none: it serves every type without quirks.
     """
+
+    model_types: ClassVar[tuple[str, ...]] = ()
 
     path: str
     hub: str = "huggingface"

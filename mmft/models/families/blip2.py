@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Blip2(Family):
+    model_types = ("blip-2", "instructblip")
+
     def fix_processor(self, processor: ProcessorMixin, config: PretrainedConfig) -> None:
         """Set the number of queries: without it the processor writes no placeholders and the model never sees the image."""
         if config.image_token_index is None:

