@@ -20,8 +20,8 @@ from small_models import _ends as ends
 from small_models import _save as save
 
 __all__ = [
-    "CHATML", "LIBRARY", "QWEN", "SIDE", "WRITTEN", "ModelType", "byte_fallback_words", "byte_level_words", "ends", "llama_tokenizer", "load", "merged",
-    "qwen_tokenizer", "save", "shrink", "token_ids",
+    "CHATML", "LIBRARY", "QWEN", "SIDE", "WRITTEN", "ModelType", "byte_fallback_words", "byte_level_tokenizer", "byte_level_words", "ends", "grid_processors",
+    "llama_tokenizer", "load", "merged", "qwen_tokenizer", "save", "shrink", "token_ids",
 ]  # fmt: skip
 
 LIBRARY, WRITTEN = "library", "written from the family's documentation"
@@ -119,3 +119,33 @@ def token_ids(words: Any, **names: str) -> dict[str, int]:
     unknown = [names[key] for key, number in ids.items() if number is None or number == words.unk_token_id]
     assert not unknown, f"not in the vocabulary: {unknown}"
     return ids
+
+
+# --- tokenizers -------------------------------------------------------------------------------------------------------
+
+
+def byte_level_tokenizer(special: list[str], eos: str, pad: str | None = None, bos: str | None = None, **named: str) -> Any:
+    """A byte-level BPE that adds nothing to a text. special: further special tokens; named: those that become attributes of the tokenizer."""
+    from transformers import Qwen2Tokenizer
+
+    words, merges = byte_level_words(Qwen2Tokenizer()._tokenizer.pre_tokenizer)
+    made = Qwen2Tokenizer(
+        vocab=words, merges=merges, unk_token=None, bos_token=bos, eos_token=eos, pad_token=pad or eos, extra_special_tokens=named, model_max_length=2048,
+    )  # fmt: skip
+    made.add_tokens(special, special_tokens=True)
+    return made
+
+
+# --- families with image_grid_thw -------------------------------------------------------------------------------------
+
+
+def grid_processors(name: str, video: str | None, patch: int = 14, merge: int = 2, temporal: int = 2, least: int = 1, most: int = 4, **more: Any) -> dict[str, Any]:
+    """The image processor (and the video processor) of a family of native resolution, for images of `least`**2 to `most`**2 features."""
+    import transformers as t
+
+    side = patch * merge
+    sizes = {"patch_size": patch, "merge_size": merge, "temporal_patch_size": temporal, "size": {"shortest_edge": (least * side) ** 2, "longest_edge": (most * side) ** 2}}
+    made = {"image_processor": getattr(t, name)(**sizes | more)}
+    if video is not None:
+        made["video_processor"] = getattr(t, video)(**sizes | more)
+    return made

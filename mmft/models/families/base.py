@@ -41,8 +41,17 @@ class Family:
         """Set values that the model needs and that its saved processor lacks. Raises UserError if they cannot be derived."""
 
     def features_per_image(self, batch: dict[str, torch.Tensor], config: PretrainedConfig) -> list[int] | None:
-        """Number of features that the model computes for each image of a batch, in order; None if the family cannot tell."""
-        return None
+        """Number of features that the model computes for each image of a batch, in order; None if the family cannot tell.
+
+        By default, for processors that give a grid: t x h x w patches, of which spatial_merge_size x spatial_merge_size become one feature.
+        """
+        merge = getattr(getattr(config, "vision_config", None), "spatial_merge_size", None)
+        if merge is None:
+            return None
+        grid = batch.get("image_grid_thw")
+        if grid is None:
+            return None if "pixel_values" in batch else []
+        return [int(n) // merge**2 for n in grid.prod(dim=-1)]
 
     def image_size(self, width: int, height: int, sizes: Mapping[str, int], image_processor: Any) -> tuple[int, int] | None:
         """(width, height) in pixels to resize an image to, for the size keys of its row; None if the family has no such keys.

@@ -1,27 +1,20 @@
-"""Qwen2-VL, and the families that count image tokens the same way: Qwen2.5-VL, Qwen3-VL."""
+"""Qwen2-VL, and the families that resize images with its image processor: later Qwens, and models built from their parts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .base import Family
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PretrainedConfig
 
 
 @dataclass(kw_only=True)
 class Qwen2VL(Family):
-    model_types = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-
-    def features_per_image(self, batch: dict[str, torch.Tensor], config: PretrainedConfig) -> list[int] | None:
-        """t x h x w patches of the grid, each spatial_merge_size x spatial_merge_size of them merged into one feature."""
-        grid = batch.get("image_grid_thw")
-        merge = config.vision_config.spatial_merge_size**2
-        return [] if grid is None else [int(n) // merge for n in grid.prod(dim=-1)]
+    model_types = (
+        "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker",
+        "cosmos3_omni", "exaone4_5",
+    )  # fmt: skip
 
     def image_size(self, width: int, height: int, sizes: Mapping[str, int], image_processor: Any) -> tuple[int, int] | None:
         """The size that qwen-vl-utils resizes to. A bound that the row leaves out is the processor's, not the one of qwen-vl-utils.
