@@ -12,10 +12,12 @@ import argparse
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+warnings.simplefilter("ignore")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,6 +68,10 @@ def row(kind: str, model_class: str, folder: Path) -> Any:
 
 def rows(wanted: Iterable[str]) -> list[Any]:
     """The rows of these types, each printed in a line as soon as it is known."""
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    disable_progress_bar()
+    set_verbosity_error()
     known, made = types(), []
     with tempfile.TemporaryDirectory() as folder:
         for kind in wanted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import conformance_table
 import pytest
@@ -23,7 +24,7 @@ from mmft.models.unsupported import UNSUPPORTED
 
 # One type for each kind of architecture; tests/test_conformance.py has dense, tiled, deepstack, native resolution, pooled projector, Q-Former and
 # an encoder-decoder already. `pytest -m long` checks all types.
-CHECKED: tuple[str, ...] = ()
+CHECKED: tuple[str, ...] = ("qwen3_vl_moe", "qwen3_5")
 
 
 @pytest.mark.parametrize("kind", CHECKED)
@@ -97,3 +98,27 @@ def test_a_class_of_another_package_decides_for_itself(small):
         pass
 
     assert locate_model(Mine(path=str(small("llava")))).folder == small("llava").resolve()
+
+
+# --- what doctor says about folders that cannot be used -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config, way_on", [
+    ({"model_type": "brand_new_vl"}, "pip install -U transformers"),
+    ({"model_type": "own_vl", "auto_map": {"AutoConfig": "configuration_own.Own"}}, "--trust-remote-code"),
+    ({"model_type": "qwen2", "vocab_size": 9}, "mmft assemble llm="),
+])  # fmt: skip
+def test_doctor_refuses_a_config_with_a_way_on(mmft, tmp_path, config, way_on):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    code, _, err = mmft("doctor", "model=auto", f"model.path={folder.as_posix()}")
+    assert code == 2 and way_on in err and err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_doctor_misses_a_processor_before_it_reads_weights(mmft, small, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(small("smolvlm"), folder, ignore=shutil.ignore_patterns("*processor*", "tokenizer*", "chat_template*"))
+    (folder / "model.safetensors").write_bytes(b"not read")
+    code, _, err = mmft("doctor", "model=auto", f"model.path={folder.as_posix()}")
+    assert code == 2 and "copy them from the checkpoint" in err and err.count("\n") == 1 and "Traceback" not in err

@@ -28,7 +28,6 @@ def attach_adapter(model: torch.nn.Module, plan: AdapterPlan) -> Any:
             parameter.requires_grad_(part_of(name) in SCOPES[plan.scope])
         return model
     from peft import LoraConfig, get_peft_model
-    from peft.tuners.lora import LoraLayer
 
     settings = {k: v for k, v in plan.settings.items() if v is not None}
     if settings.get("init_lora_weights") == "loftq":
@@ -37,7 +36,9 @@ def attach_adapter(model: torch.nn.Module, plan: AdapterPlan) -> Any:
     pattern = target_pattern(plan.adapted)
     matched = {n for n, _ in model.named_modules() if re.fullmatch(pattern, n)}
     # the plan has already applied layers_to_transform and exclude_modules; a list of full names says exactly the same
-    settings["target_modules"] = pattern if matched == set(plan.adapted) else sorted(plan.adapted)
+    settings["target_modules"] = pattern if plan.adapted and matched == set(plan.adapted) else sorted(plan.adapted)
+    if plan.parameters:  # full names: the names in the settings may also match outside the scope
+        settings["target_parameters"] = sorted(plan.parameters)
     for applied in ("layers_to_transform", "layers_pattern", "exclude_modules"):
         settings.pop(applied, None)
     try:
@@ -47,15 +48,29 @@ def attach_adapter(model: torch.nn.Module, plan: AdapterPlan) -> Any:
             raise
         why = f"it misses the key {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
         raise UserError(f"lora: peft refuses these settings: {why}") from None
-    adapted = {n.removeprefix("base_model.model.") for n, m in peft_model.named_modules() if isinstance(m, LoraLayer)}
-    if adapted != set(plan.adapted):
-        odd = sorted(adapted ^ set(plan.adapted))
-        raise UserError(f"lora: peft adapted {len(adapted)} modules where {len(plan.adapted)} were planned, e.g. {odd[0]}")
+    adapted, planned = adapted_names(peft_model), {*plan.adapted, *plan.parameters}
+    if adapted != planned:
+        odd = sorted(adapted ^ planned)
+        raise UserError(f"lora: peft adapted {len(adapted)} modules where {len(planned)} were planned, e.g. {odd[0]}")
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # half-precision copies (modules_to_save) would lose small steps
     run_saved_modules_in_float(peft_model)
     return peft_model
+
+
+def adapted_names(peft_model: torch.nn.Module) -> set[str]:
+    """The names of the modules that have an adapter, and of the parameters that have one of their own, as the base model names them."""
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.layer import ParamWrapper
+
+    names = set()
+    for name, module in peft_model.named_modules():
+        if isinstance(module, LoraLayer):
+            name = name.removeprefix("base_model.model.")
+            # wrappers of two parameters of one module lie inside each other
+            names.add(f"{name.replace('.base_layer', '')}.{module.parameter_name}" if isinstance(module, ParamWrapper) else name)
+    return names
 
 
 def run_saved_modules_in_float(model: torch.nn.Module) -> None:

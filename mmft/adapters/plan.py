@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..common.errors import UserError, nearest
 from ..common.model_parts import PARTS, part_of
 from ..config.settings import Section
+from .experts import planned_parameters, routers
 
 if TYPE_CHECKING:
     import torch
@@ -19,13 +20,18 @@ SCOPES = {"language": {"language"}, "vision": {"vision"}, "connector": {"connect
 
 @dataclass
 class AdapterPlan:
-    """What will be trained. `settings` are the given keys of LoraConfig; `adapted` maps the name of a module to its part."""
+    """What will be trained. `settings` are the given keys of LoraConfig.
+
+    adapted: name of a module -> its part. parameters: the same for expert tensors (lora.target_parameters). linear: part -> number of
+    linear layers there are.
+    """
 
     method: Literal["lora", "full"]
     scope: str
     settings: Section
     adapted: dict[str, str] = field(default_factory=dict)
-    linear: dict[str, int] = field(default_factory=dict)  # part -> number of linear layers there are
+    linear: dict[str, int] = field(default_factory=dict)
+    parameters: dict[str, str] = field(default_factory=dict)
 
 
 def plan_adapter(skeleton: torch.nn.Module, settings: Section) -> AdapterPlan:
@@ -53,7 +59,10 @@ def plan_adapter(skeleton: torch.nn.Module, settings: Section) -> AdapterPlan:
     wanted = settings.get("target_modules")
     if not isinstance(wanted, str):  # token tables get an adapter only if they are named
         layers |= {n: part_of(n) for n, m in skeleton.named_modules() if isinstance(m, torch.nn.Embedding) and n.split(".")[-1] in (wanted or ())}
-    names = _targets(wanted, layers, SCOPES[scope], scope)
+    parameters = planned_parameters(skeleton, settings, SCOPES[scope], scope)
+    names = _targets(wanted, layers, SCOPES[scope], scope) if wanted or not parameters else set()
+    if wanted == "all-linear":
+        names -= routers(skeleton)
     names -= _excluded(settings.get("exclude_modules"), names)
     names = _layers(settings.get("layers_to_transform"), settings.get("layers_pattern"), names)
     modules = [n for n, _ in skeleton.named_modules() if n]
@@ -61,13 +70,13 @@ def plan_adapter(skeleton: torch.nn.Module, settings: Section) -> AdapterPlan:
         if not any(n == name or n.endswith(f".{name}") for n in modules):
             raise UserError(f"lora.modules_to_save: the model has no module {name}.{_leaf_hint(name, modules)}")
         names = {n for n in names if f".{name}." not in f".{n}."}  # trained as a whole, so not adapted as well
-    if not names:
+    if not names and not parameters:
         raise UserError("lora: no layer is left to adapt after exclude_modules, layers_to_transform and modules_to_save")
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern in settings.get(key) or {}:
             if not any(_matches(rf"(.*\.)?({pattern})", n, f"lora.{key}.{pattern}") for n in names):  # peft's own rule
                 raise UserError(f"lora.{key}.{pattern}: matches none of the {len(names)} adapted modules.{_leaf_hint(pattern, names)}")
-    return AdapterPlan("lora", scope, settings, {n: layers[n] for n in sorted(names)}, linear)
+    return AdapterPlan("lora", scope, settings, {n: layers[n] for n in sorted(names)}, linear, parameters)
 
 
 def _with_marks(skeleton: Any, settings: Section, scope: str) -> Section:

@@ -1,11 +1,14 @@
-"""The table of what is trained, by part of the model (a run's lora_plan.json)."""
+"""The table of what is trained, by part of the model, and its expert tensors (a run's lora_plan.json)."""
 
 from __future__ import annotations
 
+import math
+import re
 from typing import TYPE_CHECKING
 
 from ..common.model_parts import PARTS, part_of, size
-from ..common.records import PlanReport, PlanRow
+from ..common.records import ExpertRow, PlanReport, PlanRow
+from .experts import expert_tensors
 from .plan import AdapterPlan
 
 if TYPE_CHECKING:
@@ -43,7 +46,21 @@ def adapter_report(model: torch.nn.Module, plan: AdapterPlan) -> PlanReport:
         "method": plan.method,
         "scope": plan.scope,
         "rows": rows,
+        "experts": _expert_rows(model, plan),
         "trainable_parameters": sum(r["trainable"] for r in rows),
         "total_parameters": sum(r["total"] for r in rows),
         "modules_to_save": list(plan.settings.get("modules_to_save") or []),
     }
+
+
+def _expert_rows(model: torch.nn.Module, plan: AdapterPlan) -> list[ExpertRow]:
+    """One row for the expert tensors of each name and shape, whether they are adapted or not."""
+    groups: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for wrapped, shape in expert_tensors(model).items():
+        name = wrapped.removeprefix("base_model.model.").replace(".base_layer", "")
+        groups.setdefault((re.sub(r"\.\d+(?=\.)", ".*", name), shape), []).append(name)
+    return [
+        {"name": name, "part": part_of(name), "shape": list(shape), "tensors": len(names), "adapted": sum(n in plan.parameters for n in names),
+         "total": len(names) * math.prod(shape)}
+        for (name, shape), names in groups.items()
+    ]  # fmt: skip

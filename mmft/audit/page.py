@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..reports import numbers
 from ..reports.html import render, write_text
+from ..reports.tables import expert_notes
 from .checks import Check
 from .counts import PERCENTILES, TokenCounts
 from .estimate import Estimate, GpuEstimate
@@ -79,7 +80,7 @@ def write_page(path: Path, result: AuditResult, prepared: PreparedData, override
         "audit.html.j2", date=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"), shares=[percentile_name(s) for s in PERCENTILES],
         name=result.name, well=all(c.passed is not False for c in result.checks), overrides=" ".join(overrides), checks=result.checks,
         rows=result.rows, counted=counts.counted, all_rows=counts.rows, counts=counts.table(), lost=lost_rows(prepared, counts),
-        plan=result.plan, answers=result.answers, cost=result.cost,
+        plan=result.plan, experts=expert_notes(result.plan), answers=result.answers, cost=result.cost,
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import count, groupby
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..common.errors import RowError, UserError, nearest
@@ -205,7 +205,7 @@ class ChatCollator(Collator):
         key = (sizes, final)
         if key not in self._expansions:
             out = self._call([text], [[Image.new("RGB", size) for size in sizes]], sample.id, final)
-            [replaced] = out["text_replacement_offsets"] or [[]]
+            [replaced] = out.get("text_replacement_offsets") or self._replaced([text], out)
             if len(replaced) != len(sizes):
                 raise RowError(sample.id, f"{len(sizes)} images but {len(replaced)} image places in the rendered text")
             self._expansions[key] = [self._as_expansion(text[slice(*r["span"])], r["replacement"]) for r in replaced]
@@ -237,14 +237,32 @@ class ChatCollator(Collator):
     ) -> tuple[list[list[Encoded]], Tensors]:
         flat = [(sample, text, own[: text.n_images]) for sample, texts, own in zip(samples, rendered, images, strict=True) for text in texts]
         hidden = [hide(text.text) for _, text, _ in flat]  # the processor must not see control tokens that a user typed
-        out = self._call([text for text, _ in hidden], [own for *_, own in flat], ", ".join(s.id for s in samples), keep_size)
-        replaced: list[list[Replacement]] = out.pop("text_replacement_offsets", None) or [[]] * len(flat)
-        per_token = {key: out.pop(key) for key in PER_TOKEN if key in out}
+        texts = [text for text, _ in hidden]
+        try:
+            out = self._call(texts, [own for *_, own in flat], ", ".join(s.id for s in samples), keep_size)
+        except RowError:
+            if len(samples) == 1:
+                raise
+            # some processors take no rows of different lengths; and if one row is at fault, it is named
+            alone = [self._process([s], [r], [i], keep_size) for s, r, i in zip(samples, rendered, images, strict=True)]
+            return [row for rows, _ in alone for row in rows], _joined([tensors for _, tensors in alone])
+        replaced: list[list[Replacement]] = out.pop("text_replacement_offsets", None) or self._replaced(texts, out)
+        per_token = {key: out.pop(key) for key in [*out] if key in PER_TOKEN or key.endswith("type_ids")}
         sequences: Iterator[Encoded] = iter([
             self._sequence(sample, text, hidden[i], replaced[i], {k: list(v[i]) for k, v in per_token.items()})
             for i, (sample, text, _) in enumerate(flat)
         ])  # fmt: skip
         return [[next(sequences) for _ in texts] for texts in rendered], self._tensors(out)
+
+    def _replaced(self, texts: list[str], out: dict[str, Any]) -> list[list[Replacement]]:
+        """What stands for each image of each text, asked of a processor that does not return it."""
+        token, images = getattr(self.processor, "image_token", None), count()
+        if not token or not hasattr(self.processor, "replace_image_token") or not any(key in out for key in self.processor.image_processor.model_input_names):
+            return [[]] * len(texts)
+        return [
+            [{"span": match.span(), "replacement": self.processor.replace_image_token(out, next(images))} for match in re.finditer(re.escape(token), text)]
+            for text in texts
+        ]
 
     def _call(self, texts: list[str], images: list[Images], names: str, keep_size: bool) -> dict[str, Any]:
         try:
@@ -300,9 +318,10 @@ class ChatCollator(Collator):
         return ids, labels
 
     def _retype(self, given: dict[str, list[int]], ids: list[int]) -> dict[str, list[int]]:
-        """The token type ids of a row that was tokenized again: 1 for image tokens, 0 otherwise."""
+        """The token type ids of a row that was tokenized again: as the processor makes them, else 1 for image tokens and 0 otherwise."""
         types = [int(i in self.processor.image_token_ids) for i in ids]
-        return {key: types for key in given if key.endswith("type_ids")}
+        makers = {key: getattr(self.processor, f"create_{key}", None) for key in given if key.endswith("type_ids")}
+        return {key: types if maker is None else list(maker([ids])[0]) for key, maker in makers.items()}
 
     def _tensors(self, out: dict[str, Any]) -> Tensors:
         from transformers import BatchFeature

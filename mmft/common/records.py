@@ -194,12 +194,27 @@ class PlanRow(TypedDict, total=False):
     total: int
 
 
+class ExpertRow(TypedDict):
+    """Expert tensors (experts, ., .) of one name and shape in lora_plan.json.
+
+    name: with `*` for numbers of layers. tensors: how many there are, of which `adapted` have an adapter. total: number of parameters.
+    """
+
+    name: str
+    part: str
+    shape: list[int]
+    tensors: int
+    adapted: int
+    total: int
+
+
 class PlanReport(TypedDict, total=False):
-    """lora_plan.json: what is trained, by part of the model. method: lora or full."""
+    """lora_plan.json: what is trained, by part of the model. method: lora or full. experts: empty without a mixture of experts."""
 
     method: str
     scope: str
     rows: list[PlanRow]
+    experts: list[ExpertRow]
     trainable_parameters: int
     total_parameters: int
     modules_to_save: list[str]

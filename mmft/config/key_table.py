@@ -37,7 +37,7 @@ EFFECTIVE = {
         ddp_bucket_cap_mb ddp_broadcast_buffers ddp_backend ddp_timeout fsdp fsdp_config deepspeed debug skip_memory_metrics"""),
     "lora": _names("""
         r target_modules exclude_modules lora_alpha lora_dropout bias use_rslora modules_to_save init_lora_weights
-        layers_to_transform layers_pattern rank_pattern alpha_pattern trainable_token_indices use_dora lora_bias"""),
+        layers_to_transform layers_pattern rank_pattern alpha_pattern trainable_token_indices use_dora lora_bias target_parameters"""),
     "generation": _names("""
         max_length max_new_tokens min_length min_new_tokens early_stopping max_time do_sample num_beams cache_implementation
         temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff repetition_penalty encoder_repetition_penalty
@@ -102,7 +102,7 @@ UNSUPPORTED = {
         "eva_config": _LORA_DATA, "corda_config": _LORA_DATA, "lora_ga_config": _LORA_DATA, "velora_config": "was not tested with mmft's training",
         "alora_invocation_tokens": "such an adapter acts after these tokens only, which mmft does not put into prompts", "use_qalora": "peft implements it for GPTQ layers only",
         "qalora_group_size": "lora.use_qalora is not supported", "monteclora_config": "its regularisation loss is not part of mmft's loss",
-        "runtime_config": "acts on the initialisation on a GPU only and changes no result", "target_parameters": "adapters on parameters that are no Linear layers are not planned yet",
+        "runtime_config": "acts on the initialisation on a GPU only and changes no result",
         "use_bdlora": "is for serving with block-diagonal adapters", "arrow_config": "routes between several adapters; a run trains one", "kasa_config": _BASE_CHANGED, "loftq_config": _BASE_CHANGED,
         "ensure_weight_tying": "was not tested with tied layers",
         "layer_replication": "changes the base model's layers",

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..adapters.attach import attach_adapter
+from ..adapters.attach import adapted_names, attach_adapter
+from ..adapters.experts import expert_tensors
 from ..adapters.plan import AdapterPlan, plan_adapter
 from ..audit.checks import check_blindness
 from ..collators.base import IGNORE
 from ..common.errors import UserError
 from ..common.model_parts import is_encoder_decoder, part_of
+from ..data.sample import Sample
 from ..evaluation.evaluate import Evaluator
 from ..export.merge import merge_adapter
 from ..losses.supervised import supervised_loss
@@ -51,7 +53,10 @@ def parts(subject: Subject) -> str:
 
 
 def labels(subject: Subject) -> str:
-    """The tokens with loss are the answer and one end token, in one run; decoding them gives the answer back."""
+    """The tokens with loss are the answer and one end token, in one run; decoding them gives the answer back.
+
+    Before the answer may stand what the template itself writes there, and the model therefore too (an empty think block).
+    """
     tokenizer = subject.collator.tokenizer
     for row, answer in zip(subject.rows(), ANSWERS, strict=True):
         batch = subject.collator([row])
@@ -61,7 +66,7 @@ def labels(subject: Subject) -> str:
             raise Failed("the tokens with loss are not one run of the row's own tokens")
         *answer_ids, last = (ids[i] for i in supervised)
         text = tokenizer.decode(answer_ids, skip_special_tokens=False).strip()
-        if text != answer:
+        if text != answer and text != _completion(subject, row, answer):
             raise Failed(f"loss on {text!r} where the answer is {answer!r}")
         if last != subject.collator.end_token_id or last in answer_ids:
             raise Failed(f"the answer closes with {tokenizer.decode(last)!r}, not with its end token")
@@ -121,15 +126,13 @@ def prompt_prefix(subject: Subject) -> str:
 
 
 def adapter(subject: Subject) -> str:
-    """The adapter sits on the planned modules; gradients arrive there and nowhere else."""
-    from peft.tuners.lora import LoraLayer
-
+    """The adapter sits on the planned modules and expert tensors; gradients arrive there and nowhere else."""
     with subject.copy_of_model() as model:
-        plan = plan_adapter(model, ADAPTER)
+        plan = _plan(model)
         tuned = _with_adapter(model, plan)
-        adapted = {n.removeprefix("base_model.model.") for n, m in tuned.named_modules() if isinstance(m, LoraLayer)}
-        if adapted != set(plan.adapted):
-            raise Failed(f"{len(adapted)} modules are adapted, {len(plan.adapted)} were planned")
+        adapted, planned = adapted_names(tuned), {*plan.adapted, *plan.parameters}
+        if adapted != planned:
+            raise Failed(f"{len(adapted)} modules are adapted, {len(planned)} were planned")
         trainable = {n for n, p in tuned.named_parameters() if p.requires_grad}
         if stray := [n for n in trainable if "lora_" not in n]:
             raise Failed(f"{stray[0]} is trainable and belongs to no adapter")
@@ -140,7 +143,7 @@ def adapter(subject: Subject) -> str:
             raise Failed(f"no gradient reaches {missing[0]} ({len(missing)} of {len(trainable)})")
         if stray := sorted(reached - trainable):
             raise Failed(f"a gradient reaches {stray[0]}, which is frozen")
-    return f"{len(plan.adapted)} modules"
+    return f"{len(plan.adapted)} modules" + (f", {len(plan.parameters)} expert tensors" if plan.parameters else "")
 
 
 def end_of_text(subject: Subject) -> str:
@@ -177,7 +180,7 @@ def save_and_merge(subject: Subject) -> str:
 
     rows = subject.rows()
     with tempfile.TemporaryDirectory() as folder, subject.copy_of_model() as model:
-        tuned = _with_adapter(model, plan_adapter(model, ADAPTER))
+        tuned = _with_adapter(model, _plan(model))
         wanted, untuned = subject.logits(rows, tuned), subject.logits(rows)
         if close(wanted, untuned, 1e-4):
             raise Failed("the adapter changes no logit")
@@ -227,7 +230,7 @@ def fast_paths(subject: Subject) -> str:
             raise Failed(f"logits at supervised positions differ by up to {float((whole - wanted).abs().max()):.3g}")
         notes.append("supervised logits equal")
     with subject.copy_of_model() as model:
-        tuned = _with_adapter(model, plan_adapter(model, ADAPTER))
+        tuned = _with_adapter(model, _plan(model))
         before = subject.logits(rows, tuned)
         rewrites = rewrite_for_training(tuned, "auto", 0)
         after = subject.logits(rows, tuned)
@@ -286,6 +289,24 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
     import inspect
 
     return set(inspect.signature(function).parameters)
+
+
+def _completion(subject: Subject, row: Sample, answer: str) -> str | None:
+    """What the processor's own template writes after its generation prompt, up to the answer's end; None if it does not continue the prompt."""
+    processor = getattr(subject.collator, "processor", None)
+    messages = [{"role": m["role"], "content": list(m["content"])} for m in row.messages]
+    try:
+        whole = processor.apply_chat_template(messages, tokenize=False)  # type: ignore[union-attr]
+        prompt = processor.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)  # type: ignore[union-attr]
+    except Exception:  # no template, or one that takes other forms of messages
+        return None
+    return whole[len(prompt) : whole.rfind(answer) + len(answer)].strip() if whole.startswith(prompt) else None
+
+
+def _plan(model: Any) -> AdapterPlan:
+    """An adapter on the linear layers and on the expert tensors of the language model."""
+    experts = [name for name in expert_tensors(model) if part_of(name) == "language"]
+    return plan_adapter(model, ADAPTER | ({"target_parameters": experts} if experts else {}))
 
 
 def _with_adapter(model: Any, plan: AdapterPlan) -> Any:

@@ -46,7 +46,7 @@ DROPOUTS = (
 
 def why_forbidden(settings: Settings, plan: AdapterPlan) -> str | None:
     """Why features must be computed at every step, naming the cause; None if they may be kept. Needs no model."""
-    for name, part in plan.adapted.items():
+    for name, part in (plan.adapted | plan.parameters).items():
         if part in PARTS:
             return f"the adapter reaches {name}, which is computed anew at every step"
     if plan.method == "full" and plan.scope != "language":

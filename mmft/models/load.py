@@ -134,6 +134,7 @@ def load_model(family: Family, *, full_training: bool = False, located: Located 
     if quantization is not None:
         options |= {"device_map": {"": device}, **({"quantization_config": to_quantize} if to_quantize is not None else {})}
         notes.append(str(quantization))
+    processor = load_processor(family, located)  # before the weights: a folder without one is refused in seconds
     model, info = _read_weights(family, located, options)
     unused = _check_weights(family, model, info)
     if unused:
@@ -144,7 +145,7 @@ def load_model(family: Family, *, full_training: bool = False, located: Located 
         _keep_4bit_trainable_on_cpu(model)
     rewrite_loaded(model, family.rewrites)
     model.eval()
-    return Loaded(model, load_processor(family, located), located, device, dtype, quantization, notes)
+    return Loaded(model, processor, located, device, dtype, quantization, notes)
 
 
 def _read_weights(family: Family, located: Located, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:

@@ -14,7 +14,7 @@ from .answers import AnswerPair
 from .html import write_text
 from .run_files import flatten
 from .run_page import RUN_FILES, run_date, run_status
-from .tables import answer_notes, metric_rows, plan_rows
+from .tables import answer_notes, expert_notes, metric_rows, plan_rows
 
 MAX_SAMPLES = 12  # held-out samples shown, see answers.select
 
@@ -45,6 +45,7 @@ def markdown(run_dir: Path) -> str:
     if rows:
         head = ("part", "layers adapted", "r", "scale", "trainable", "parameters")
         parts += ["## Adapter plan", table(head, [[r["part"], r["adapted"], r["r"], r["scale"], r["trainable"], r["total"]] for r in rows])]
+        parts += expert_notes(plan)
     model = env.get("model") or {}
     facts = {
         "steps": summary.get("steps"), "time": numbers.duration(summary.get("seconds")), "peak memory": numbers.memory(summary.get("peak_memory_mb")),

@@ -19,7 +19,7 @@ from .loss_curve import write_curve
 from .numbers import is_number
 from .pictures import ShownPictures, shown_pictures
 from .run_files import flatten, read_answers, read_samples
-from .tables import answer_notes, info_of, main_metrics, metric_names, metric_rows, plan_rows
+from .tables import answer_notes, expert_notes, info_of, main_metrics, metric_names, metric_rows, plan_rows
 
 MAX_SAMPLES = 24  # held-out samples shown, see answers.select
 PICTURES_PER_SAMPLE = 4
@@ -117,6 +117,7 @@ def view(run_dir: Path) -> dict[str, Any]:
         "measured": len(tuned or base),
         "plan": plan_rows(plan),
         "plan_total": plan,
+        "experts": expert_notes(plan),
         "config": read_text(run_dir / "snapshot.yaml"),
         "env": env,
         "confusion": confusion_table(summary.get("confusion"), tuned),

@@ -132,3 +132,12 @@ def plan_rows(plan: PlanReport) -> list[PlanTableRow]:
             "idle": not row.get("trainable"),
         })  # fmt: skip
     return rows
+
+
+def expert_notes(plan: PlanReport) -> list[str]:
+    """One line for the expert tensors of each name: their number, shape, parameters, and whether they are adapted."""
+    return [
+        f"expert tensors {e['name']}: {e['tensors']} of {' x '.join(map(str, e['shape']))}, {numbers.count(e['total'])} parameters, "
+        + (f"{e['adapted']} adapted" if e["adapted"] else "frozen")
+        for e in plan.get("experts") or ()
+    ]

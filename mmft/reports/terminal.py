@@ -11,7 +11,7 @@ from . import answers, numbers
 from .answers_page import Side, figure_rows, side_notes
 from .numbers import is_number
 from .ranking import BEST, CHEAPEST, Leaderboard, RankedRun, SeedGroup
-from .tables import answer_notes, metric_rows, plan_rows
+from .tables import answer_notes, expert_notes, metric_rows, plan_rows
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,8 +53,9 @@ def plan_table(plan: PlanReport) -> Table:
     if is_number(trainable):
         table.add_section()
         table.add_row("all", "", "", "", numbers.count(trainable), numbers.count(total), numbers.percent(trainable, total), style="bold")
-    if plan.get("modules_to_save"):
-        table.caption = Text("trained whole: " + ", ".join(map(str, plan["modules_to_save"])))
+    notes = [f"trained whole: {', '.join(map(str, plan['modules_to_save']))}"] if plan.get("modules_to_save") else []
+    notes += expert_notes(plan)
+    table.caption = Text("\n".join(notes)) if notes else None
     return table
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..adapters.experts import adapter_size
 from ..adapters.plan import SCOPES, AdapterPlan
 from ..common.errors import UserError
 from ..common.model_parts import part_of
@@ -72,6 +73,7 @@ def parameter_counts(skeleton: Any, plan: AdapterPlan) -> tuple[int, int]:
         return sum(p.numel() for name, p in parameters.items() if part_of(name) in SCOPES[plan.scope]), sum(p.numel() for p in parameters.values())
     modules, rank = dict(skeleton.named_modules()), max([plan.settings["r"], *(plan.settings.get("rank_pattern") or {}).values()])
     n = sum(rank * sum(modules[name].weight.shape) for name in plan.adapted)
+    n += sum(adapter_size(parameters[name].shape, rank) for name in plan.parameters)
     for saved in plan.settings.get("modules_to_save") or []:
         n += sum(p.numel() for name, p in parameters.items() if f".{saved}." in f".{name}")
     return n, n

@@ -64,7 +64,7 @@ REFUSED = [
     ("trainer.torch_compile=true", "is not supported"), ("trainer.use_liger_kernel=true", "model.rewrites"), ("trainer.optim=galore_adamw", "needs the package galore-torch"),
     ("trainer.optim=schedule_free_adamw", "pip install schedulefree"), ("trainer.deepspeed=zero.json", "pip install deepspeed"), ("trainer.seed=3", "seed=... is a key of the top level"),
     ("trainer.push_to_hub=true", "mmft merge"), ("trainer.resume_from_checkpoint=x", "mmft resume"), ("lora.init_lora_weights=eva", "pass over the training rows"),
-    ("lora.init_lora_weights=corda", "is not supported"), ("lora.target_parameters=[x]", "is not supported"), ("lora.use_qalora=true", "GPTQ"), ("generation.stop_strings=[a]", "tokenizer"),
+    ("lora.init_lora_weights=corda", "is not supported"), ("lora.velora_config={a: 1}", "is not supported"), ("lora.use_qalora=true", "GPTQ"), ("generation.stop_strings=[a]", "tokenizer"),
     ("generation.num_beam_groups=2", "code on a hub"), ("generation.eos_token_id=3", "end tokens"), ("model.quantization.llm_int8_has_fp16_weight=true", "model.dtype=fp16"),
 ]  # fmt: skip
 
@@ -392,7 +392,7 @@ def test_keys_of_several_processes_reach_torch(tmp_path):
 
 ELSEWHERE = {  # keys that other tests set
     "trainer.metric_for_best_model": "tests/evaluation/test_metric_choice.py", "trainer.fsdp": "tests/training/test_distributed.py",
-    "trainer.fsdp_config": "tests/training/test_distributed.py", "lora.layers_pattern": "tests/adapters/test_adapters.py",
+    "trainer.fsdp_config": "tests/training/test_distributed.py", "lora.target_parameters": "tests/adapters/test_experts.py", "lora.layers_pattern": "tests/adapters/test_adapters.py",
 }  # fmt: skip
 IN_PROCESS = (  # training keys of the tests above
     "torch_empty_cache_steps", "debug", "full_determinism", "log_level", "use_cpu", "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing",

@@ -92,7 +92,7 @@ def shrink(config_class: Any, /, *, start: Mapping[str, Any] | None = None, **gi
 def _small(values: Mapping[str, Any]) -> dict[str, Any]:
     made = {}
     for key, value in values.items():
-        rule = next(((new,) for ends_, new in RULES if key.endswith(ends_)), None)
+        rule = next(((new,) for ends_, new in RULES if str(key).endswith(ends_)), None)
         if isinstance(value, dict):
             made[key] = _small(value)
         elif rule is None or value is None or isinstance(value, bool):

@@ -193,10 +193,10 @@ def hyperclovax_vision_v2(folder: Path) -> None:
 
 
 TYPES = {
-    "paddleocr_vl": ModelType(paddleocr_vl, "native resolution"),
+    "paddleocr_vl": ModelType(paddleocr_vl, "native resolution", group="paddleocr_vl"),
     "ernie4_5_vl_moe": ModelType(ernie4_5_vl_moe, "mixture of experts by modality"),
-    "hunyuan_vl": ModelType(hunyuan_vl, "native resolution, newline features"),
-    "hy_v4_vl": ModelType(hy_v4_vl, "mixture of experts, hyper-connections, newline features"),
+    "hunyuan_vl": ModelType(hunyuan_vl, "native resolution, newline features", group="hunyuan_vl"),
+    "hy_v4_vl": ModelType(hy_v4_vl, "mixture of experts, hyper-connections, newline features", group="hy_v4_vl"),
     "dots3_note": ModelType(dots3_note, "mixture of experts in tower and language model"),
     "video_llama_3": ModelType(video_llama_3, "native resolution"),
     "cosmos3_edge": ModelType(cosmos3_edge, "native resolution"),

@@ -79,10 +79,10 @@ def glm5_next(folder: Path) -> None:
 
 
 TYPES = {
-    "glm4v": ModelType(glm4v, "native resolution"),
+    "glm4v": ModelType(glm4v, "native resolution", group="glm4_6v"),
     "glm4v_moe": ModelType(glm4v_moe, "mixture of experts"),
     "glm46v": ModelType(glm46v, "native resolution"),
     "glmga": ModelType(glmga, "native resolution"),
-    "glm_ocr": ModelType(glm_ocr, "native resolution"),
+    "glm_ocr": ModelType(glm_ocr, "native resolution", group="glm_ocr"),
     "glm5_next": ModelType(glm5_next, "hybrid linear attention, mixture of experts, hyper-connections"),
 }

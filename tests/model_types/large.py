@@ -166,11 +166,11 @@ def nemotron_h_omni(folder: Path) -> None:
 
 
 TYPES = {
-    "kimi_k25": ModelType(kimi_k25, "mixture of experts, native resolution"),
+    "kimi_k25": ModelType(kimi_k25, "mixture of experts, native resolution", group="kimi_k25"),
     "minimax_m3_vl": ModelType(minimax_m3_vl, "mixture of experts, sparse attention"),
     "step3p7": ModelType(step3p7, "mixture of experts, tiled"),
     "inkling_mm_model": ModelType(inkling_mm_model, "mixture of experts, short convolutions"),
-    "inkling2": ModelType(inkling2, "mixture of experts, short convolutions"),
-    "inkling2_loop": ModelType(inkling2_loop, "mixture of experts, short convolutions, looped layers"),
+    "inkling2": ModelType(inkling2, "mixture of experts, short convolutions", group="inkling2"),
+    "inkling2_loop": ModelType(inkling2_loop, "mixture of experts, short convolutions, looped layers", group="inkling2"),
     "nemotron_h_omni": ModelType(nemotron_h_omni, "hybrid Mamba, mixture of experts"),
 }
