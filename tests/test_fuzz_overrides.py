@@ -19,7 +19,7 @@ word = st.builds("{}={}".format, st.sampled_from(KEYS) | st.text(CHARACTERS, max
 
 
 @given(argv=st.lists(word, max_size=3), verb=st.sampled_from([[], ["prepare"], ["predict"], ["train"]]))
-@examples(80)
+@examples(40)
 def test_any_words_are_a_config_or_one_line(argv, verb):
     try:
         command = parse.parse([*verb, *argv])
@@ -44,7 +44,7 @@ def test_any_words_of_a_sweep(argv):
 
 
 @given(question=st.text(CHARACTERS, min_size=1, max_size=30))
-@examples(80)
+@examples(25)
 def test_a_bare_question_arrives_as_it_was_typed(question):
     """`mmft predict run=DIR prompt=TEXT`: commas, quotes, braces and ${} in a question are characters."""
     plain = question

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -42,30 +42,28 @@ def check_rows(inputs: TrainingInputs, collator: Collator, context: RunContext) 
     `data.too_long=drop` leaves rows out that are longer than collator.max_length; other unusable rows are always an error.
     """
     mode = inputs.settings["data"].get("too_long", "refuse")
-    name = inputs.settings["evaluation"]["split"]
+    splits: dict[str, Sequence[Any]] = {"train": inputs.rows}
+    if inputs.held_out is not None:
+        splits[str(inputs.settings["evaluation"]["split"])] = inputs.held_out
+    scans = {split: context.memo.once(inputs.base_key("rows", split, len(rows)), partial(_scan, collator, rows)) for split, rows in splits.items()}
+    bad = {split: found for split, found in scans.items() if any(mode != "drop" or p not in found.too_long for p in found.unusable)}
+    if bad:  # of all splits at once, so that nobody mends the training rows and then learns of the others
+        each = "; ".join(f"{split}: {found.message()}" for split, found in bad.items())
+        raise UserError(f"{inputs.prepared.path}: {each}; {_advice(bad.values(), mode)}")
     checked = CheckedRows(inputs.rows, inputs.held_out, [])
-    splits: list[tuple[str, Sequence[Any] | None]] = [("train", inputs.rows), (str(name), inputs.held_out)]
-    for split, rows in splits:
-        if rows is None:
-            continue
-        found = context.memo.once(inputs.base_key("rows", split, len(rows)), partial(_scan, collator, rows))
-        if found.too_long and mode == "drop":
+    for split, found in scans.items():
+        rows, left_out = splits[split], {problem.index for problem in found.too_long}
+        if left_out:
             checked.dropped += [(split, problem) for problem in found.too_long]
-            left_out = {problem.index for problem in found.too_long}
-            kept: Sequence[Any] = Selection(rows, [i for i in range(len(rows)) if i not in left_out])
             log.info("%-14s %d of %d rows of %s are longer than collator.max_length=%s", "left out", len(left_out), len(rows), split, collator.max_length)
-            if not len(kept):
+            if len(left_out) == len(rows):
                 raise UserError(f"collator.max_length={collator.max_length}: no row of {split} is that short; raise the limit")
-        else:
-            kept, left_out = rows, set()
-        problems = [p for p in found.unusable if p not in found.too_long or mode != "drop"]
-        if problems:
-            raise UserError(f"{inputs.prepared.path}: {split}: {_message(found, mode)}")
+            rows = Selection(rows, [i for i in range(len(rows)) if i not in left_out])
         if split == "train":
-            checked.rows = kept
+            checked.rows = rows
             checked.lengths = [n for i, n in enumerate(found.tokens) if i not in left_out]
         else:
-            checked.held_out = kept
+            checked.held_out = rows
         checked.sequences_differ |= found.several > 0
         if found.several:
             log.info("%-14s %d of %d rows of %s become several sequences, one for each answer", "rows", found.several, len(rows), split)
@@ -78,10 +76,10 @@ def _scan(collator: Collator, rows: Sequence[Sample]) -> Scan:
     return scan(collator, rows, progress=is_main() and len(rows) > PROGRESS_FROM)
 
 
-def _message(found: Scan, mode: str) -> str:
-    advice = []
-    if found.too_long and mode != "drop":
+def _advice(scans: Iterable[Scan], mode: str) -> str:
+    found, advice = list(scans), []
+    if mode != "drop" and any(scan.too_long for scan in found):
         advice.append("raise collator.max_length, make images smaller with model.processor.max_pixels, or leave these rows out with data.too_long=drop")
-    if found.refused or found.without_loss:
+    if any(scan.refused or scan.without_loss for scan in found):
         advice.append("mend these rows, or take them out of the data set")
-    return f"{found.message()}; {' and '.join(advice)}"
+    return " and ".join(advice)

@@ -69,7 +69,7 @@ def test_keys_without_a_declared_type_take_text_that_hydra_cannot_parse(text):
 
 @given(text=st.text(st.characters(codec="utf-8", exclude_categories=["Cs"], exclude_characters="\x00"), max_size=25)
        | st.text(st.sampled_from("[]{}()'\"\\$,:=~+- \t#@!%&*a1é图"), max_size=18))  # fmt: skip
-@examples(120)
+@examples(30)
 def test_the_text_that_was_typed_is_the_text_of_the_key(text):
     """Except for what Hydra's grammar keeps: null, quoted text, interpolations, its functions."""
     cfg = config("data=table", "data.path=t.csv", f"data.prompt={text}")

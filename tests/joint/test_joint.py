@@ -51,6 +51,7 @@ def assert_equal(joint: dict[str, Path], alone: dict[str, Path], tolerance: floa
         assert abs(one["eval_loss"] - other["eval_loss"]) <= tolerance
 
 
+@pytest.mark.long
 def test_four_ranks_equal_four_single_runs_with_dropout_and_clipping(mmft, tmp_path):
     """30 steps in fp32: losses, gradient norms and final weights within 1e-5 of those of single runs."""
     words = ["lora.r=2,4,8,16", *SMALL, "trainer.max_steps=30", "lora.lora_dropout=0.2", "trainer.max_grad_norm=0.3"]
@@ -69,9 +70,10 @@ def test_four_ranks_equal_four_single_runs_with_dropout_and_clipping(mmft, tmp_p
 
 
 @pytest.mark.parametrize("words", [
-    ["trainer.learning_rate=0.001,0.003", "trainer.lr_scheduler_type=linear,constant", "trainer.gradient_accumulation_steps=3", "trainer.fold_accumulation=off"],
-    ["seed=1,2", "lora.target_modules=[q_proj,v_proj],[down_proj]"],
-    ["lora.r=2,8", "trainer.gradient_checkpointing=true", "lora.lora_dropout=0.3"],
+    pytest.param(["trainer.learning_rate=0.001,0.003", "trainer.lr_scheduler_type=linear,constant", "trainer.gradient_accumulation_steps=3",
+                  "trainer.fold_accumulation=off"], marks=pytest.mark.long),
+    pytest.param(["seed=1,2", "lora.target_modules=[q_proj,v_proj],[down_proj]"], marks=pytest.mark.long),
+    pytest.param(["lora.r=2,8", "trainer.gradient_checkpointing=true", "lora.lora_dropout=0.3"], marks=pytest.mark.long),
     ["lora.lora_dropout=0.0,0.1", "vision_cache=off", "trainer.weight_decay=0.1", "lora.use_rslora=true"],
 ])  # fmt: skip
 def test_settings_in_which_points_of_a_group_may_differ(mmft, tmp_path, words):
@@ -84,6 +86,7 @@ def test_settings_in_which_points_of_a_group_may_differ(mmft, tmp_path, words):
     assert_equal(joint, alone)
 
 
+@pytest.mark.long
 def test_half_precision_with_fp32_adapters(mmft, tmp_path):
     """As on a GPU: bf16 weights under autocast. Losses are equal within the rounding of bf16, and the saved weights are fp32."""
     words = [*SMALL, "lora.r=2,8", "model.dtype=bf16", "lora.lora_dropout=0.2", "trainer.max_steps=6"]
@@ -96,7 +99,7 @@ def test_half_precision_with_fp32_adapters(mmft, tmp_path):
         assert all(w.dtype == torch.float32 and float(w.abs().max()) > 0 for w in weights(joint[name]).values())
 
 
-@pytest.mark.parametrize("kind", ["llava", "blip2", "qwen3vl"])
+@pytest.mark.parametrize("kind", [pytest.param("llava", marks=pytest.mark.long), "blip2", "qwen3vl"])
 def test_other_families(small, mmft, tmp_path, kind):
     from PIL import Image
 

@@ -56,7 +56,7 @@ def test_points_in_two_processes_equal_those_in_one(mmft, tmp_path):
         assert len(list((run / "tensorboard").iterdir())) == 1, "written by the process that trained it"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGINT])
 def test_a_signal_reaches_every_process_once(tmp_path, number):
     """To the whole process group, like a terminal's Ctrl-C: a process that got it twice would end in the middle of a step."""
     process = start(tmp_path, *MANY)
@@ -91,6 +91,7 @@ def test_errors_of_a_job_become_errors_of_the_command(capfd):
     assert (good.result, good.why) == ({"n": 1}, None) and (bad.result, bad.why) == (None, "ZeroDivisionError: by zero")
 
 
+@pytest.mark.long
 def test_a_process_that_dies_leaves_the_other_and_the_same_command_resumes(tmp_path):
     few = [word.replace("=4000", "=60") for word in MANY]
     process = start(tmp_path, *few)

@@ -31,6 +31,20 @@ def test_all_long_rows_are_named_before_training(mmft, tmp_path, table):
     assert "data.too_long=drop" in err
 
 
+def test_long_rows_of_every_split_are_named_at_once(mmft, tmp_path, table):
+    """By rows: the last four are held out, and rows 3 and 7 are trained on, row 11 is measured."""
+    images = [f"a{n}.png" for n in range(12)]
+    lines = (tmp_path / "rows.csv").read_text(encoding="utf-8").splitlines()
+    for n, name in enumerate(images):
+        Image.new("RGB", (56, 56), (n * 20, 40, 0)).save(tmp_path / name)
+        lines[n + 1] = lines[n + 1].replace("a.png", name)
+    (tmp_path / "rows.csv").write_text("\n".join(lines), encoding="utf-8")
+    words = [w for w in table if not w.startswith(("evaluation.split", "data.splits"))]
+    code, out, err = mmft(*words, "data.splits.validation=4", "data.splits.by=last", f"run_dir={(tmp_path / 'run').as_posix()}")
+    assert code == 2 and "step" not in out and err.count("\n") == 1, err
+    assert "train: 2 of 8 rows" in err and "validation: 1 of 4 rows" in err and len(re.findall(r"\(\d+ tokens\)", err)) == 3
+
+
 def test_the_way_on_drops_them_and_counts_them(mmft, tmp_path, table):
     run = tmp_path / "run"
     code, out, err = mmft(*table, "data.too_long=drop", f"run_dir={run.as_posix()}")

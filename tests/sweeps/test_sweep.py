@@ -235,7 +235,7 @@ def start(tmp_path: Path, *more: str) -> subprocess.Popen:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-@pytest.mark.parametrize("launcher", ["basic", pytest.param("joint", marks=pytest.mark.long)])
+@pytest.mark.parametrize("launcher", [pytest.param("basic", marks=pytest.mark.long), pytest.param("joint", marks=pytest.mark.long)])
 def test_a_killed_sweep_that_is_started_again_ends_like_an_undisturbed_one(mmft, tmp_path, undisturbed, launcher):
     """One after another, the first point is finished and stays; jointly trained, none is, and all begin again."""
     process = start(tmp_path, f"hydra/launcher={launcher}")

@@ -24,11 +24,12 @@ def test_a_plain_run_imports_no_optional_package(tmp_path):
     assert last_line(tmp_path, RUN + SHOWN) == "[]"
 
 
-@pytest.mark.parametrize("word", ["model.quantization.load_in_4bit=true", "trainer.optim=adamw_8bit"])
+@pytest.mark.parametrize("word", [pytest.param("model.quantization.load_in_4bit=true", marks=pytest.mark.long), "trainer.optim=adamw_8bit"])
 def test_bitsandbytes_is_imported_if_a_setting_needs_it(tmp_path, word):
     assert "'bitsandbytes'" in last_line(tmp_path, RUN + SHOWN, word)
 
 
+@pytest.mark.long
 def test_bitsandbytes_is_imported_after_a_run_without_it(tmp_path):
     """As in a sweep, where one process trains a plain base and then a quantised one."""
     code = RUN + f"assert 'bitsandbytes' not in sys.modules; assert main([*{SMALL}, 'model.quantization.load_in_4bit=true']) == 0; "
