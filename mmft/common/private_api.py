@@ -6,6 +6,7 @@ these arguments, and names the function to look at if they do not.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,3 +68,12 @@ def attention_implementation(config: PretrainedConfig) -> str | None:
     Reason: the public argument `attn_implementation` only says what was asked for; features of images depend on what is used.
     """
     return getattr(config, "_attn_implementation", None)
+
+
+def sacrebleu_counts(metric: Any, answers: list[str], references: list[list[str | None]]) -> tuple[list[list[float]], Callable[[Any], float]]:
+    """`Metric._extract_corpus_statistics`, `Metric._compute_score_from_stats` (sacrebleu 2.4 to 2.6): (counts of each row, the score of sums of them).
+
+    Reason: the score of a resample follows from the sum of its rows' counts. The public `corpus_score` counts n-grams again for every
+    resample, and sacrebleu's own paired test gives no interval of a difference.
+    """
+    return metric._extract_corpus_statistics(answers, references), lambda sums: float(metric._compute_score_from_stats(sums).score)

@@ -24,6 +24,7 @@ class AnswerRecord(TypedDict, total=False):
     images: files below `root`. prediction: the generated text; None where `error` says why there is none. reasoning: what the model
     wrote before it, in a think block.
     truncated: the answer reached generation.max_new_tokens without an end token. metrics: the metrics that one row has by itself.
+    loss: of the reference, summed over its `loss_tokens` supervised tokens.
     """
 
     index: int
@@ -36,6 +37,8 @@ class AnswerRecord(TypedDict, total=False):
     reasoning: str
     truncated: bool
     metrics: MetricValues
+    loss: float
+    loss_tokens: int
     error: str
 
 
@@ -66,6 +69,21 @@ class MetricInfo(_ScoreInfo, total=False):
 
     note: str
     missing: int
+
+
+class Difference(TypedDict):
+    """The difference of a score between two models on the same rows, second minus first (evaluation/resampling.py).
+
+    low, high: 95 % interval. p: of the null hypothesis that there is no difference. rows: number of rows of both. resamples: number of
+    resamples behind the interval.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    rows: int
+    resamples: int
 
 
 class ConfusionMatrix(TypedDict):
@@ -110,10 +128,27 @@ class OutOfMemoryEvent(TypedDict):
     gradient_accumulation_steps: int
 
 
+class KeptRecord(TypedDict, total=False):
+    """A set of evaluation.keep in a summary. Its scores are in `metrics`, `base_metrics` and `gains` as keep.NAME.SCORE.
+
+    data: name of the prepared data. rows: number of rows measured. The others as in Measured.
+    """
+
+    data: str
+    fingerprint: str
+    split: str
+    rows: int
+    answer_counts: AnswerCounts
+    base_answer_counts: AnswerCounts
+    max_new_tokens: int | None
+    longest_reference: int
+
+
 class Measured(TypedDict, total=False):
     """What an evaluation measures, of the tuned model and of its base.
 
-    max_new_tokens: the limit in use. longest_reference: in tokens, with the end token.
+    max_new_tokens: the limit in use. longest_reference: in tokens, with the end token. gains: of each score, tuned minus base.
+    keep: the sets of evaluation.keep.
     """
 
     eval_loss: float | None
@@ -121,11 +156,13 @@ class Measured(TypedDict, total=False):
     metrics: MetricValues
     base_metrics: MetricValues
     metric_info: dict[str, MetricInfo]
+    gains: dict[str, Difference]
     confusion: ConfusionMatrix | None
     answer_counts: AnswerCounts
     base_answer_counts: AnswerCounts
     max_new_tokens: int | None
     longest_reference: int
+    keep: dict[str, KeptRecord]
 
 
 class Summary(Measured, total=False):
@@ -255,7 +292,8 @@ class DataIdentity(TypedDict, total=False):
 class Environment(TypedDict, total=False):
     """env.json: everything outside the config that can change a result.
 
-    max_new_tokens: what generation.max_new_tokens=auto stands for in this run.
+    max_new_tokens: what generation.max_new_tokens=auto stands for in this run. kept_max_new_tokens: the same for each set of
+    evaluation.keep.
     """
 
     created: str
@@ -274,6 +312,7 @@ class Environment(TypedDict, total=False):
     data: DataIdentity
     image_processor: str
     max_new_tokens: int | None
+    kept_max_new_tokens: dict[str, int | None]
     notes: list[str]
 
 

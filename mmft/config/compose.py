@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, open_dict
 
 from ..common.errors import UserError
+from . import keep
 from .groups import CONFIG_DIR, default_metrics_section
 from .guard import environment, moved_targets
 from .guard.hydra_section import check_composed, check_files
@@ -16,7 +17,7 @@ from .overrides import check_known, chooses_option, hydra_words, set_values, set
 from .paths import expand_home
 from .plain import one_line
 from .validate import check
-from .words import parse, quote
+from .words import parse, quote, split
 
 
 def compose(words: list[str], config_dir: str | None = None, config_name: str = "config") -> DictConfig:
@@ -47,8 +48,16 @@ def compose_unchecked(words: list[str], config_dir: str | None, config_name: str
     check_known(words, config_dir)
     options, values = split_words(words)
     cfg = compose_options(options, config_dir, config_name, with_hydra)
-    set_values(cfg, values)
+    set_all(cfg, values, config_dir)
     return cfg
+
+
+def set_all(cfg: DictConfig, values: list[str], config_dir: str | None) -> None:
+    """Set the values of words in a composed config, those that make the sections of evaluation.keep first. Raises UserError."""
+    names = [word for word in values if split(word).key in keep.KEYS]
+    set_values(cfg, names)
+    keep.expand(cfg, lambda words: compose_options(words, config_dir, "config"), config_dir)
+    set_values(cfg, [word for word in values if word not in names])
 
 
 def split_words(words: list[str]) -> tuple[list[str], list[str]]:

@@ -16,6 +16,7 @@ _COLUMNS = "data.columns"  # names of a table's columns
 
 def is_path(key: str) -> bool:
     """Whether a full key (`data.path`) holds a path, or a list of them."""
+    key = re.sub(r"^evaluation\.keep\.\w+\.", "", key)
     return key in PATH_KEYS or bool(_PATH_NAME.search(key.rpartition(".")[2])) and not key.startswith(_COLUMNS)
 
 

@@ -8,6 +8,14 @@ from typing import Any, TypedDict
 Section = dict[str, Any]
 
 
+class KeptSection(TypedDict):
+    """A set in evaluation.keep. data: as the section `data`, or {prepared: FOLDER}. metrics: as the section `metrics`."""
+
+    data: Section
+    metrics: Section
+    max_new_tokens: int | str | None
+
+
 class EvaluationSettings(TypedDict):
     """The section `evaluation`."""
 
@@ -18,6 +26,8 @@ class EvaluationSettings(TypedDict):
     samples: int
     sample_steps: int | None
     generate: bool
+    keep: dict[str, KeptSection] | None
+    keep_metrics: None  # compose has put them into the sections of `keep`
 
 
 class Settings(TypedDict):

@@ -9,10 +9,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ..common.errors import UserError
-from .compose import compose_options, finish, split_words
+from .compose import compose_options, finish, set_all, split_words
 from .groups import group_options
 from .guard.secrets import check_words
-from .overrides import check_known, set_values
+from .overrides import check_known
 from .words import parse, split, sweep_values
 
 
@@ -81,7 +81,7 @@ def compose_each(points: list[list[str]], config_dir: str | None = None, config_
         if tuple(options) not in composed:
             composed[tuple(options)] = compose_options(options, config_dir, config_name)
         cfg = copy.deepcopy(composed[tuple(options)])
-        set_values(cfg, values)
+        set_all(cfg, values, config_dir)
         finish(cfg)
         configs.append(cfg)
     return configs

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ..common.errors import UserError, nearest
-from . import key_table, library_keys
+from . import keep, key_table, library_keys
 from .build import build
 from .choices import AUGMENT_TRANSFORMS, TRAINER_METRICS
 from .groups import CONFIG_DIR, GROUPS
@@ -30,9 +30,10 @@ def check(cfg: DictConfig) -> None:
     defaults = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "config.yaml"))
     check_keys("", plain, {k: "" for k in (*defaults, *GROUPS)})
     check_keys("evaluation", plain["evaluation"], {k: "" for k in defaults["evaluation"]})
+    keep.check(plain["evaluation"].get("keep"))
     check_augment(plain.get("augment"))
     check_generation(plain["generation"])
-    directions = metric_directions(plain.get("metrics") or {}) if not overlays_run else {}
+    directions = score_directions(plain) if not overlays_run else {}
     check_best_metric(plain, directions)
     for key, kind in TOP_LEVEL_TYPES.items():
         check_value(key, plain.get(key), kind)
@@ -62,6 +63,15 @@ def metric_directions(section: Mapping[str, Any]) -> dict[str, bool]:
     return {score.name: score.higher_is_better for score in scores}
 
 
+def score_directions(plain: Mapping[str, Any]) -> dict[str, bool]:
+    """name -> whether higher is better, of every score of a plain config: of its metrics, and of the sets in evaluation.keep."""
+    directions = metric_directions(plain.get("metrics") or {})
+    for name, section in (plain["evaluation"].get("keep") or {}).items():
+        scores = {**metric_directions(section["metrics"]), "loss": False}
+        directions |= {keep.score_name(name, score): higher for score, higher in scores.items()}
+    return directions
+
+
 def check_best_metric(plain: dict[str, Any], directions: Mapping[str, bool]) -> None:
     """Check that training measures the metric that decides between checkpoints. Raises UserError."""
     trainer, evaluation = plain.get("trainer") or {}, plain["evaluation"]
@@ -69,6 +79,8 @@ def check_best_metric(plain: dict[str, Any], directions: Mapping[str, bool]) -> 
     if given is None or trainer.get("eval_strategy") in (None, "no", False) or evaluation.get("split") is None:
         return
     name = str(given).removeprefix("eval_")
+    if name in directions and keep.split_name(name):
+        raise UserError(f"trainer.metric_for_best_model={given}: sets of evaluation.keep are measured before and after training, not during it")
     if name in directions and not evaluation.get("generate"):
         raise UserError(f"trainer.metric_for_best_model={given}: {name} is measured while training only with evaluation.generate=true; add that,"
                         " or use trainer.metric_for_best_model=loss")  # fmt: skip

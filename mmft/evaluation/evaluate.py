@@ -12,7 +12,7 @@ from ..common.model_parts import is_encoder_decoder
 from ..common.records import AnswerRecord, MetricValues
 from ..common.tensors import eval_mode, to_device
 from ..data.sample import Sample
-from ..losses.supervised import supervised_loss
+from ..losses.supervised import sequence_losses
 from .metrics.base import MetricSet
 from .metrics.defaults import default_metrics
 from .token_limit import TokenLimit, token_limit
@@ -28,6 +28,11 @@ class Answer:
 
     text: str
     truncated: bool = False
+
+
+def mean_loss(losses: Sequence[tuple[float, int]]) -> float:
+    """Mean loss per supervised token of rows: (sum of its loss, its number of tokens) each; every token has the same weight."""
+    return sum(loss for loss, _ in losses) / max(sum(tokens for _, tokens in losses), 1)
 
 
 @dataclass
@@ -54,14 +59,22 @@ class Evaluator:
 
     def loss(self, model: torch.nn.Module) -> float:
         """Mean loss per supervised token over all rows; every token has the same weight, whatever its row or batch."""
+        return mean_loss(self.row_losses(model))
+
+    def row_losses(self, model: torch.nn.Module) -> list[tuple[float, int]]:
+        """(sum of the loss over its supervised tokens, their number) of each row; a row of several sequences has those of all of them."""
         import torch
 
-        total, count = 0.0, 0
+        losses: list[tuple[float, int]] = []
         with torch.no_grad(), eval_mode(model):
-            for batch in self._batches(self.rows, self.loss_batch_size, "loss"):
-                loss, n = supervised_loss(model, to_device(self.collator(batch), model.device))
-                total, count = total + loss.item(), count + int(n)
-        return total / max(count, 1)
+            for samples in self._batches(self.rows, self.loss_batch_size, "loss"):
+                batch = to_device(self.collator(samples), model.device)
+                own = {sample.id: [0.0, 0] for sample in samples}
+                for row, (loss, tokens) in zip(batch["row_ids"], sequence_losses(model, batch), strict=True):
+                    own[row][0] += loss
+                    own[row][1] += tokens
+                losses += [(own[sample.id][0], int(own[sample.id][1])) for sample in samples]
+        return losses
 
     def generate(self, model: torch.nn.Module, rows: Sequence[Sample] | None = None) -> list[Answer]:
         """The model's answers to the prompts of `rows` (default: all held-out rows), one for each row. Raises UserError."""

@@ -12,8 +12,7 @@ import yaml
 from ..common.files import read_json, read_text, read_yaml
 from ..common.records import Environment, ModelIdentity, PlanReport, Summary
 from ..reports import numbers
-from ..reports.numbers import is_number
-from ..reports.tables import answer_notes, metric_names
+from ..reports.tables import answer_notes, metric_rows
 from ..runs.directory import Run
 
 KINDS = {"adapter": "LoRA adapter", "model": "fine-tuned model", "merged": "fine-tuned model (a LoRA adapter merged into its base)"}
@@ -86,16 +85,18 @@ def _use(kind: str, base: ModelIdentity) -> str:
 
 
 def _figures(summary: Summary) -> str:
-    base, tuned = summary.get("base_metrics") or {}, summary.get("metrics") or {}
-    rows = [(m, base.get(m), tuned.get(m)) for m in metric_names([base, tuned])]
-    rows.append(("loss (lower is better)", summary.get("base_eval_loss"), summary.get("eval_loss")))
-    rows = [r for r in rows if is_number(r[1]) or is_number(r[2])]
-    if not rows:
-        return "Not measured: the run held no rows out."
-    table = ["| metric | base | tuned | change |", "|---|---:|---:|---:|"]
-    table += [f"| {name} | {numbers.metric(a)} | {numbers.metric(b)} | {numbers.change(a, b)} |" for name, a, b in rows]
-    held = summary.get("held_out_samples")
-    return f"On {held} held-out rows, none of whose pictures was trained on. Fractions of 1; CIDEr goes to 10.\n\n" + "\n".join(table + ["", *answer_notes(summary)]).rstrip()
+    if not metric_rows(summary):
+        return "Not measured: the run held no rows out." + "".join(f"\n\n{_table(summary, kept)}" for kept in summary.get("keep") or {})
+    own = f"On {summary.get('held_out_samples')} held-out rows, none of whose pictures was trained on. Fractions of 1; CIDEr goes to 10.\n\n{_table(summary)}"
+    return "\n\n".join([own, *(f"What was to be kept, `{kept}`:\n\n{_table(summary, kept)}" for kept in summary.get("keep") or {})])
+
+
+def _table(summary: Summary, kept: str | None = None) -> str:
+    lines = ["| metric | base | tuned | change | 95 % interval | p |", "|---|---:|---:|---:|---:|---:|"]
+    for r in metric_rows(summary, kept):
+        name = "loss (lower is better)" if r["name"] == "eval_loss" else r["name"]
+        lines.append(f"| {name} | {r['base']} | {r['tuned']} | {r['change']} | {r['interval']} | {r['p']} |")
+    return "\n".join([*lines, "", *answer_notes(summary, kept)]).rstrip()
 
 
 def _data(summary: Summary, env: Environment, settings: dict[str, Any]) -> str:

@@ -21,6 +21,17 @@ def supervised_loss(model: Any, batch: dict[str, Any], label_smoothing: float = 
     return loss, keep.sum()
 
 
+def sequence_losses(model: Any, batch: dict[str, Any]) -> list[tuple[float, int]]:
+    """(sum of the loss over its supervised tokens, their number) of each of the B sequences."""
+    import torch
+    import torch.nn.functional as F
+
+    logits, targets, keep = supervised_logits(model, batch)
+    losses = F.cross_entropy(logits.float(), targets.to(logits.device), reduction="none").cpu().double()
+    sums = torch.zeros(len(keep), dtype=torch.float64).index_add_(0, keep.cpu().nonzero()[:, 0], losses)
+    return list(zip(sums.tolist(), keep.sum(dim=1).tolist(), strict=True))
+
+
 def supervised_logits(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(logits (n, V), their target tokens (n,), their positions as a mask (B, S)) of the n supervised tokens of a batch.
 

@@ -12,6 +12,7 @@ from ..collators.base import Collator
 from ..collators.scan import Problem, Scan, scan
 from ..common.errors import UserError
 from ..data.selection import Selection
+from ..evaluation.kept import KeptSet
 from ..system.distributed import is_main
 from .context import RunContext
 from .prepare import TrainingInputs
@@ -52,13 +53,8 @@ def check_rows(inputs: TrainingInputs, collator: Collator, context: RunContext) 
         raise UserError(f"{inputs.prepared.path}: {each}; {_advice(bad.values(), mode)}")
     checked = CheckedRows(inputs.rows, inputs.held_out, [])
     for split, found in scans.items():
-        rows, left_out = splits[split], {problem.index for problem in found.too_long}
-        if left_out:
-            checked.dropped += [(split, problem) for problem in found.too_long]
-            log.info("%-14s %d of %d rows of %s are longer than collator.max_length=%s", "left out", len(left_out), len(rows), split, collator.max_length)
-            if len(left_out) == len(rows):
-                raise UserError(f"collator.max_length={collator.max_length}: no row of {split} is that short; raise the limit")
-            rows = Selection(rows, [i for i in range(len(rows)) if i not in left_out])
+        rows, left_out = _without_long(found, splits[split], split)
+        checked.dropped += [(split, problem) for problem in found.too_long]
         if split == "train":
             checked.rows = rows
             checked.lengths = [n for i, n in enumerate(found.tokens) if i not in left_out]
@@ -70,6 +66,28 @@ def check_rows(inputs: TrainingInputs, collator: Collator, context: RunContext) 
         if found.ignored_sizes:
             log.info("%-14s %d rows of %s ask for image sizes (min_pixels, max_pixels, resized_height, resized_width) that this model's processor cannot set", "rows", found.ignored_sizes, split)
     return checked
+
+
+def check_kept(inputs: TrainingInputs, collator: Collator, context: RunContext) -> list[tuple[KeptSet, Sequence[Any]]]:
+    """The sets of evaluation.keep with the rows that are measured. Raises UserError as `check_rows` does."""
+    checked = []
+    for kept in inputs.kept:
+        found = context.memo.once(inputs.base_key("rows", kept.prepared.fingerprint, kept.split, len(kept.rows)), partial(_scan, collator, kept.rows))
+        if any(kept.too_long != "drop" or p not in found.too_long for p in found.unusable):
+            raise UserError(f"evaluation.keep={kept.name}: {kept.prepared.path}: {kept.split}: {found.message()}; {_advice([found], kept.too_long)}")
+        checked.append((kept, _without_long(found, kept.rows, kept.split)[0]))
+    return checked
+
+
+def _without_long(found: Scan, rows: Sequence[Any], split: str) -> tuple[Sequence[Any], set[int]]:
+    """(the rows that are not too long, the positions of the others). Raises UserError if none is left."""
+    left_out = {problem.index for problem in found.too_long}
+    if not left_out:
+        return rows, left_out
+    log.info("%-14s %d of %d rows of %s are longer than collator.max_length=%s", "left out", len(left_out), len(rows), split, found.max_length)
+    if len(left_out) == len(rows):
+        raise UserError(f"collator.max_length={found.max_length}: no row of {split} is that short; raise the limit")
+    return Selection(rows, [i for i in range(len(rows)) if i not in left_out]), left_out
 
 
 def _scan(collator: Collator, rows: Sequence[Sample]) -> Scan:

@@ -52,6 +52,6 @@ def show_result(run: Run, summary: Summary, joint: bool) -> None:
     if joint:
         log.info("%-14s eval loss %s, report %s", "finished", summary["eval_loss"], run / "report.html")
         return
-    tables = [terminal.results_table(summary)] if summary["eval_loss"] is not None else []
+    tables = terminal.results_tables(summary) if summary["metrics"] or summary["eval_loss"] is not None else []
     terminal.show(*tables, terminal.summary_table(summary))
     log.info("report         %s", run / "report.html")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..audit.checks import quick_checks, raise_failed
@@ -15,12 +15,13 @@ from ..common.hashing import key_of
 from ..data.augment import augment_rows
 from ..data.selection import spread
 from ..evaluation.evaluate import Evaluator
+from ..evaluation.kept import KeptSet
 from ..evaluation.token_limit import TokenLimit, token_limit
 from ..feature_cache.cache import CachedCollator, RowsInMemory
 from ..feature_cache.policy import open_cache, rows_seen, why_not_frozen
 from ..models.load import Loaded, build_collator
 from ..system.distributed import is_main
-from .check_rows import CheckedRows, check_rows
+from .check_rows import CheckedRows, check_kept, check_rows
 from .context import RunContext
 from .prepare import TrainingInputs
 
@@ -35,7 +36,7 @@ class Base:
     """The loaded base model and what is measured and trained with it.
 
     rows: training rows, augmented, and from memory if they are cached. checked: the usable rows and their lengths. cached: the collator,
-    if it uses the feature cache.
+    if it uses the feature cache. kept: the sets of evaluation.keep with their evaluators.
     """
 
     loaded: Loaded
@@ -45,6 +46,7 @@ class Base:
     limit: TokenLimit
     checked: CheckedRows
     cached: CachedCollator | None = None
+    kept: list[tuple[KeptSet, Evaluator]] = field(default_factory=list)
 
 
 def load_base(inputs: TrainingInputs, context: RunContext, audit: bool) -> Base:
@@ -64,13 +66,17 @@ def load_base(inputs: TrainingInputs, context: RunContext, audit: bool) -> Base:
     if audit:
         checks = context.memo.once(inputs.base_key("audit"), lambda: quick_checks(loaded.model, collator, rows))
         raise_failed(checks, "; audit=false trains it all the same")
+    checked_kept = check_kept(inputs, collator, context)
+    batch_size, loss_batch_size = settings["evaluation"]["batch_size"], settings["trainer"].get("per_device_eval_batch_size", 8)
     evaluator = None
     if checked.held_out is not None:
-        batch_size, loss_batch_size = settings["evaluation"]["batch_size"], settings["trainer"].get("per_device_eval_batch_size", 8)
         evaluator = Evaluator(checked.held_out, collator, settings["generation"], batch_size, loss_batch_size, is_main(), inputs.metrics)
+    kept = [(k, Evaluator(own, collator, k.generation, batch_size, loss_batch_size, is_main(), k.metrics)) for k, own in checked_kept]
     limit = evaluator.limit if evaluator else token_limit(settings["generation"], spread(inputs.prepared.split("train")), collator.tokenizer)
     log.info("%-14s %s", "generation", limit.note)
-    return Base(loaded, collator, evaluator, augment_rows(rows, settings["augment"] or {}, settings["seed"]), limit, checked)
+    for one, its in kept:
+        log.info("%-14s %s: %d rows of %s, %s", "kept", one.name, len(its.rows), one.split, its.limit.note)
+    return Base(loaded, collator, evaluator, augment_rows(rows, settings["augment"] or {}, settings["seed"]), limit, checked, kept=kept)
 
 
 def use_feature_cache(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: int) -> None:
@@ -89,10 +95,10 @@ def use_feature_cache(inputs: TrainingInputs, base: Base, context: RunContext, r
     base.cached = base.collator = CachedCollator(collator, cache)
     rows = base.rows
     base.rows = context.memo.once(key_of("rows", str(inputs.prepared.path), inputs.prepared.fingerprint, len(rows)), lambda: RowsInMemory(rows))
-    if base.evaluator is not None:
-        base.evaluator.collator = base.cached
+    for evaluator in [*([base.evaluator] if base.evaluator else []), *(its for _, its in base.kept)]:
+        evaluator.collator = base.cached
         for generation in (False, True)[: 1 + base.cached.generates]:
-            base.cached.fill(base.evaluator.rows, generation)
+            base.cached.fill(evaluator.rows, generation)
 
 
 def cache_training_rows(inputs: TrainingInputs, base: Base, model: torch.nn.Module) -> None:

@@ -1,56 +1,56 @@
-"""Stages 3 and 6: measure the base model, and the tuned model, on the held-out rows."""
+"""Stages 3 and 6: measure the base model, and the tuned model, on the held-out rows and on the sets of evaluation.keep."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from ..common.files import read_jsonl
 from ..common.records import AnswerRecord
 from ..evaluation.evaluate import Evaluator
+from ..evaluation.measurement import Measurement, measure
 from ..runs.directory import Run
 from .context import RunContext
 from .load import Base
 from .prepare import TrainingInputs
 
-if TYPE_CHECKING:
-    import torch
-
-
-@dataclass
-class Measurement:
-    """Loss, metrics and answers of one model on the held-out rows."""
-
-    loss: float
-    metrics: dict[str, float]
-    answers: list[AnswerRecord]
-
-
-def measure(evaluator: Evaluator, model: torch.nn.Module) -> Measurement:
-    """Loss first, then the generated answers and their metrics."""
-    return Measurement(evaluator.loss(model), *evaluator.measure(model))
-
 
 def measure_base(inputs: TrainingInputs, base: Base, context: RunContext) -> Measurement | None:
     """The untouched model, before an adapter or a step can change it; measured once for all runs that would measure the same."""
-    evaluator, s = base.evaluator, inputs.settings
-    if evaluator is None or not s["evaluation"]["base"]:
+    if base.evaluator is None or not inputs.settings["evaluation"]["base"]:
         return None
+    return _measure_once(inputs, base, context, base.evaluator, inputs.prepared.fingerprint, inputs.settings.get("metrics"))
+
+
+def measure_kept_base(inputs: TrainingInputs, base: Base, context: RunContext) -> dict[str, Measurement]:
+    """The untouched model on each set of evaluation.keep, by name; once as above."""
+    if not inputs.settings["evaluation"]["base"]:
+        return {}
+    sections = inputs.settings["evaluation"].get("keep") or {}
+    return {kept.name: _measure_once(inputs, base, context, evaluator, kept.prepared.fingerprint, sections[kept.name]["metrics"]) for kept, evaluator in base.kept}
+
+
+def _measure_once(inputs: TrainingInputs, base: Base, context: RunContext, evaluator: Evaluator, *measured: object) -> Measurement:
+    s = inputs.settings
     rows = (s["evaluation"]["split"], s["evaluation"]["max_samples"], s["evaluation"]["batch_size"], s["trainer"].get("per_device_eval_batch_size"))
-    key = inputs.base_key("base", s["generation"], rows, s["seed"] if s["generation"].get("do_sample") else None)
+    key = inputs.base_key("base", evaluator.generation, rows, s["seed"] if evaluator.generation.get("do_sample") else None, *measured)
     return copy.deepcopy(context.memo.once(key, lambda: measure(evaluator, base.loaded.model)))  # the run may change it
 
 
-def read_base_measurement(run: Run) -> Measurement | None:
-    """What a resumed run has measured before; None if it has not."""
-    if not (run / "base.json").is_file():
+def kept_files(name: str, which: str) -> str:
+    """The name of the files of a kept set, without ending. which: base or tuned."""
+    return f"keep/{name}_{which}"
+
+
+def read_base_measurement(run: Run, name: str = "base") -> Measurement | None:
+    """What a resumed run has measured before; None if it has not. name: of its files, see `kept_files`."""
+    if not (run / f"{name}.json").is_file():
         return None
-    stored = run.read_json("base.json")
-    answers = cast("list[AnswerRecord]", read_jsonl(run / "eval" / "base.jsonl"))
+    stored = run.read_json(f"{name}.json")
+    answers = cast("list[AnswerRecord]", read_jsonl(run / "eval" / f"{name}.jsonl"))
     return Measurement(stored["loss"], stored["metrics"], answers)
 
 
-def write_base_measurement(run: Run, measured: Measurement) -> None:
-    run.write_lines("eval/base.jsonl", measured.answers)
-    run.write_json("base.json", {"loss": measured.loss, "metrics": measured.metrics})
+def write_base_measurement(run: Run, measured: Measurement, name: str = "base") -> None:
+    run.write_lines(f"eval/{name}.jsonl", measured.answers)
+    run.write_json(f"{name}.json", {"loss": measured.loss, "metrics": measured.metrics})

@@ -17,6 +17,7 @@ from ..config.validate import to_plain
 from ..data.prepare import prepared_data
 from ..data.prepared import PreparedData
 from ..data.selection import split_rows
+from ..evaluation.kept import KeptSet, kept_sets
 from ..evaluation.metrics.base import MetricSet
 from ..evaluation.metrics.defaults import metric_set
 from ..models.families.base import Family
@@ -42,6 +43,7 @@ class TrainingInputs:
     skeleton: torch.nn.Module
     plan: AdapterPlan
     metrics: MetricSet
+    kept: list[KeptSet] = dataclasses.field(default_factory=list)
 
     @property
     def full(self) -> bool:
@@ -62,9 +64,10 @@ def prepare_inputs(cfg: DictConfig, context: RunContext) -> TrainingInputs:
     rows, held_out = split_rows(prepared, settings["evaluation"])
     metrics = metric_set(settings.get("metrics"))
     metrics.check(held_out or ())
+    kept = kept_sets(settings, context.memo.once)
     located, skeleton = locate_and_outline(family, context)
     plan = plan_adapter(skeleton, settings["lora"])
-    return TrainingInputs(cfg, settings, family, prepared, rows, held_out, located, skeleton, plan, metrics)
+    return TrainingInputs(cfg, settings, family, prepared, rows, held_out, located, skeleton, plan, metrics, kept)
 
 
 def locate_and_outline(family: Family, context: RunContext) -> tuple[Located, torch.nn.Module]:

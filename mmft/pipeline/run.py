@@ -20,7 +20,8 @@ from ..config.snapshot import snapshot
 from ..config.validate import to_plain
 from ..data.augment import build_transforms
 from ..data.prepared import describe
-from ..evaluation.token_limit import count_answers
+from ..evaluation.kept import kept_results, merge
+from ..evaluation.measurement import Measurement, base_results, measure, tuned_results
 from ..loggers.base import Logger
 from ..models.hub import Located
 from ..reports import terminal
@@ -40,7 +41,7 @@ from .attach import Adapted, attach
 from .context import RunContext
 from .finish import complete_summary, show_result, status_of, write_reports
 from .load import Base, load_base, use_feature_cache
-from .measure import Measurement, measure, measure_base, read_base_measurement, write_base_measurement
+from .measure import kept_files, measure_base, measure_kept_base, read_base_measurement, write_base_measurement
 from .prepare import TrainingInputs, prepare_inputs
 
 log = logging.getLogger("mmft")
@@ -63,11 +64,11 @@ class Training:
     def run(self, listener: Listener, resumed: Resumed | None, run_bytes: int, imported: bool) -> None:
         """All stages. run_bytes: what the run will leave on the disk. imported: this process had to import the libraries first."""
         base = self.load(resumed, run_bytes)
-        self.measure_base(base, resumed)
+        before, kept_before = self.measure_base(base, resumed)
         with self.timed("cache"):
             adapted = attach(self.inputs, base, self.context, run_bytes)
         self.fit(base, adapted, listener, resumed, imported)
-        self.measure_tuned(base, adapted)
+        self.measure_tuned(base, adapted, before, kept_before)
         self.finish()
 
     def load(self, resumed: Resumed | None, run_bytes: int) -> Base:
@@ -78,6 +79,8 @@ class Training:
             self.device = base.loaded.device
             env = environment(base.loaded, inputs.prepared, inputs.settings["seed"])
             env["max_new_tokens"] = base.limit.max_new_tokens
+            if base.kept:
+                env["kept_max_new_tokens"] = {kept.name: evaluator.limit.max_new_tokens for kept, evaluator in base.kept}
             self.summary |= {"max_new_tokens": base.limit.max_new_tokens, "longest_reference": base.limit.longest}
             if resumed is None or not (run / "env.json").is_file():
                 run.write_json("env.json", env)
@@ -93,16 +96,24 @@ class Training:
                 use_feature_cache(inputs, base, self.context, run_bytes)
         return base
 
-    def measure_base(self, base: Base, resumed: Resumed | None) -> None:
-        """Measure the base model, or read what a resumed run has measured before."""
+    def measure_base(self, base: Base, resumed: Resumed | None) -> tuple[Measurement | None, dict[str, Measurement]]:
+        """(the base model on the held-out rows, on each kept set), measured now, or read where a resumed run has measured it before."""
+        run, wanted = self.run_dir, self.inputs.settings["evaluation"]["base"]
         with self.timed("measure_base"):
-            measured = read_base_measurement(self.run_dir) if resumed and base.evaluator and self.inputs.settings["evaluation"]["base"] else None
+            measured = read_base_measurement(run) if resumed and base.evaluator and wanted else None
             measured = measured or measure_base(self.inputs, base, self.context)
-        if measured is None:
+            earlier = {k.name: m for k, _ in base.kept if (m := read_base_measurement(run, kept_files(k.name, "base")))} if resumed and wanted else {}
+            kept = earlier if len(earlier) == len(base.kept) else measure_kept_base(self.inputs, base, self.context)
+        if measured is None and not kept:
             del self.times["measure_base"]
-            return
-        self.summary |= {"base_eval_loss": measured.loss, "base_metrics": measured.metrics, "base_answer_counts": count_answers(measured.answers)}
-        write_base_measurement(self.run_dir, measured)
+        if measured is not None:
+            self.summary |= base_results(measured)
+            write_base_measurement(run, measured)
+        for one, evaluator in base.kept:
+            if one.name in kept:
+                merge(self.summary, kept_results(one, evaluator, kept[one.name], None))
+                write_base_measurement(run, kept[one.name], kept_files(one.name, "base"))
+        return measured, kept
 
     def fit(self, base: Base, adapted: Adapted, listener: Listener, resumed: Resumed | None, imported: bool) -> None:
         """Train, then save the trained weights."""
@@ -133,22 +144,27 @@ class Training:
             settings = base.evaluator.generation_config() if base.evaluator else None
             save_trained(run.path, adapted.model, inputs.plan, base.loaded.processor, _base_of(inputs.located), settings, state_dict, adapted.initial)
 
-    def measure_tuned(self, base: Base, adapted: Adapted) -> None:
+    def measure_tuned(self, base: Base, adapted: Adapted, before: Measurement | None, kept_before: dict[str, Measurement]) -> None:
         """Measure the tuned model on the same rows as the base."""
-        if base.evaluator is None:
+        if base.evaluator is None and not base.kept:
             return
         with self.timed("measure_tuned"):
-            measured = measure(base.evaluator, adapted.model)
-        self.summary |= {"eval_loss": measured.loss, "metrics": measured.metrics, "answer_counts": count_answers(measured.answers)}
-        metrics = base.evaluator.metrics
-        self.summary |= {"metric_info": metrics.info(measured.answers), "confusion": metrics.confusion(measured.answers)}
-        self._log_tuned(measured)
+            measured = measure(base.evaluator, adapted.model) if base.evaluator else None
+            kept = {one.name: measure(evaluator, adapted.model) for one, evaluator in base.kept}
+        with self.timed("compare"):
+            if measured is not None:
+                self.summary |= tuned_results(self.inputs.metrics, measured, before)
+            for one, evaluator in base.kept:
+                merge(self.summary, kept_results(one, evaluator, kept_before.get(one.name), kept[one.name]))
+                self.run_dir.write_lines(f"eval/{kept_files(one.name, 'tuned')}.jsonl", kept[one.name].answers)
+        if measured is not None:
+            self._log_tuned(measured)
 
     def _log_tuned(self, measured: Measurement) -> None:
         steps = self.summary["steps"]
         self.run_dir.write_lines("eval/tuned.jsonl", measured.answers)
         self.logger.samples(steps, measured.answers[: self.inputs.settings["evaluation"]["samples"]], tag="held out")
-        self.logger.scalars(steps, {"eval_loss": measured.loss, **{f"eval_{k}": v for k, v in measured.metrics.items()}})
+        self.logger.scalars(steps, {"eval_loss": measured.loss, **{f"eval_{k}": v for k, v in self.summary["metrics"].items()}})
 
     def finish(self) -> None:
         """Write summary and reports, and show them."""
@@ -237,6 +253,7 @@ def rehearse(cfg: DictConfig, context: RunContext, measure_first: bool) -> None:
         use_feature_cache(inputs, base, context, 0)
     if measure_first:
         measure_base(inputs, base, context)
+        measure_kept_base(inputs, base, context)
     attach(inputs, base, context)
 
 

@@ -8,11 +8,16 @@ from typing import cast
 
 from ..common.errors import UserError, nearest
 from ..common.files import read_json, read_jsonl, read_text, read_yaml
-from ..common.records import AnswerRecord, PlanReport, Summary, SweepPlan
+from ..common.records import AnswerRecord, Difference, PlanReport, Summary, SweepPlan
+from ..config.keep import split_name
+from ..evaluation.metrics.base import MetricSet
+from ..evaluation.metrics.defaults import metric_set
+from ..evaluation.resampling import LOSS, differences
+from . import numbers
 from .numbers import is_number
-from .ranking import Leaderboard, RankedRun, flag_conditions, mark, seed_groups
+from .ranking import Leaderboard, RankedRun, flag_conditions, mark, mark_noise, seed_groups
 from .run_files import flatten
-from .tables import info_of, main_metrics, metric_names
+from .tables import info_of, main_kept, main_metrics, metric_names
 
 NOT_COMPARED = ("run_dir", "name", "output_dir", "objective")  # they differ between any two runs, or change no result
 IGNORED_FOLDERS = ("earlier",)  # of a sweep: former attempts of points that were repeated
@@ -53,10 +58,50 @@ def read(folder: Path, by: str | None = None) -> Leaderboard:
     missing = [p["name"] for p in plan.get("points") or () if not (folder / p["name"]).is_dir()]
     if missing:
         board.notes.append(f"{len(missing)} planned points have no run yet: {', '.join(missing[:8])}{' ...' if len(missing) > 8 else ''}")
+    board.kept = [name for name in labels if split_name(name)]
+    sets = dict.fromkeys(found[0] for found in map(split_name, board.kept) if found)
+    board.main_kept = [main_kept(board.kept, kept) for kept in sets]
     board.groups = seed_groups(board)
     flag_conditions(board)
     mark(board)
+    if not board.groups:
+        mark_noise(board, _gaps_to_best(board))
+    _note_rows(board)
     return board
+
+
+def _gaps_to_best(board: Leaderboard) -> dict[str, Difference]:
+    """run -> its score minus the best one's, on the rows of both; {} where answers or metrics cannot be read."""
+    ranked = [row for row in board.finished if is_number(row.score)]
+    if len(ranked) < 2:
+        return {}
+    kept, score = split_name(board.by) or (None, board.by)
+    file = f"eval/keep/{kept}_tuned.jsonl" if kept else "eval/tuned.jsonl"
+    answers = [cast("list[AnswerRecord]", read_jsonl(row.path / file)) for row in ranked]
+    snapshot = read_yaml(ranked[0].path / "snapshot.yaml")
+    try:
+        if score in ("loss", LOSS):
+            metrics, score = MetricSet({}), LOSS
+        else:
+            section = snapshot["evaluation"]["keep"][kept]["metrics"] if kept else snapshot.get("metrics")
+            metrics = metric_set(section).only(score)
+    except (UserError, KeyError, TypeError) as error:
+        board.notes.append(f"No interval of the differences: {error}.")
+        return {}
+    found = [(row.run, differences(metrics, answers[0], own).get(score)) for row, own in zip(ranked[1:], answers[1:], strict=True)]
+    return {run: gap for run, gap in found if gap}
+
+
+def _note_rows(board: Leaderboard) -> None:
+    """How many references the rows have, and what the base model scored on each kept set."""
+    references = {r.counts["references_per_row"] for r in board.finished if r.counts}
+    if references:
+        low, high = min(references), max(references)
+        board.notes.append(f"References per row: {low:g}{f' to {high:g}' if high > low else ''}.")
+    for name in board.main_kept:
+        before = {numbers.metric(r.summary["base_metrics"][name]) for r in board.rows if is_number((r.summary.get("base_metrics") or {}).get(name))}
+        if before:
+            board.notes.append(f"Kept, {board.labels[name]}, before training: {' or '.join(sorted(before))}.")
 
 
 def _ranking_value(by: str | None, runs: Sequence[Path], summaries: Sequence[Summary], plan: SweepPlan) -> str:

@@ -50,19 +50,20 @@ def _measured(board: Leaderboard) -> list[str]:
 
 
 def markdown(board: Leaderboard) -> str:
-    head = ["run", *board.keys, "status", "base", board.label, *(["rows"] if board.counted else []), "loss", "trainable", "time", "scale",
-            "peak memory", "samples/s", ""]  # fmt: skip
+    gap = any(r.to_best for r in board.rows)
+    head = ["run", *board.keys, "status", "base", board.label, *(["to the best"] if gap else []), *(["rows"] if board.counted else []),
+            *(board.labels[m] for m in board.kept), "loss", "trainable", "time", "scale", "peak memory", "samples/s", ""]  # fmt: skip
     lines = [f"# {board.name}: {len(board.rows)} runs, ranked by {board.label}", "", *_head(head)]
     for r in board.rows:
         run = f"[{cell(r.run)}]({r.run.replace(' ', '%20')}/report.html)" if r.report else cell(r.run)
-        figures = [numbers.metric(r.base), numbers.metric(r.score), *([r.answered] if board.counted else []), numbers.metric(r.loss), numbers.count(r.trainable),
-                   numbers.duration(r.seconds), numbers.plain(r.scale), numbers.memory(r.memory), numbers.plain(r.speed)]  # fmt: skip
+        figures = [numbers.metric(r.base), numbers.metric(r.score), *([numbers.difference(r.to_best)] if gap else []), *([r.answered] if board.counted else []),
+                   *(numbers.metric(r.metrics.get(m)) for m in board.kept), numbers.metric(r.loss), numbers.count(r.trainable), numbers.duration(r.seconds), numbers.plain(r.scale), numbers.memory(r.memory), numbers.plain(r.speed)]  # fmt: skip
         lines.append(table_line([run, *map(cell, r.values), cell(r.status), *figures, ", ".join([*r.marks, *map(cell, r.flags)])]))
     if board.groups:
-        lines += ["", "## Over seeds", "", *_head([*board.setting_keys, "seeds", board.label, "spread", "loss", "trainable", "scale", ""])]
+        lines += ["", "## Over seeds", "", *_head([*board.setting_keys, "seeds", board.label, "spread", *(board.labels[m] for m in board.kept), "loss", "trainable", "scale", ""])]
         for g in board.groups:
-            lines.append(table_line([*map(cell, g.values), str(g.n), numbers.metric(g.mean), numbers.metric(g.sd), numbers.metric(g.loss),
-                                     numbers.count(g.trainable), numbers.plain(g.scale), ", ".join(g.marks)]))  # fmt: skip
+            lines.append(table_line([*map(cell, g.values), str(g.n), numbers.metric(g.mean), numbers.metric(g.sd), *(numbers.metric(g.metrics.get(m)) for m in board.kept),
+                                     numbers.metric(g.loss), numbers.count(g.trainable), numbers.plain(g.scale), ", ".join(g.marks)]))  # fmt: skip
     return "\n".join([*lines, *(f"\n{cell(note)}" for note in board.notes)]) + "\n"
 
 
@@ -75,12 +76,14 @@ def table(board: Leaderboard) -> str:
     out = io.StringIO()
     metrics = _measured(board)
     writer = csv.writer(out, lineterminator="\n")
-    counts = ("rows", "truncated", "left_out") if board.counted else ()
-    writer.writerow(["run", "status", *board.keys, "eval_loss", *metrics, *counts, "trainable_parameters", "scale", "peak_memory_mb", "seconds",
+    counts = ("rows", "references_per_row", "truncated", "left_out") if board.counted else ()
+    gap = ("to_best", "to_best_low", "to_best_high", "to_best_p") if any(r.to_best for r in board.rows) else ()
+    writer.writerow(["run", "status", *board.keys, "eval_loss", *metrics, *gap, *counts, "trainable_parameters", "scale", "peak_memory_mb", "seconds",
                      "samples_per_second", "marks", "flags", "reason"])  # fmt: skip
     for r in board.rows:
-        counted = [r.counts["rows"], r.counts["truncated"], r.counts["left_out"]] if r.counts else [None] * len(counts)
-        values = [r.loss, *(r.metrics.get(m) for m in metrics), *counted, r.trainable, r.scale, r.memory, r.seconds, r.speed]
+        counted = [r.counts["rows"], r.counts["references_per_row"], r.counts["truncated"], r.counts["left_out"]] if r.counts else [None] * len(counts)
+        gaps = [r.to_best["value"], r.to_best["low"], r.to_best["high"], r.to_best["p"]] if r.to_best else [None] * len(gap)
+        values = [r.loss, *(r.metrics.get(m) for m in metrics), *gaps, *counted, r.trainable, r.scale, r.memory, r.seconds, r.speed]
         # a spreadsheet would take a text that starts with one of these for a formula
         words = [f"'{w}" if w[:1] in ("=", "+", "@") else w for w in [r.run, r.status, *map(str, r.values)]]
         writer.writerow([*words, *("" if v is None else v for v in values), "; ".join(r.marks), "; ".join(r.flags), r.reason])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TypeGuard
 
+from ..common.records import Difference
+
 MISSING = "-"  # shown for a value that is absent or not finite
 
 
@@ -26,6 +28,21 @@ def plain(value: object) -> str:
 def change(base: object, tuned: object) -> str:
     """tuned - base with its sign."""
     return f"{tuned - base:+.3f}" if is_number(base) and is_number(tuned) else MISSING
+
+
+def interval(gap: Difference | None) -> str:
+    """The interval of a difference: `-0.012 to +0.034`; "" without one."""
+    return f"{gap['low']:+.3f} to {gap['high']:+.3f}" if gap else ""
+
+
+def difference(gap: Difference | None) -> str:
+    """A difference with its interval: `-0.010 (-0.030 to +0.012)`."""
+    return f"{gap['value']:+.3f} ({interval(gap)})" if gap else MISSING
+
+
+def p_value(gap: Difference | None) -> str:
+    """p with three decimals, at least 0.001; "" without one."""
+    return f"{max(gap['p'], 0.001):.3f}" if gap else ""
 
 
 def count(value: object) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..common.files import read_jsonl
-from ..common.records import AnswerCounts, MetricValues, Summary
+from ..common.records import AnswerCounts, Difference, MetricValues, Summary
+from ..evaluation.resampling import is_noise
 from . import numbers
 from .numbers import is_number
 
-BEST, CHEAPEST = "best", "cheapest within 1 s.e."
+BEST, CHEAPEST, NOISE = "best", "cheapest within 1 s.e.", "within noise of the best"
 
 # Settings whose difference makes runs not comparable, and why.
 ORDER = ("seed", "trainer.per_device_train_batch_size", "trainer.gradient_accumulation_steps", "trainer.train_sampling_strategy")
@@ -26,7 +27,8 @@ class RankedRun:
     """One run. run: its path below the folder. values: of the board's keys. score, base: the ranking value, tuned and base model.
 
     scale: largest effective scale of the adapter. memory: peak in MiB. speed: samples per second. report: whether report.html
-    exists. settings: all of snapshot.yaml, flattened. flags: what makes it not comparable.
+    exists. settings: all of snapshot.yaml, flattened. flags: what makes it not comparable. to_best: the difference of its score from the
+    best run's, on the rows that both measured.
     """
 
     run: str
@@ -48,6 +50,7 @@ class RankedRun:
     summary: Summary
     marks: list[str] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
+    to_best: Difference | None = None
 
     @property
     def counts(self) -> AnswerCounts | None:
@@ -86,12 +89,13 @@ class SeedGroup:
         self.memory = mean_sd(r.memory for r in self.rows)[0]
         self.seconds = mean_sd(r.seconds for r in self.rows)[0]
         self.speed = mean_sd(r.speed for r in self.rows)[0]
+        self.metrics = {name: mean for name in {n: 0 for r in self.rows for n in r.metrics} if (mean := mean_sd(r.metrics.get(name) for r in self.rows)[0]) is not None}
 
 
 @dataclass
 class Leaderboard:
     """Runs of a folder, the best first. by: the ranking value; sign: 1 if lower is better, else -1. keys: columns of settings.
-    labels: of all metrics that were measured, by name.
+    labels: of all metrics that were measured, by name. kept: those of the sets of evaluation.keep; main_kept: the main one of each set.
 
     sweep: whether the folder is a sweep's. differing: all settings that differ. groups: by setting, if it was run with several seeds.
     """
@@ -107,6 +111,8 @@ class Leaderboard:
     differing: list[str]
     notes: list[str] = field(default_factory=list)
     groups: list[SeedGroup] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    main_kept: list[str] = field(default_factory=list)
 
     @property
     def sign(self) -> int:
@@ -171,6 +177,17 @@ def mark(board: Leaderboard) -> None:
     cheapest.marks.append(CHEAPEST)
     over = f"{best.n} seeds" if isinstance(best, SeedGroup) else "the held-out rows"
     board.notes.append(f"One standard error of the best's {board.label} over {over}: {error:.3g}.")
+
+
+def mark_noise(board: Leaderboard, gaps: Mapping[str, Difference]) -> None:
+    """Mark the runs whose difference from the best is within noise. gaps: that difference by the run's name."""
+    for row in board.finished:
+        row.to_best = gaps.get(row.run)
+        if is_noise(row.to_best):
+            row.marks.append(NOISE)
+    if gaps:
+        most = max(gap["resamples"] for gap in gaps.values())
+        board.notes.append(f"Within noise of the best: the 95 % interval of the difference, by a paired bootstrap over the rows of both ({most:,} resamples), holds 0.")
 
 
 def _row_error(row: RankedRun, by: str) -> float | None:

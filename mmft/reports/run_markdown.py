@@ -37,10 +37,12 @@ def markdown(run_dir: Path) -> str:
     absent = [f"`{name}` ({what})" for name, what in RUN_FILES.items() if not (run_dir / name).is_file()]
     parts += [f"Not in this run directory: {', '.join(absent)}."] if absent else []
     parts += ["## Loss", "![Training and held-out loss](loss_curve.png)"] if (run_dir / "loss_curve.png").is_file() else []
-    metrics = metric_rows(summary)
-    if metrics:
-        parts += ["## Base against tuned", table(("metric", "base", "tuned", "change"), [[m["label"], m["base"], m["tuned"], m["change"]] for m in metrics])]
-        parts += answer_notes(summary)
+    for kept in (None, *(summary.get("keep") or {})):
+        if metrics := metric_rows(summary, kept):
+            head = ("metric", "base", "tuned", "change", "95 % interval", "p")
+            parts += ["## Base against tuned" if kept is None else f"## Kept: {cell(kept)}, base against tuned"]
+            parts += [table(head, [[m["label"], m["base"], m["tuned"], m["change"], m["interval"], m["p"]] for m in metrics])]
+            parts += answer_notes(summary, kept)
     rows = plan_rows(plan)
     if rows:
         head = ("part", "layers adapted", "r", "scale", "trainable", "parameters")

@@ -11,6 +11,7 @@ from typing import Any, TypedDict, cast
 
 from ..common.files import read_json, read_text
 from ..common.records import AnswerRecord, PlanReport, SamplesEntry, Summary
+from ..evaluation.resampling import is_noise
 from . import answers, numbers
 from .answers import AnswerPair, Piece, Verdict
 from .confusion import confusion_table
@@ -19,7 +20,7 @@ from .loss_curve import write_curve
 from .numbers import is_number
 from .pictures import ShownPictures, shown_pictures
 from .run_files import flatten, read_answers, read_samples
-from .tables import answer_notes, expert_notes, info_of, main_metrics, metric_names, metric_rows, plan_rows
+from .tables import answer_notes, change_kind, expert_notes, info_of, main_kept, main_metrics, metric_names, metric_rows, of_set, plan_rows
 
 MAX_SAMPLES = 24  # held-out samples shown, see answers.select
 PICTURES_PER_SAMPLE = 4
@@ -112,8 +113,10 @@ def view(run_dir: Path) -> dict[str, Any]:
         "absent": absent,
         "cards": cards(summary, tuned or base),
         "curve": curve_uri(run_dir),
-        "metrics": metric_rows(summary),
-        "answer_notes": answer_notes(summary),
+        "figures": [
+            {"title": f"Kept: {kept}, base against tuned" if kept else "Base against tuned", "metrics": rows, "notes": answer_notes(summary, kept)}
+            for kept in (None, *(summary.get("keep") or {})) if (rows := metric_rows(summary, kept))
+        ],
         "measured": len(tuned or base),
         "plan": plan_rows(plan),
         "plan_total": plan,
@@ -149,16 +152,24 @@ def cards(summary: Summary, rows: Sequence[AnswerRecord]) -> list[Card]:
     base, tuned = summary.get("base_metrics") or {}, summary.get("metrics") or {}
     result: list[Card] = []
 
-    def compare(label: str, a: object, b: object, lower_is_better: bool = False) -> None:
+    def compare(name: str, label: str, a: object, b: object, lower_is_better: bool = False) -> None:
         if is_number(a) or is_number(b):
-            kind = "" if not (is_number(a) and is_number(b)) or a == b else "good" if (b > a) != lower_is_better else "bad"
+            gap = (summary.get("gains") or {}).get(name)
+            kind = change_kind(a, b, not lower_is_better, gap)
             note = "base \u2192 tuned" if is_number(a) else "tuned"
+            note += ", within noise" if is_noise(gap) else ""
             result.append({"label": label, "base": numbers.metric(a) if is_number(a) else "", "value": numbers.metric(b), "note": note, "kind": kind})
 
     for name in main_metrics(rows, metric_names([base, tuned])):
         info = info_of(name, summary.get("metric_info") or {})
-        compare(info["label"], base.get(name), tuned.get(name), not info["higher_is_better"])
-    compare("Held-out loss", summary.get("base_eval_loss"), summary.get("eval_loss"), lower_is_better=True)
+        compare(name, info["label"], base.get(name), tuned.get(name), not info["higher_is_better"])
+    compare("eval_loss", "Held-out loss", summary.get("base_eval_loss"), summary.get("eval_loss"), lower_is_better=True)
+    for kept in summary.get("keep") or {}:
+        if not of_set(tuned or base, kept):
+            continue
+        name = main_kept(list(tuned or base), kept)
+        info = info_of(name, summary.get("metric_info") or {})
+        compare(name, f"Kept, {info['label']}", base.get(name), tuned.get(name), not info["higher_is_better"])
     trainable, total = summary.get("trainable_parameters"), summary.get("total_parameters")
     speed = summary.get("samples_per_second")
     for label, value, note in (

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict, TypeVar
 
-from ..common.records import AnswerCounts, AnswerRecord, EvaluationSummary, MetricInfo, MetricValues, PlanReport, Summary
+from ..common.records import AnswerCounts, AnswerRecord, Difference, EvaluationSummary, MetricInfo, MetricValues, PlanReport, Summary
+from ..config.keep import own_scores, split_name
 from ..evaluation.metrics.defaults import default_metrics
+from ..evaluation.resampling import is_noise
 from . import numbers
 from .numbers import is_number
+
+T = TypeVar("T")
 
 DEFAULT_INFO: dict[str, MetricInfo] = {
     score.name: {"label": score.label, "higher_is_better": score.higher_is_better, "top": score.top} for score in default_metrics().scores
@@ -16,7 +20,11 @@ DEFAULT_INFO: dict[str, MetricInfo] = {
 
 
 class MetricRow(TypedDict):
-    """A metric of base and tuned model. kind: good, bad or "" (the change). bars: percent of the best score; None without one."""
+    """A metric of base and tuned model.
+
+    kind: good, bad or "" (a change that is within noise, or none). interval, p: of the change; "" where they are not known.
+    bars: percent of the best score; None without one.
+    """
 
     label: str
     name: str
@@ -24,21 +32,27 @@ class MetricRow(TypedDict):
     tuned: str
     change: str
     kind: str
+    interval: str
+    p: str
     bars: list[float | None] | None
 
 
-def answer_notes(summary: Summary | EvaluationSummary) -> list[str]:
-    """What stands next to the metrics: rows, references per row, rows left out, answers that reached the limit of new tokens."""
-    counts = {name: c for name, c in (("base", summary.get("base_answer_counts")), ("tuned", summary.get("answer_counts"))) if c}
+def answer_notes(summary: Summary | EvaluationSummary, kept: str | None = None) -> list[str]:
+    """What stands next to the metrics: rows, references per row, rows left out, answers that reached the limit of new tokens, and how the
+    intervals were made. kept: of this set of evaluation.keep.
+    """
+    source: Mapping[str, Any] = summary if kept is None else (summary.get("keep") or {}).get(kept) or {}
+    counts: dict[str, AnswerCounts] = {name: c for name, c in (("base", source.get("base_answer_counts")), ("tuned", source.get("answer_counts"))) if c}
     if not counts:
         return []
     notes = [rows_note(list(counts.values())[-1])]
     truncated = {name: c["truncated"] for name, c in counts.items()}
-    limit, longest = summary.get("max_new_tokens"), summary.get("longest_reference") or 0
+    limit, longest = source.get("max_new_tokens"), source.get("longest_reference") or 0
     if any(truncated.values()):
         each = f"{truncated['tuned']}" if list(truncated) == ["tuned"] else ", ".join(f"{name} {n}" for name, n in truncated.items())
         notes.append(f"Answers cut off at {f'{limit} tokens' if limit else 'the limit'} (generation.max_new_tokens): {each}.")
-    notes += metric_notes(summary.get("metric_info") or {})
+    notes += metric_notes(of_set(summary.get("metric_info") or {}, kept))
+    notes += interval_notes(of_set(summary.get("gains") or {}, kept))
     if limit and longest > limit:
         notes.append(f"The longest reference has {longest} tokens, more than generation.max_new_tokens={limit}; generation.max_new_tokens=auto fits it.")
     return notes
@@ -48,6 +62,24 @@ def metric_notes(info: Mapping[str, MetricInfo]) -> list[str]:
     """The notes of the metrics, and which of them have no value for some rows."""
     notes = [f"{one['label']}: {one['note']}." for one in info.values() if one.get("note")]
     return notes + [f"{one['label']}: no value for {one['missing']} rows." for one in info.values() if one.get("missing")]
+
+
+def interval_notes(gaps: Mapping[str, Difference]) -> list[str]:
+    """How the intervals were made."""
+    if not gaps:
+        return []
+    most = max(gap["resamples"] for gap in gaps.values())
+    fewer = [f"{name} {gap['resamples']}" for name, gap in gaps.items() if gap["resamples"] < most]
+    also = f" ({', '.join(fewer)})" if fewer else ""
+    return [f"95 % interval and p of the change: paired bootstrap over the rows, {most:,} resamples{also}. A change is within noise where the interval holds 0."]
+
+
+def of_set(values: Mapping[str, T], kept: str | None) -> dict[str, T]:
+    """The entries of the run's own data, or those of a set of evaluation.keep under the names of their scores."""
+    names = {name: split_name(name) for name in values}
+    if kept is None:
+        return {name: value for name, value in values.items() if names[name] is None}
+    return {found[1]: values[name] for name, found in names.items() if found and found[0] == kept}
 
 
 def rows_note(counts: AnswerCounts) -> str:
@@ -77,16 +109,23 @@ def info_of(name: str, recorded: Mapping[str, MetricInfo]) -> MetricInfo:
 
 def main_metrics(rows: Sequence[AnswerRecord], measured: Sequence[str]) -> Sequence[str]:
     """The two most telling metrics: CIDEr and ROUGE-L for captions (references of five words and more), exact match and token F1 for
-    answers; the first two that were measured where these were not.
+    answers; the first two that were measured where these were not. Never those of a kept set.
     """
+    measured = own_scores(measured)
     lengths = sorted(len(str(r).split()) for row in rows for r in (row.get("references") or ())[:1])
     usual = ("cider", "rouge_l") if lengths and lengths[len(lengths) // 2] >= 5 else ("exact_match", "token_f1")
     return usual if not measured or set(usual) & set(measured) else measured[:2]
 
 
-def change_kind(base: object, tuned: object, higher_is_better: bool) -> str:
-    """good, bad, or "" where either is missing or both are equal as shown."""
-    if not is_number(base) or not is_number(tuned) or round(base, 3) == round(tuned, 3):
+def main_kept(measured: Sequence[str], kept: str) -> str:
+    """The most telling score of a kept set: CIDEr or exact match, else the first that was measured on it; `measured` has one."""
+    names = {found[1]: name for name in measured if (found := split_name(name)) and found[0] == kept}
+    return next((names[score] for score in ("cider", "exact_match") if score in names), next(iter(names.values())))
+
+
+def change_kind(base: object, tuned: object, higher_is_better: bool, gap: Difference | None = None) -> str:
+    """good, bad, or "" where either is missing, both are equal as shown, or the difference is within noise."""
+    if not is_number(base) or not is_number(tuned) or round(base, 3) == round(tuned, 3) or is_noise(gap):
         return ""
     return "good" if (tuned > base) == higher_is_better else "bad"
 
@@ -97,26 +136,30 @@ def metric_names(values: Sequence[Mapping[str, object]]) -> list[str]:
     return [m for m in DEFAULT_INFO if m in names] + [m for m in names if m not in DEFAULT_INFO]
 
 
-def metric_rows(summary: Summary | EvaluationSummary) -> list[MetricRow]:
-    """One row for each metric of either model, the held-out loss last."""
-    base: MetricValues = summary.get("base_metrics") or {}
-    tuned: MetricValues = summary.get("metrics") or {}
+def metric_rows(summary: Summary | EvaluationSummary, kept: str | None = None) -> list[MetricRow]:
+    """One row for each metric of either model, the held-out loss last. kept: on this set of evaluation.keep."""
+    base: MetricValues = of_set(summary.get("base_metrics") or {}, kept)
+    tuned: MetricValues = of_set(summary.get("metrics") or {}, kept)
+    gains, infos = of_set(summary.get("gains") or {}, kept), of_set(summary.get("metric_info") or {}, kept)
+    losses = (summary.get("base_eval_loss"), summary.get("eval_loss")) if kept is None else (base.get("loss"), tuned.get("loss"))
     rows = []
     for name in metric_names([base, tuned]):
-        info = info_of(name, summary.get("metric_info") or {})
-        label = info["label"] if info["higher_is_better"] else f"{info['label']} (lower is better)"
-        rows.append(_row(label, name, base.get(name), tuned.get(name), info["top"], info["higher_is_better"]))
-    losses = summary.get("base_eval_loss"), summary.get("eval_loss")
+        if kept is not None and name == "loss":
+            continue
+        info = info_of(name, infos)
+        label = info["label"].removeprefix(f"{kept}: ")
+        label = label if info["higher_is_better"] else f"{label} (lower is better)"
+        rows.append(_row(label, name, base.get(name), tuned.get(name), info["top"], info["higher_is_better"], gains.get(name)))
     if any(map(is_number, losses)):
-        rows.append(_row("Held-out loss (lower is better)", "eval_loss", *losses, None, False))
+        rows.append(_row("Held-out loss (lower is better)", "eval_loss", *losses, None, False, gains.get("eval_loss" if kept is None else "loss")))
     return rows
 
 
-def _row(label: str, name: str, base: object, tuned: object, top: float | None, higher_is_better: bool) -> MetricRow:
+def _row(label: str, name: str, base: object, tuned: object, top: float | None, higher_is_better: bool, gap: Difference | None) -> MetricRow:
     bars = [100 * min(max(v / top, 0), 1) if is_number(v) else None for v in (base, tuned)] if top else None
     return {
         "label": label, "name": name, "base": numbers.metric(base), "tuned": numbers.metric(tuned), "change": numbers.change(base, tuned),
-        "kind": change_kind(base, tuned, higher_is_better), "bars": bars,
+        "kind": change_kind(base, tuned, higher_is_better, gap), "interval": numbers.interval(gap), "p": numbers.p_value(gap), "bars": bars,
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from ..common.records import EvaluationSummary, PlanReport, Summary
 from . import answers, numbers
 from .answers_page import Side, figure_rows, side_notes
 from .numbers import is_number
-from .ranking import BEST, CHEAPEST, Leaderboard, RankedRun, SeedGroup
+from .ranking import BEST, CHEAPEST, NOISE, Leaderboard, RankedRun, SeedGroup
 from .tables import answer_notes, expert_notes, metric_rows, plan_rows
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 WIDTH = 80
+MAX_KEPT = 2  # sets of evaluation.keep with a column in the terminal's leaderboard; its page has all
 COLOURS = {"good": "green", "near": "yellow", "bad": "red", "none": "dim", "": ""}
 # Keys of summary.json's times during a run and the words shown for them.
 STAGES = {"load": "load", "cache": "features", "measure_base": "base", "train": "train", "measure_tuned": "tuned"}
@@ -26,15 +27,23 @@ STAGES = {"load": "load", "cache": "features", "measure_base": "base", "train": 
 # --- a run ------------------------------------------------------------------------------------------------------
 
 
-def results_table(summary: Summary | EvaluationSummary) -> Table:
-    """Base metrics against the tuned ones: metric, base, tuned, change."""
+def results_tables(summary: Summary | EvaluationSummary) -> list[Table]:
+    """Base metrics against the tuned ones: metric, base, tuned, change and its interval; of the run's own data, then of each kept set."""
+    return [_results_table(summary, kept) for kept in (None, *(summary.get("keep") or {})) if metric_rows(summary, kept)]
+
+
+def _results_table(summary: Summary | EvaluationSummary, kept: str | None) -> Table:
     from rich.text import Text
 
-    table = new_table("Held-out rows: base against tuned", ("metric", "base", "tuned", "change"))
-    for row in metric_rows(summary):
+    rows = metric_rows(summary, kept)
+    compared = ("95 % interval", "p") if any(row["interval"] for row in rows) else ()
+    table = new_table("Held-out rows: base against tuned" if kept is None else f"Kept: {kept}, base against tuned", ("metric", "base", "tuned", "change", *compared))
+    for row in rows:
         name = "loss" if row["name"] == "eval_loss" else row["name"]
-        table.add_row(Text(name), row["base"], Text(row["tuned"], "bold"), Text(row["change"], COLOURS[row["kind"]]))
-    table.caption = Text("\n".join(answer_notes(summary))) if answer_notes(summary) else None
+        further = (row["interval"], row["p"])[: len(compared)]
+        table.add_row(Text(name), row["base"], Text(row["tuned"], "bold"), Text(row["change"], COLOURS[row["kind"]]), *further)
+    notes = answer_notes(summary, kept)
+    table.caption = Text("\n".join(notes)) if notes else None
     return table
 
 
@@ -95,7 +104,8 @@ def leaderboard_table(board: Leaderboard) -> Table:
     keys = board.setting_keys if grouped else board.keys
     score = f"{board.by} (n)" if grouped else board.by
     with_loss = board.by != "eval_loss"
-    columns = ("what differs", "base", score, *(["loss"] if with_loss else []), "params", "scale", "time")
+    kept = [name for name in board.main_kept if name != board.by][:MAX_KEPT]
+    columns = ("what differs", "base", score, *(["loss"] if with_loss else []), *(board.labels[name] for name in kept), "params", "scale", "time")
     table = new_table(f"{board.name}: {len(board.rows)} runs, ranked by {board.label}", columns)
     table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
 
@@ -106,12 +116,12 @@ def leaderboard_table(board: Leaderboard) -> Table:
             if not board.sweep or not differs:  # a point of a sweep is named by what differs already
                 differs = f"{r.run}  {differs}" if differs else r.run
             differs += "" if finished else f" {r.status}"
-        signs = "".join(sign for mark, sign in ((BEST, "*"), (CHEAPEST, "+")) if mark in r.marks)
+        signs = "".join(sign for mark, sign in ((BEST, "*"), (CHEAPEST, "+"), (NOISE, "~")) if mark in r.marks)
         flag = "  (!)" if isinstance(r, RankedRun) and r.flags else ""
         value = numbers.metric(r.score) if isinstance(r, RankedRun) else f"{numbers.metric(r.mean)} \u00b1 {numbers.metric(r.sd)} ({r.n})"
         table.add_row(Text(f"{signs or ' '} {differs}{flag}"), numbers.metric(r.base), Text(value, "bold"), *([numbers.metric(r.loss)] if with_loss else []),
-                      numbers.count(r.trainable), numbers.plain(r.scale), numbers.duration(r.seconds), style=None if finished else "dim")  # fmt: skip
-    legend = ["* best", "+ cheapest within one standard error of it", *(["(!) not on equal terms"] if any(r.flags for r in board.rows) else [])]
+                      *(numbers.metric(r.metrics.get(name)) for name in kept), numbers.count(r.trainable), numbers.plain(r.scale), numbers.duration(r.seconds), style=None if finished else "dim")  # fmt: skip
+    legend = ["* best", "+ cheapest within one standard error of it", *(["~ within noise of the best"] if any(NOISE in r.marks for r in board.rows) else []), *(["(!) not on equal terms"] if any(r.flags for r in board.rows) else [])]
     table.caption = Text("\n".join([", ".join(legend), *board.notes]))
     return table
 
@@ -161,14 +171,17 @@ def _marked(text: str, reference: str | None) -> Text:
     return Text.assemble(*((piece, "red" if kind == "extra" else "") for kind, piece in pieces if kind != "missing"))
 
 
-def figures_table(sides: Sequence[Side]) -> Table:
-    """Metrics over the shown samples, a column for each side; of two sides the change."""
+def figures_table(sides: Sequence[Side], title: str = "") -> Table:
+    """Metrics over the rows of the sides, a column for each; of two sides the change and its interval."""
     from rich.text import Text
 
-    two = len(sides) == 2
-    table = new_table(f"Over these {len(sides[0].rows)} samples", ("metric", *(s.label for s in sides), *(("change",) if two else ())))
-    for row in figure_rows(sides):
-        table.add_row(row["name"], *row["values"], *((Text(row["change"] or numbers.MISSING, COLOURS[row["kind"]]),) if two else ()))
+    rows = figure_rows(sides)
+    two, compared = len(sides) == 2, any(row["interval"] for row in rows)
+    head = ("metric", *(s.label for s in sides), *(("change",) if two else ()), *(("95 % interval", "p") if compared else ()))
+    table = new_table(title or f"Over these {len(sides[0].rows)} samples", head)
+    for row in rows:
+        change = (Text(row["change"] or numbers.MISSING, COLOURS[row["kind"]]),) if two else ()
+        table.add_row("loss" if row["name"] == "eval_loss" else row["name"], *row["values"], *change, *((row["interval"], row["p"]) if compared else ()))
     table.caption = Text("\n".join(side_notes(sides)))
     return table
 

@@ -32,6 +32,7 @@ from .directory import Run
 if TYPE_CHECKING:
     from ..data.sample import Sample
     from ..evaluation.evaluate import Evaluator
+    from ..evaluation.kept import KeptSet
 
 FIXED = ("model", "collator", "lora", "trainer", "seed", "experiment")  # config groups and keys that a command cannot change for a run
 
@@ -62,13 +63,14 @@ class OpenedRun:
         with self.model.disable_adapter():
             yield self.model
 
-    def evaluator(self, rows: Sequence[Sample]) -> Evaluator:
-        """An evaluator of `rows` with the run's collator and generation settings."""
+    def evaluator(self, rows: Sequence[Sample], kept: KeptSet | None = None) -> Evaluator:
+        """An evaluator of `rows` with the run's collator, and with the run's or a kept set's metrics and generation settings."""
         from ..evaluation.evaluate import Evaluator
 
         settings = self.settings
-        return Evaluator(rows, self.collator, settings["generation"], settings["evaluation"]["batch_size"],
-                         settings["trainer"].get("per_device_eval_batch_size", 8), metrics=metric_set(settings.get("metrics")))  # fmt: skip
+        generation, metrics = (kept.generation, kept.metrics) if kept else (settings["generation"], metric_set(settings.get("metrics")))
+        return Evaluator(rows, self.collator, generation, settings["evaluation"]["batch_size"],
+                         settings["trainer"].get("per_device_eval_batch_size", 8), metrics=metrics)  # fmt: skip
 
 
 def open_any(path: str | Path | None, cfg: DictConfig, overrides: list[str], checkpoint: int | None = None) -> OpenedRun:
@@ -124,6 +126,11 @@ def run_config(path: str | Path, cfg: DictConfig, overrides: list[str]) -> tuple
     """The run and its own config, with the data, evaluation and generation keys of the command. Raises UserError."""
     folder = run_folder(path)
     kept = read_snapshot(folder)
+    environment = read_json(folder / "env.json")
+    auto = kept.generation.get("max_new_tokens") == AUTO
+    for name, section in (kept.evaluation.get("keep") or {}).items():
+        if auto and section.max_new_tokens is None:  # the limit that training derived
+            section.max_new_tokens = (environment.get("kept_max_new_tokens") or {}).get(name)
     for word in overrides:
         key = word.partition("=")[0].lstrip("+~")
         head = key.split(".")[0].split("@")[0]
@@ -135,9 +142,11 @@ def run_config(path: str | Path, cfg: DictConfig, overrides: list[str]) -> tuple
         elif key in ("data", "metrics"):
             kept[key] = cfg[key]
         elif head in ("data", "evaluation", "generation", "metrics"):
-            OmegaConf.update(kept, key, OmegaConf.select(cfg, key), force_add=True)
+            OmegaConf.update(kept, key, OmegaConf.select(cfg, key), merge=False, force_add=True)
     if kept.generation.get("max_new_tokens") == AUTO:  # the limit that training derived, whatever rows this command has
-        kept.generation.max_new_tokens = read_json(folder / "env.json").get("max_new_tokens") or AUTO
+        kept.generation.max_new_tokens = environment.get("max_new_tokens") or AUTO
+        for section in (kept.evaluation.get("keep") or {}).values():
+            section.max_new_tokens = section.max_new_tokens or AUTO
     kept.output_dir = cfg.output_dir
     check(kept)  # while its task is still the training, so that every key is checked
     kept.task = cfg.task

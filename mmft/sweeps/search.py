@@ -12,7 +12,7 @@ from ..config import compose, sweep_overrides
 from ..config.build import build
 from ..config.command import Command
 from ..config.plain import to_plain
-from ..config.validate import metric_directions
+from ..config.validate import score_directions
 from ..system.console import set_up_logging
 from .directory import Point, Sweep, point_name
 from .optuna_study import library
@@ -36,7 +36,7 @@ def run_search(command: Command, settings: DictConfig, launch: Launcher) -> list
     fixed = [word for word in asked if word.split("=", 1)[0] not in searched]
     keys = [o.key_or_group for o in space]
     sweep = Sweep(Path(first.output_dir) / "sweeps" / sweep_name(command, first, keys))
-    study = build(settings, "hydra.sweeper", sweep_dir=sweep.path, objective=first.objective, space=space, directions=metric_directions(to_plain(first.metrics)))
+    study = build(settings, "hydra.sweeper", sweep_dir=sweep.path, objective=first.objective, space=space, directions=score_directions(to_plain(first)))
     log.info("%-14s %s", "search", sweep.path)
 
     def add_point(words: list[str]) -> Point:

@@ -42,8 +42,9 @@ class Compare:
 
     def __call__(self, cfg: DictConfig, overrides: list[str]) -> list[Side] | None:
         """Write the page and return the sides; None from ui=true. Raises UserError; Incomplete if an input could not be answered."""
+        from ..evaluation.metrics.base import MetricSet
         from ..evaluation.metrics.defaults import metric_set
-        from ..runs.answers import add_metrics, drop_unanswered, label_runs, run_sides
+        from ..runs.answers import add_metrics, drop_unanswered, label_runs, measured_sides, run_sides
 
         paths = [str(p) for p in (self.run if isinstance(self.run, list) else [self.run])]
         run, run_cfg = self._check_runs(paths, cfg, overrides)
@@ -62,9 +63,12 @@ class Compare:
             complain(reason)
         if not sides[0].rows:
             raise UserError("none of the inputs could be answered; nothing was written")
-        add_metrics(sides, metric_set(to_plain(run_cfg.get("metrics"))))
-        print_tables(sides)
-        write_page(page, run, sides, description, self.out is not None)
+        metrics = metric_set(to_plain(run_cfg.get("metrics")))
+        add_metrics(sides, metrics)
+        kept = {name: MetricSet.from_config(to_plain(section.metrics)) for name, section in (run_cfg.evaluation.get("keep") or {}).items()}
+        measured = measured_sides([Run(Path(path)) for path in paths], metrics, kept) if self.input is None and self.checkpoint is None else []
+        print_tables(sides, measured)
+        write_page(page, run, sides, measured, description, self.out is not None)
         run.record("compare", overrides, [page])
         log.info("\npage  %s", page)
         if reasons:
@@ -133,14 +137,16 @@ def sample_indices(index: object, n: int, split: str | None) -> list[int]:
     return list(dict.fromkeys(indices))
 
 
-def print_tables(sides: list[Side]) -> None:
-    """Print the sides, their answers, and their metrics if there are any."""
+def print_tables(sides: list[Side], measured: list[list[Side]]) -> None:
+    """Print the sides, their answers, their metrics if there are any, and what was measured on all held-out rows."""
+    from ..reports.answers_page import measured_title
     from ..reports.terminal import figures_table, samples_table, show, sides_table
 
-    show(sides_table(sides), samples_table(sides), *([figures_table(sides)] if sides[0].figures else []))
+    figures = [figures_table(sides)] if sides[0].figures else []
+    show(sides_table(sides), samples_table(sides), *figures, *(figures_table(two, measured_title(two)) for two in measured))
 
 
-def write_page(page: Path, run: Run, sides: list[Side], description: str, exclusive: bool) -> None:
+def write_page(page: Path, run: Run, sides: list[Side], measured: list[list[Side]], description: str, exclusive: bool) -> None:
     """Write the page atomically. exclusive: raise UserError if it exists by now."""
     from ..common.files import read_json
     from ..reports.answers_page import comparison_page
@@ -148,7 +154,7 @@ def write_page(page: Path, run: Run, sides: list[Side], description: str, exclus
     from ..reports.tables import plan_rows
 
     parts = plan_rows(cast("PlanReport", read_json(run / "lora_plan.json"))) if len(sides) == 2 and sides[0].label == "base" else []
-    text = comparison_page(" against ".join(s.label for s in sides), description, sides, parts)
+    text = comparison_page(" against ".join(s.label for s in sides), description, sides, parts, measured)
     if exclusive and page.exists():
         raise UserError(f"out={page}: exists already; choose another name or remove it")
     try:

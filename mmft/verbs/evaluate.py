@@ -46,7 +46,8 @@ class Evaluate:
         """Measure, write, and return the metrics. Raises UserError."""
         from ..data.prepare import prepared_data
         from ..data.selection import evaluation_rows
-        from ..evaluation.token_limit import count_answers
+        from ..evaluation.kept import kept_results, kept_sets, merge
+        from ..evaluation.measurement import base_results, measure, tuned_results
         from ..reports import terminal
         from ..runs.open import any_config, open_any
 
@@ -57,40 +58,50 @@ class Evaluate:
         settings = resolved(run_cfg)
         prepared = prepared_data(run_cfg)
         rows = evaluation_rows(prepared, settings["evaluation"])
+        kept = kept_sets(settings)
         opened = open_any(self.run, cfg, overrides, self.checkpoint)
-        summary = self._describe(prepared, len(rows), settings, opened)
+        summary = self._describe(prepared, len(rows), settings, opened, [(k.name, k.prepared.fingerprint, len(k.rows)) for k in kept])
         log.info("%d rows of %s, split %s", len(rows), prepared.manifest["name"], summary["split"])
         evaluator = opened.evaluator(rows)
         evaluator.metrics.check(rows)
         summary["max_new_tokens"], summary["longest_reference"] = evaluator.limit.max_new_tokens, evaluator.limit.longest
         log.info("%-14s %s", "generation", evaluator.limit.note)
-        answers: dict[str, list[AnswerRecord]] = {}
+        evaluators = {k.name: opened.evaluator(k.rows, k) for k in kept}
+        for name, its in evaluators.items():
+            log.info("%-14s %s: %d rows, %s", "kept", name, len(its.rows), its.limit.note)
+        before, kept_before = None, {}
         if self.base:
             with opened.base() as model:
-                summary["base_eval_loss"] = evaluator.loss(model)
-                summary["base_metrics"], answers["base"] = evaluator.measure(model)
-                summary["base_answer_counts"] = count_answers(answers["base"])
-        summary["eval_loss"] = evaluator.loss(opened.model)
-        summary["metrics"], answers["tuned"] = evaluator.measure(opened.model)
-        summary["answer_counts"] = count_answers(answers["tuned"])
-        summary["metric_info"], summary["confusion"] = evaluator.metrics.info(answers["tuned"]), evaluator.metrics.confusion(answers["tuned"])
+                before = measure(evaluator, model)
+                kept_before = {name: measure(its, model) for name, its in evaluators.items()}
+                summary |= base_results(before)
+        tuned = measure(evaluator, opened.model)
+        summary |= tuned_results(evaluator.metrics, tuned, before)
+        answers = {"": tuned.answers, **({"_base": before.answers} if before else {})}
+        for k in kept:
+            after = measure(evaluators[k.name], opened.model)
+            merge(summary, kept_results(k, evaluators[k.name], kept_before.get(k.name), after))
+            answers[f"_keep_{k.name}"] = after.answers
+            if k.name in kept_before:
+                answers[f"_keep_{k.name}_base"] = kept_before[k.name].answers
         summary["seconds"] = round(time.time() - started, 3)
         if run is None:
             run = new_directory(run_cfg, overrides, opened, prepared)
         written = write(run, summary, answers)
         run.record("evaluate", overrides, written)
-        terminal.show(terminal.results_table(summary) if self.base else metrics_table(summary))
+        terminal.show(*(terminal.results_tables(summary) if self.base else metrics_tables(summary)))
         log.info("\nanswers  %s\npage     %s", written[0], written[-1])
         return summary
 
-    def _describe(self, prepared: PreparedData, rows: int, settings: Settings, opened: OpenedRun) -> EvaluationSummary:
-        """What is measured, and the name of its files."""
+    def _describe(self, prepared: PreparedData, rows: int, settings: Settings, opened: OpenedRun, kept: list[tuple[str, str, int]]) -> EvaluationSummary:
+        """What is measured, and the name of its files. kept: name, fingerprint and rows of each kept set."""
         split = settings["evaluation"]["split"]
         identity: dict[str, Any] = {
             "fingerprint": prepared.fingerprint, "split": split, "rows": rows, "checkpoint": self.checkpoint, "base": self.base,
             "generation": {k: v for k, v in settings["generation"].items() if v is not None},
         }  # fmt: skip
-        code = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        hashed = {**identity, **({"keep": kept} if kept else {})}
+        code = hashlib.sha256(json.dumps(hashed, sort_keys=True, default=str).encode()).hexdigest()[:8]
         words = [prepared.manifest["name"], split, f"checkpoint-{self.checkpoint}" if self.checkpoint is not None else "", code]
         described = {
             "name": "_".join(plain_name(w) for w in words if w), **identity, "data": prepared.manifest["name"],
@@ -113,23 +124,30 @@ def new_directory(cfg: DictConfig, overrides: list[str], opened: OpenedRun, prep
 
 
 def write(run: Run, summary: EvaluationSummary, answers: dict[str, list[AnswerRecord]]) -> list[Path]:
-    """Write the evaluation's files and return their paths, the answers first, the page last."""
+    """Write the evaluation's files and return their paths, the answers first, the page last.
+
+    answers: by the end of their file's name; "" for those of the tuned model, "_base" for those of its base.
+    """
     from ..reports.answers_page import evaluation_page
 
     name = summary["name"]
-    written = [run.write_lines(f"eval/{name}{'' if which == 'tuned' else '_base'}.jsonl", answers[which]) for which in reversed(answers)]
+    written = [run.write_lines(f"eval/{name}{end}.jsonl", rows) for end, rows in answers.items()]
     finite: EvaluationSummary = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}  # type: ignore[assignment]  # JSON has no NaN
     written.append(run.write_json(f"eval/{name}.json", finite))
-    written.append(run.write_text(f"eval/{name}.html", evaluation_page(run.name, finite, answers)))
+    written.append(run.write_text(f"eval/{name}.html", evaluation_page(run.name, finite, {"tuned": answers[""], "base": answers.get("_base", [])})))
     return written
 
 
-def metrics_table(summary: EvaluationSummary) -> Table:
-    """The metrics of one model."""
-    from ..reports import numbers, terminal
-    from ..reports.tables import answer_notes
+def metrics_tables(summary: EvaluationSummary) -> list[Table]:
+    """The metrics of one model on its own data, and on each kept set."""
+    from ..reports import terminal
+    from ..reports.tables import answer_notes, metric_rows
 
-    values = {k: numbers.metric(v) for k, v in {**summary["metrics"], "loss": summary["eval_loss"]}.items()}
-    table = terminal.pairs_table(f"{summary['rows']} rows of {summary['data']}, {summary['split']}", values)
-    table.caption = "\n".join(answer_notes(summary))
-    return table
+    tables = []
+    for kept in (None, *(summary.get("keep") or {})):
+        what = summary if kept is None else summary["keep"][kept]
+        name = f"{what['rows']} rows of {what['data']}, {what['split']}"
+        table = terminal.pairs_table(name if kept is None else f"Kept: {kept}, {name}", {"loss" if r["name"] == "eval_loss" else r["name"]: r["tuned"] for r in metric_rows(summary, kept)})
+        table.caption = "\n".join(answer_notes(summary, kept))
+        tables.append(table)
+    return tables

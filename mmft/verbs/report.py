@@ -52,7 +52,7 @@ class Report:
 
         curve = write_curve(folder)
         summary = cast("Summary", read_json(folder / "summary.json"))
-        tables = [terminal.results_table(summary)] if summary.get("metrics") or summary.get("base_metrics") else []
+        tables = terminal.results_tables(summary) if summary.get("metrics") or summary.get("base_metrics") else []
         terminal.show(*tables, *([terminal.summary_table(summary)] if summary else []))
         return [write_report(folder), write_markdown(folder), *([curve] if curve else [])]
 

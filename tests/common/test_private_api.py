@@ -62,6 +62,15 @@ def check_trial_id() -> None:
     assert optuna.trial.Trial(study, private_api.trial_id(frozen)).number == asked.number
 
 
+def check_sacrebleu_counts() -> None:
+    metrics = pytest.importorskip("sacrebleu.metrics")
+    for metric in (metrics.BLEU(), metrics.CHRF()):
+        assert parameters(metric._extract_corpus_statistics) == ["hypotheses", "references"] and parameters(metric._compute_score_from_stats) == ["stats"]
+        answers, references = ["a red circle on the left", "a star in the top corner"], [["a blue circle on the left", "a star in the center"]]
+        counts, score = private_api.sacrebleu_counts(metric, answers, references)
+        assert score([sum(column) for column in zip(*counts)]) == pytest.approx(metric.corpus_score(answers, references).score)
+
+
 def check_hydra_callbacks() -> None:
     from hydra.types import HydraContext
 

@@ -77,9 +77,28 @@ def test_without_seeds_the_error_is_that_of_the_held_out_rows(tmp_path):
     plan(tmp_path, ["a", "b"])
     board = leaderboard.read(tmp_path)
     error = statistics.stdev([1.0] * 6 + [0.0] * 4) / math.sqrt(10)
-    assert error > 0.1 and [(r.run, r.marks) for r in board.rows] == [("b", ["best"]), ("a", ["cheapest within 1 s.e."])]
+    assert error > 0.1 and [(r.run, r.marks) for r in board.rows] == [("b", ["best"]), ("a", ["cheapest within 1 s.e.", "within noise of the best"])]
     board = leaderboard.read(tmp_path, "eval_loss")  # whose rows were not kept
     assert [r.marks for r in board.rows] == [["best"], []] and any("No standard error" in n for n in board.notes)
+
+
+def test_differences_within_noise_of_the_best_are_marked_on_the_same_rows(tmp_path):
+    """0.9 against 0.5 differs in 4 of 10 rows: the drawn number is binomial (10, 0.4), 1 to 7 between its 2.5 and 97.5 percent. 0.8: 0 to 3."""
+    for name, score in (("a", 0.5), ("b", 0.8), ("c", 0.9)):
+        run(tmp_path, name, {"lora.r": len(name)}, score)
+    plan(tmp_path, ["a", "b", "c"])
+    board = leaderboard.read(tmp_path)
+    by_run = {r.run: r for r in board.rows}
+    assert (by_run["a"].to_best["low"], by_run["a"].to_best["high"]) == pytest.approx((-0.7, -0.1)) and by_run["a"].marks == []
+    assert (by_run["b"].to_best["low"], by_run["b"].to_best["high"]) == pytest.approx((-0.3, 0.0)) and "within noise of the best" in by_run["b"].marks
+    assert by_run["c"].to_best is None and any("paired bootstrap over the rows of both (1,000 resamples)" in n for n in board.notes)
+    rows = {r["run"]: r for r in csv.DictReader(leaderboard_page.table(board).splitlines())}
+    assert float(rows["a"]["to_best"]) == pytest.approx(-0.4) and float(rows["b"]["to_best_p"]) > 0.05 > float(rows["a"]["to_best_p"]) and rows["c"]["to_best"] == ""
+    assert "-0.400 (-0.700 to -0.100)" in leaderboard_page.markdown(board)
+    # other rows cannot be compared
+    path = tmp_path / "b" / "eval" / "tuned.jsonl"
+    path.write_text(path.read_text(encoding="utf-8").replace('"row-', '"other-'), encoding="utf-8")
+    assert {r.run: r for r in leaderboard.read(tmp_path).rows}["b"].to_best is None
 
 
 def test_the_changing_scale_is_said_and_a_point_on_other_terms_is_flagged(tmp_path):

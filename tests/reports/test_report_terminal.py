@@ -7,7 +7,7 @@ import pytest
 from fake_run import make_run
 
 from mmft.reports import numbers
-from mmft.reports.terminal import pairs_table, plan_table, results_table, show, summary_table
+from mmft.reports.terminal import pairs_table, plan_table, results_tables, show, summary_table
 
 
 class Terminal(io.StringIO):
@@ -33,7 +33,7 @@ def test_tables_fit_and_hold_the_numbers(files):
     summary["base_metrics"] = {"exact_match": 0.02, "cider": 9.5}
     plan["rows"][0]["part"], plan["rows"][2]["r"] = "connector", "64 (q_proj 128, v_proj 8)"
     plan["rows"][2].update(trainable=123_456_789_012, total=987_654_321_098)
-    text = printed(pairs_table("Run", {"model": "tiny", "run directory": "outputs/" + "x" * 100}), plan_table(plan), results_table(summary), summary_table(summary))
+    text = printed(pairs_table("Run", {"model": "tiny", "run directory": "outputs/" + "x" * 100}), plan_table(plan), *results_tables(summary), summary_table(summary))
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80 and "\x1b" not in text and "\u2026" not in text
     cells = [line.split() for line in lines]
@@ -48,17 +48,17 @@ def test_tables_fit_and_hold_the_numbers(files):
 def test_names_are_not_read_as_markup_and_colours_only_reach_a_terminal(files):
     summary, _ = files
     assert "[red]x[/]" in printed(summary_table({**summary, "name": "[red]x[/]"}))
-    assert "\x1b[" in printed(results_table(summary), file=Terminal())
+    assert "\x1b[" in printed(*results_tables(summary), file=Terminal())
 
 
 def test_empty_files_print_nothing_wrong():
-    assert "nan" not in printed(results_table({}), plan_table({}), summary_table({}))
+    assert "nan" not in printed(*results_tables({}), plan_table({}), summary_table({}))
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_an_old_consoles_encoding_is_enough(files, encoding):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    show(results_table(files[0]), plan_table(files[1]), summary_table(files[0]), file=stream)
+    show(*results_tables(files[0]), plan_table(files[1]), summary_table(files[0]), file=stream)
     stream.flush()
     assert b"exact_match" in stream.buffer.getvalue()
 

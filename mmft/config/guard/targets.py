@@ -31,7 +31,7 @@ def allowed_packages() -> set[str]:
 def resolve(target: Any, where: str = "_target_") -> Any:
     """The class that a `_target_` names: a data source, model family, collator, logger or verb of mmft, or of a package in $MMFT_PACKAGES.
 
-    where: the node's full key; its first word decides which base class is required. The object's `__module__` decides whose it is,
+    where: the node's full key, whose section decides which base class is required. The object's `__module__` decides whose it is,
     not the text: `mmft.os.getcwd` is not an object of mmft. Raises UserError.
     """
     allowed = allowed_packages()
@@ -63,9 +63,15 @@ def resolve(target: Any, where: str = "_target_") -> Any:
     home = getattr(resolved, "__module__", None) or ""
     if home.split(".")[0] not in allowed or not callable(resolved):
         raise refusal
-    if home.split(".")[0] == "mmft" and not _fits(resolved, where.split(".")[0]):
+    if home.split(".")[0] == "mmft" and not _fits(resolved, _section(where)):
         raise refusal
     return resolved
+
+
+def _section(where: str) -> str:
+    """The section that a key lies in; of a set in evaluation.keep its `data` or `metrics`."""
+    parts = where.split(".")
+    return parts[3] if parts[:2] == ["evaluation", "keep"] and len(parts) > 3 else parts[0]
 
 
 def _fits(candidate: Any, section: str) -> bool:

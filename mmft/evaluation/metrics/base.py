@@ -6,12 +6,15 @@ import importlib.util
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...common.errors import UserError
 from ...common.records import AnswerRecord, ConfusionMatrix, MetricInfo, MetricValues
 from ...config.build import build
 from ...data.sample import Sample
+
+if TYPE_CHECKING:
+    from .draws import Draws, Resampled
 
 log = logging.getLogger("mmft")
 MAX_NAMED = 3  # failed rows named for each metric; the others are counted
@@ -56,6 +59,15 @@ class Metric:
         """The scores of all rows. values: what `row` returned for each of them. Default: the means."""
         return means([score.name for score in self.scores], values)
 
+    def resampled(self, rows: Sequence[AnswerRecord], values: Sequence[MetricValues], draws: Draws) -> Resampled:
+        """`corpus` of every resample of the rows. Default: means over rows; a `corpus` of the subclass is called for some resamples.
+
+        A subclass whose corpus score follows from sums over rows computes all resamples at once here.
+        """
+        if type(self).corpus is Metric.corpus:
+            return draws.means([score.name for score in self.scores], values)
+        return draws.recomputed(lambda numbers: self.corpus([rows[i] for i in numbers], [values[i] for i in numbers]))
+
     def note(self, rows: Sequence[AnswerRecord]) -> str:
         """What has to be known to compare the scores with others: a signature, the segmentation of Chinese."""
         return ""
@@ -98,19 +110,29 @@ class MetricSet:
         """The metrics of the config's section `metrics`. Raises UserError."""
         return cls({key: build(node, f"metrics.{key}") for key, node in section.items() if node is not None})
 
+    def only(self, score: str) -> MetricSet:
+        """The metric that gives a score, alone. Raises UserError if there is none."""
+        for key, metric in self.metrics.items():
+            if any(one.name == score for one in metric.scores):
+                return MetricSet({key: metric})
+        raise UserError(f"metrics: none gives {score}")
+
     @property
     def scores(self) -> list[Score]:
         return [score for metric in self.metrics.values() for score in metric.scores]
 
-    def check(self, samples: Sequence[Sample]) -> None:
-        """Refuse a metric that can score none of these rows; say how many rows a metric leaves out. Raises UserError."""
+    def check(self, samples: Sequence[Sample], choice: str = "metrics") -> None:
+        """Refuse a metric that can score none of these rows; say how many rows a metric leaves out. Raises UserError.
+
+        choice: the key that chose these metrics.
+        """
         for key, metric in self.metrics.items():
             problems: list[tuple[str, str]] = []
             for sample in samples:
                 if (problem := metric.problem({"id": sample.id, "prompt": sample.prompt_text, "references": list(sample.references)})) is not None:
                     problems.append((sample.id, problem))
             if problems and len(problems) == len(samples):
-                raise UserError(f"metrics: {key} can score none of the {len(samples)} rows: row {problems[0][0]} {problems[0][1]}; leave {key} out of metrics=[...]")
+                raise UserError(f"{choice}: {key} can score none of the {len(samples)} rows: row {problems[0][0]} {problems[0][1]}; leave {key} out of {choice}=[...]")
             if problems:
                 log.info("%-14s %s leaves out %d of %d rows, e.g. %s, which %s", "metrics", key, len(problems), len(samples), *problems[0])
 
@@ -123,7 +145,7 @@ class MetricSet:
             try:
                 values |= metric.row(row)
             except Exception as error:  # a metric may be a user's own code
-                self._fail(key, f"row {row.get('id', row.get('index'))}", error)
+                self.fail(key, f"row {row.get('id', row.get('index'))}", error)
         return values
 
     def corpus(self, rows: Sequence[AnswerRecord]) -> MetricValues:
@@ -139,7 +161,7 @@ class MetricSet:
             try:
                 values |= metric.corpus(usable, [r.get("metrics") or {} for r in usable])
             except Exception as error:
-                self._fail(key, f"all {len(usable)} rows together", error)
+                self.fail(key, f"all {len(usable)} rows together", error)
         return values
 
     def info(self, rows: Sequence[AnswerRecord]) -> dict[str, MetricInfo]:
@@ -167,10 +189,10 @@ class MetricSet:
         try:
             return metric.note(rows)
         except Exception as error:
-            self._fail(key, "its note", error)
+            self.fail(key, "its note", error)
             return ""
 
-    def _fail(self, key: str, where: str, error: Exception) -> None:
+    def fail(self, key: str, where: str, error: Exception) -> None:
         self._failures[key] = self._failures.get(key, 0) + 1
         if self._failures[key] <= MAX_NAMED:
             more = "; further failures are only counted" if self._failures[key] == MAX_NAMED else ""

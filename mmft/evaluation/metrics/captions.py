@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ...common.records import AnswerRecord, MetricValues
 from .base import Metric, Score
 from .words import check_segmentation, has_cjk, tokenise
+
+if TYPE_CHECKING:
+    from .draws import Draws, Resampled
 
 
 class CaptionMetric(Metric):
@@ -30,10 +34,15 @@ class CaptionMetric(Metric):
         """The words of the answer and of each reference."""
         return tokenise(str(row["prediction"]), self.segmentation), [tokenise(r, self.segmentation) for r in row["references"]]
 
+    def texts(self, rows: Sequence[AnswerRecord]) -> tuple[list[str], list[list[str]]]:
+        """(answers, references of each) as words with one space between them."""
+        pairs = [self.words(row) for row in rows]
+        return [" ".join(p) for p, _ in pairs], [[" ".join(r) for r in references] for _, references in pairs]
+
     def coco(self, rows: Sequence[AnswerRecord]) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
         """(references, predictions) as pycocoevalcap takes them: {sample: [text, ...]}."""
-        pairs = [self.words(row) for row in rows]
-        return {i: [" ".join(r) for r in references] for i, (_, references) in enumerate(pairs)}, {i: [" ".join(p)] for i, (p, _) in enumerate(pairs)}
+        answers, references = self.texts(rows)
+        return dict(enumerate(references)), {i: [answer] for i, answer in enumerate(answers)}
 
 
 class Bleu4(CaptionMetric):
@@ -49,6 +58,11 @@ class Bleu4(CaptionMetric):
 
         score, _ = Bleu(4).compute_score(*self.coco(rows), verbose=0)
         return {"bleu4": float(score[3])}
+
+    def resampled(self, rows: Sequence[AnswerRecord], values: Sequence[MetricValues], draws: Draws) -> Resampled:
+        from .caption_draws import bleu4
+
+        return {"bleu4": bleu4(*self.texts(rows), draws)}
 
 
 class RougeL(CaptionMetric):
@@ -85,3 +99,8 @@ class Cider(CaptionMetric):
             return {"cider": 0.0}
         score, _ = CocoCider().compute_score(references, predictions)
         return {"cider": float(score)}
+
+    def resampled(self, rows: Sequence[AnswerRecord], values: Sequence[MetricValues], draws: Draws) -> Resampled:
+        from .caption_draws import cider
+
+        return {"cider": cider(*self.texts(rows), draws)}

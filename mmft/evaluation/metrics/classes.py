@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ...common.records import AnswerRecord, ConfusionMatrix, MetricValues
 from .base import Metric, Score, means
 from .words import normalise
+
+if TYPE_CHECKING:
+    from .draws import Draws, Resampled
 
 OTHER = "(other)"  # an answer that is none of the classes
 MAX_CLASSES = 30  # shown in the confusion matrix, the most frequent ones
@@ -31,6 +35,19 @@ class Classes(Metric):
         wanted_counts, given_counts = Counter(wanted for wanted, _ in pairs), Counter(given for _, given in pairs)
         f1 = [2 * hits[c] / (wanted_counts[c] + given_counts[c]) for c in wanted_counts]
         return {**means(["class_accuracy"], values), "macro_f1": sum(f1) / len(f1)}
+
+    def resampled(self, rows: Sequence[AnswerRecord], values: Sequence[MetricValues], draws: Draws) -> Resampled:
+        import numpy as np
+
+        from .draws import ratio
+
+        pairs = _pairs(rows)
+        labels = list(dict.fromkeys(wanted for wanted, _ in pairs))
+        is_wanted, is_given = (np.array([[pair[side] == label for label in labels] for pair in pairs], dtype=np.float64) for side in (0, 1))
+        wanted, given, hits = draws.sums(is_wanted), draws.sums(is_given), draws.sums(is_wanted * is_given)
+        there = wanted > 0  # the classes of a resample are those of its references
+        f1 = np.where(there, ratio(2 * hits, wanted + given), 0.0)
+        return {**draws.means(["class_accuracy"], values), "macro_f1": f1.sum(axis=1) / there.sum(axis=1)}
 
     def confusion(self, rows: Sequence[AnswerRecord]) -> ConfusionMatrix | None:
         """Rows of the matrix are references, columns are answers; `examples` has the index of a row for each cell that is not empty."""

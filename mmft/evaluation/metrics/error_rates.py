@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...common.records import AnswerRecord, MetricValues
 from .base import Metric, Score
+
+if TYPE_CHECKING:
+    from .draws import Draws, Resampled
 
 
 class _ErrorRate(Metric):
@@ -27,6 +30,16 @@ class _ErrorRate(Metric):
         pairs = [self.nearest(row) for row in rows]
         output = self.process([reference for reference, _ in pairs], [prediction for _, prediction in pairs])
         return {self.SCORES[0].name: float(getattr(output, self.SCORES[0].name))}
+
+    def resampled(self, rows: Sequence[AnswerRecord], values: Sequence[MetricValues], draws: Draws) -> Resampled:
+        import numpy as np
+
+        from .draws import ratio
+
+        outputs = [self.process(*self.nearest(row)) for row in rows]
+        edits = [(o.substitutions + o.deletions + o.insertions, o.hits + o.substitutions + o.deletions) for o in outputs]
+        wrong, length = draws.sums(np.array(edits)).T
+        return {self.SCORES[0].name: ratio(wrong, length, np.nan)}
 
     def nearest(self, row: AnswerRecord) -> tuple[str, str]:
         """(the reference with the lowest rate, the answer)."""

@@ -7,11 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...common.errors import UserError
 from ...common.records import AnswerRecord, MetricValues
 from .base import Metric, Score, means
+
+if TYPE_CHECKING:
+    from .draws import Draws, Resampled
 
 _FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL | re.IGNORECASE)
 _INVALID = object()  # a text that is not JSON; None is JSON's null
@@ -56,6 +59,16 @@ class Json(Metric):
     def corpus(self, rows: Sequence[AnswerRecord], values: Sequence[MetricValues]) -> MetricValues:
         common, given, wanted = (sum(counts) for counts in zip(*map(self._counts, rows), strict=True))
         return {**_rates(common, given, wanted), **means([s.name for s in self.scores if s.name in ("json_valid", "json_schema")], values)}
+
+    def resampled(self, rows: Sequence[AnswerRecord], values: Sequence[MetricValues], draws: Draws) -> Resampled:
+        import numpy as np
+
+        from .draws import ratio
+
+        common, given, wanted = draws.sums(np.array([self._counts(row) for row in rows])).T
+        agree = (given == 0) & (wanted == 0)  # two sides without fields, see _rates
+        rates = {"json_f1": ratio(2 * common, given + wanted), "json_precision": ratio(common, given), "json_recall": ratio(common, wanted)}
+        return {**{k: np.where(agree, 1.0, v) for k, v in rates.items()}, **draws.means([s.name for s in self.scores if s.name in ("json_valid", "json_schema")], values)}
 
     def _counts(self, row: AnswerRecord) -> tuple[int, int, int]:
         """(common fields, fields of the answer, fields of the reference) for the reference with the best F1."""

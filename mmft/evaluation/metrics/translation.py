@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ...common.private_api import sacrebleu_counts
 from ...common.records import AnswerRecord, MetricValues
 from .base import Metric, Score
 from .words import check_segmentation, has_cjk, tokenise
+
+if TYPE_CHECKING:
+    from .draws import Draws, Resampled
 
 
 class _SacreMetric(Metric):
@@ -20,16 +24,25 @@ class _SacreMetric(Metric):
         """sacrebleu's metric object."""
         raise NotImplementedError
 
-    def corpus_score(self, rows: Sequence[AnswerRecord]) -> tuple[float, str]:
-        """(score, signature). Rows with fewer references than others have None in the further streams, as sacrebleu wants it."""
-        scorer = self.scorer(rows)
+    def texts(self, rows: Sequence[AnswerRecord]) -> tuple[list[str], list[list[str | None]]]:
+        """(answers, streams of references). Rows with fewer references than others have None in the further streams, as sacrebleu wants it."""
         most = max(len(r["references"]) for r in rows)
         streams = [[self.prepare(r["references"][i]) if i < len(r["references"]) else None for r in rows] for i in range(most)]
-        result = scorer.corpus_score([self.prepare(str(r["prediction"])) for r in rows], streams)
-        return float(result.score), str(scorer.get_signature())
+        return [self.prepare(str(r["prediction"])) for r in rows], streams
+
+    def corpus_score(self, rows: Sequence[AnswerRecord]) -> tuple[float, str]:
+        """(score, signature)."""
+        scorer = self.scorer(rows)
+        return float(scorer.corpus_score(*self.texts(rows)).score), str(scorer.get_signature())
 
     def corpus(self, rows: Sequence[AnswerRecord], values: Sequence[MetricValues]) -> MetricValues:
         return {self.SCORES[0].name: self.corpus_score(rows)[0]}
+
+    def resampled(self, rows: Sequence[AnswerRecord], values: Sequence[MetricValues], draws: Draws) -> Resampled:
+        import numpy as np
+
+        counts, score = sacrebleu_counts(self.scorer(rows), *self.texts(rows))
+        return {self.SCORES[0].name: np.array([score(sums) for sums in draws.sums(np.array(counts, dtype=np.float64))])}
 
     def note(self, rows: Sequence[AnswerRecord]) -> str:
         return f"sacrebleu {self.corpus_score(rows)[1]}" if rows else ""
