@@ -74,7 +74,7 @@ def check_kept(inputs: TrainingInputs, collator: Collator, context: RunContext) 
     for kept in inputs.kept:
         found = context.memo.once(inputs.base_key("rows", kept.prepared.fingerprint, kept.split, len(kept.rows)), partial(_scan, collator, kept.rows))
         if any(kept.too_long != "drop" or p not in found.too_long for p in found.unusable):
-            raise UserError(f"evaluation.keep={kept.name}: {kept.prepared.path}: {kept.split}: {found.message()}; {_advice([found], kept.too_long)}")
+            raise UserError(f"evaluation.keep={kept.name}: {kept.prepared.path}: {kept.split}: {found.message()}; {_advice([found], kept.too_long, f'evaluation.keep.{kept.name}.data.too_long')}")
         checked.append((kept, _without_long(found, kept.rows, kept.split)[0]))
     return checked
 
@@ -94,10 +94,10 @@ def _scan(collator: Collator, rows: Sequence[Sample]) -> Scan:
     return scan(collator, rows, progress=is_main() and len(rows) > PROGRESS_FROM)
 
 
-def _advice(scans: Iterable[Scan], mode: str) -> str:
+def _advice(scans: Iterable[Scan], mode: str, key: str = "data.too_long") -> str:
     found, advice = list(scans), []
     if mode != "drop" and any(scan.too_long for scan in found):
-        advice.append("raise collator.max_length, make images smaller with model.processor.max_pixels, or leave these rows out with data.too_long=drop")
+        advice.append(f"raise collator.max_length, make images smaller with model.processor.max_pixels, or leave these rows out with {key}=drop")
     if any(scan.refused or scan.without_loss for scan in found):
         advice.append("mend these rows, or take them out of the data set")
     return " and ".join(advice)
