@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,9 +12,12 @@ from ..config import compose, overrides, sweep_overrides
 from ..config.build import build
 from ..config.command import Command
 from ..config.guard.secrets import redact
+from ..runs.catalog import resolve_names
 from ..runs.directory import plain_name
 from ..system.console import set_up_logging
 from . import help, parse
+
+log = logging.getLogger("mmft")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
 def run(cfg: DictConfig, words: list[str]) -> object:
     """Call the config's verb. words: the overrides of this config, which verbs that create a run record."""
     set_up_logging()
+    for word, path in resolve_names(cfg.task, cfg.output_dir).items():
+        log.info("%-14s %s is %s", "run", word, path)
     return build(cfg.task, "task")(cfg, [word.lstrip("+") for word in words])
 
 
