@@ -2,6 +2,7 @@
 
     python tests/conformance_table.py                    # all types; writes the page and the count in README.md
     python tests/conformance_table.py --only glm4v llava # prints these types and what their checks saw
+    python tests/conformance_table.py --update glm4v     # writes the rows of these types anew, and of refused ones, and keeps all other rows
 
 Run it after a change of transformers or of a check.
 """
@@ -91,20 +92,42 @@ def page(made: list[Any]) -> str:
     return f"{HEAD}{checks}\n## Results\n\n{markdown(made, transformers.__version__, 'types')}"
 
 
+def updated(old: str, made: list[Any]) -> str:
+    """The page `old` with these rows in place of its own; the count is made again."""
+    new, names = page(made), {r.name for r in made}
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in new.split("## Results")[1].splitlines() if line.startswith("| ")}
+    kept = [lines.get(line.split(" | ")[0].removeprefix("| "), line) if line.startswith("| ") else line for line in old.splitlines()]
+    notes = [line for line in (*kept, *new.splitlines()) if line.startswith("- ")]
+    fresh = {line for line in new.splitlines() if line.startswith("- ")}
+    notes = sorted({line for line in notes if line in fresh or re.split(r"[:,]", line[2:])[0] not in names})
+    text = "\n".join([*[line for line in kept if not line.startswith("- ")], *notes]).rstrip() + "\n"
+    rows_ = [line for line in text.split("## Results")[1].splitlines() if line.startswith("| ")][2:]
+    passing = sum("**no**" not in line and "| refused |" not in line and "| not built |" not in line for line in rows_)
+    return COUNT.sub(f"{passing} of {len(rows_)} types pass every check that applies", text)
+
+
+def write(text: str) -> None:
+    """The page, and the count in README.md."""
+    PAGE.write_text(text, encoding="utf-8", newline="\n")
+    readme, found = ROOT / "README.md", COUNT.search(text)
+    assert found
+    readme.write_text(COUNT.sub(found.group(), readme.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--only", nargs="+", metavar="TYPE", help="print these types; nothing is written")
-    only = arguments.parse_args().only
-    if only:
-        for made in rows(only):
+    arguments.add_argument("--update", nargs="*", metavar="TYPE", help="rewrite the rows of these types and of refused types")
+    words = arguments.parse_args()
+    if words.only:
+        for made in rows(words.only):
             print("\n".join([f"\n{made.name} ({made.architecture})", *(f"  {r.passed!s:5} {r.name:15} {r.detail}" for r in made.results)]))
-        return
-    text = page(rows(types()))
-    PAGE.write_text(text, encoding="utf-8", newline="\n")
-    readme = ROOT / "README.md"
-    found = COUNT.search(text)
-    assert found
-    readme.write_text(COUNT.sub(found.group(), readme.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
+    elif words.update is not None:
+        from mmft.models.unsupported import UNSUPPORTED
+
+        write(updated(PAGE.read_text(encoding="utf-8"), rows(dict.fromkeys([*words.update, *UNSUPPORTED]))))
+    else:
+        write(page(rows(types())))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
 from ..common.model_parts import part_of
+from ..common.private_api import names_taken_for_experts
 from ..config.key_types import arguments
 from ..config.library_keys import lora_config
 from ..system import startup
@@ -36,7 +37,8 @@ def attach_adapter(model: torch.nn.Module, plan: AdapterPlan) -> Any:
     pattern = target_pattern(plan.adapted)
     matched = {n for n, _ in model.named_modules() if re.fullmatch(pattern, n)}
     # the plan has already applied layers_to_transform and exclude_modules; a list of full names says exactly the same
-    settings["target_modules"] = pattern if plan.adapted and matched == set(plan.adapted) else sorted(plan.adapted)
+    anchored = plan.adapted and matched == set(plan.adapted) and not names_taken_for_experts(str(getattr(model.config, "model_type", "")))
+    settings["target_modules"] = pattern if anchored else sorted(plan.adapted)
     if plan.parameters:  # full names: the names in the settings may also match outside the scope
         settings["target_parameters"] = sorted(plan.parameters)
     for applied in ("layers_to_transform", "layers_pattern", "exclude_modules"):

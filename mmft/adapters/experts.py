@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError, nearest
 from ..common.model_parts import part_of
+from ..common.private_api import names_taken_for_experts
 
 if TYPE_CHECKING:
     import torch
 
 # Names of layers that choose experts, or weigh a shared one. They stay as they are unless lora.target_modules names them.
 ROUTERS = ("gate", "router", "shared_expert_gate")
+INDEXERS = ("indexer",)  # modules that choose the tokens of sparse attention; no gradient passes through that choice
 
 
 def expert_tensors(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     """name -> shape (experts, ., .) of each expert tensor; convolutions, which have three dimensions too, are left out."""
     import torch
 
-    convolutions = {id(p) for m in model.modules() if isinstance(m, torch.nn.modules.conv._ConvNd) for p in m.parameters(recurse=False)}
+    convolutions = {id(p) for m in model.modules() if isinstance(m, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)) for p in m.parameters(recurse=False)}
     named = ((n, p) for n, p in model.named_parameters() if p.dim() == 3 and "expert" in n and id(p) not in convolutions)
     return {name: tuple(p.shape) for name, p in named}
 
 
-def routers(model: torch.nn.Module) -> set[str]:
-    """The linear layers of a mixture of experts that choose experts or weigh a shared one; in most models routers are no linear layers."""
-    names = {n for n, _ in model.named_modules() if n.split(".")[-1] in ROUTERS}
-    return names if names and expert_tensors(model) else set()
+def choosing_layers(model: torch.nn.Module) -> set[str]:
+    """The modules that choose experts or tokens, or weigh a shared expert; in most models routers are no linear layers."""
+    names = {n for n, _ in model.named_modules()}
+    gates = {n for n in names if n.split(".")[-1] in ROUTERS}
+    return {n for n in names if not set(INDEXERS).isdisjoint(n.split("."))} | (gates if gates and expert_tensors(model) else set())
+
+
+def unreachable_layers(model: torch.nn.Module, names: Iterable[str]) -> set[str]:
+    """Those of `names` (linear layers) that peft cannot adapt in this model, because it takes their names for those of experts."""
+    taken = names_taken_for_experts(str(getattr(getattr(model, "config", None), "model_type", "")))
+    return {n for n in names if n.split(".")[-1] in taken}
 
 
 def planned_parameters(skeleton: torch.nn.Module, settings: Mapping[str, Any], parts: set[str], scope: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 from ..common.model_parts import part_of
 
 # Images flow through the parts in this order; nothing before the first trained part needs a gradient.
-FLOW = ("vision", "qformer", "connector", "language")
+FLOW = ("audio", "vision", "qformer", "connector", "language")
 FUNCTIONAL_DROPOUT = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout")
 
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..common.errors import UserError, nearest
 from ..common.model_parts import PARTS, part_of
 from ..config.settings import Section
-from .experts import planned_parameters, routers
+from .experts import choosing_layers, planned_parameters, unreachable_layers
 
 if TYPE_CHECKING:
     import torch
 
-SCOPES = {"language": {"language"}, "vision": {"vision"}, "connector": {"connector"}, "all": set(PARTS)}
+SCOPES = {"language": {"language"}, "vision": {"vision"}, "connector": {"connector"}, "all": set(PARTS) - {"audio"}}  # rows have no sound: what reads it stays as it is
 
 
 @dataclass
@@ -23,7 +23,7 @@ class AdapterPlan:
     """What will be trained. `settings` are the given keys of LoraConfig.
 
     adapted: name of a module -> its part. parameters: the same for expert tensors (lora.target_parameters). linear: part -> number of
-    linear layers there are.
+    linear layers there are. unreachable: layers that all-linear means and peft cannot adapt (experts.unreachable_layers).
     """
 
     method: Literal["lora", "full"]
@@ -32,6 +32,7 @@ class AdapterPlan:
     adapted: dict[str, str] = field(default_factory=dict)
     linear: dict[str, int] = field(default_factory=dict)
     parameters: dict[str, str] = field(default_factory=dict)
+    unreachable: list[str] = field(default_factory=list)
 
 
 def plan_adapter(skeleton: torch.nn.Module, settings: Section) -> AdapterPlan:
@@ -61,8 +62,12 @@ def plan_adapter(skeleton: torch.nn.Module, settings: Section) -> AdapterPlan:
         layers |= {n: part_of(n) for n, m in skeleton.named_modules() if isinstance(m, torch.nn.Embedding) and n.split(".")[-1] in (wanted or ())}
     parameters = planned_parameters(skeleton, settings, SCOPES[scope], scope)
     names = _targets(wanted, layers, SCOPES[scope], scope) if wanted or not parameters else set()
+    unreachable = unreachable_layers(skeleton, names)
     if wanted == "all-linear":
-        names -= routers(skeleton)
+        names -= choosing_layers(skeleton) | unreachable
+    elif unreachable:
+        name = min(unreachable)
+        raise UserError(f"lora.target_modules: peft takes {name.split('.')[-1]} of {name} for this model's experts and cannot adapt this layer; lora.target_parameters adapts the experts")
     names -= _excluded(settings.get("exclude_modules"), names)
     names = _layers(settings.get("layers_to_transform"), settings.get("layers_pattern"), names)
     modules = [n for n, _ in skeleton.named_modules() if n]
@@ -76,7 +81,7 @@ def plan_adapter(skeleton: torch.nn.Module, settings: Section) -> AdapterPlan:
         for pattern in settings.get(key) or {}:
             if not any(_matches(rf"(.*\.)?({pattern})", n, f"lora.{key}.{pattern}") for n in names):  # peft's own rule
                 raise UserError(f"lora.{key}.{pattern}: matches none of the {len(names)} adapted modules.{_leaf_hint(pattern, names)}")
-    return AdapterPlan("lora", scope, settings, {n: layers[n] for n in sorted(names)}, linear, parameters)
+    return AdapterPlan("lora", scope, settings, {n: layers[n] for n in sorted(names)}, linear, parameters, sorted(unreachable - names))
 
 
 def _with_marks(skeleton: Any, settings: Section, scope: str) -> Section:

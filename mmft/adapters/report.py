@@ -47,6 +47,7 @@ def adapter_report(model: torch.nn.Module, plan: AdapterPlan) -> PlanReport:
         "scope": plan.scope,
         "rows": rows,
         "experts": _expert_rows(model, plan),
+        "unreachable": plan.unreachable,
         "trainable_parameters": sum(r["trainable"] for r in rows),
         "total_parameters": sum(r["total"] for r in rows),
         "modules_to_save": list(plan.settings.get("modules_to_save") or []),

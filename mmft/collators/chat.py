@@ -80,6 +80,9 @@ class ChatCollator(Collator):
         if not (self.chat.ending or self.tokenizer.eos_token):
             raise UserError("collator=chat: neither the chat template nor the tokenizer has an end token, so no answer would ever end")
         self.end_token_id = self.tokens.encode(self.chat.ending or self.tokenizer.eos_token)[0][-1]
+        rope = getattr(getattr(model_config, "text_config", None), "rope_parameters", None) or {}
+        # rotary positions that differ for image tokens; some processors give the tokens' types only if they are asked to
+        self._has_multimodal_positions = "mrope_section" in rope and "mm_token_type_ids" in processor.model_input_names
         self._choose_tokens(answer_tokens, prompt_tokens)
         self._expansions: dict[tuple[Sizes, bool], list[Expansion]] = {}
 
@@ -272,6 +275,7 @@ class ChatCollator(Collator):
                 add_special_tokens=False,  # _sequence adds BOS to the ids
                 padding=False,
                 return_text_replacement_offsets=True,
+                **({"return_mm_token_type_ids": True} if self._has_multimodal_positions else {}),
                 **({"do_resize": False} if keep_size else {}),
             )
         except ValueError as error:

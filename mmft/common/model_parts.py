@@ -1,4 +1,4 @@
-"""Which part of a vision-language model a module belongs to: vision, connector, qformer, language."""
+"""Which part of a vision-language model a module belongs to: audio, vision, connector, qformer, language."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-PARTS = ("vision", "connector", "qformer", "language", "other")
+PARTS = ("audio", "vision", "connector", "qformer", "language", "other")
 
 # Names that transformers' models give their parts. Earlier entries win, since a connector may lie inside the tower
 # (Qwen2-VL's `visual.merger`).
 NAMES = {
-    "connector": ("multi_modal_projector", "connector", "merger", "merger_list", "deepstack_merger_list", "language_projection", "image_newline"),
+    "audio": ("audio_tower", "audio_model", "audio_encoder"),
+    "connector": ("multi_modal_projector", "mm_projector", "projector", "resampler_model", "connector", "merger", "merger_list", "deepstack_merger_list", "language_projection", "image_newline"),
     "qformer": ("qformer", "query_tokens"),
     "vision": ("visual", "vision_tower", "vision_model", "vision_encoder", "image_tower"),
     "language": ("language_model", "text_model", "lm_head", "embed_tokens", "output_projection"),

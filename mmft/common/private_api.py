@@ -77,3 +77,19 @@ def sacrebleu_counts(metric: Any, answers: list[str], references: list[list[str 
     resample, and sacrebleu's own paired test gives no interval of a difference.
     """
     return metric._extract_corpus_statistics(answers, references), lambda sums: float(metric._compute_score_from_stats(sums).score)
+
+
+def names_taken_for_experts(model_type: str) -> set[str]:
+    """`_MOE_TARGET_MODULE_MAPPING` of peft (0.18 to 0.21): names of layers that peft takes for the experts of this model type.
+
+    Reason: for these types peft turns `target_modules` of such names into `target_parameters` on all experts, because experts were linear
+    layers before transformers 5. A dense layer or a shared expert of the same name then gets no adapter. For these types peft also reads a
+    regular expression as a list of the last words of the names it matches.
+    """
+    from peft.utils import transformers_weight_conversion as conversion
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    if get_checkpoint_conversion_mapping(model_type) is None:
+        return set()
+    pattern = conversion._MODEL_TO_CONVERSION_PATTERN.get(model_type, "")
+    return set(conversion._MOE_TARGET_MODULE_MAPPING.get(pattern, ()))

@@ -246,12 +246,16 @@ class ExpertRow(TypedDict):
 
 
 class PlanReport(TypedDict, total=False):
-    """lora_plan.json: what is trained, by part of the model. method: lora or full. experts: empty without a mixture of experts."""
+    """lora_plan.json: what is trained, by part of the model. method: lora or full. experts: empty without a mixture of experts.
+
+    unreachable: linear layers that were asked for and that peft cannot adapt in this model type.
+    """
 
     method: str
     scope: str
     rows: list[PlanRow]
     experts: list[ExpertRow]
+    unreachable: list[str]
     trainable_parameters: int
     total_parameters: int
     modules_to_save: list[str]

@@ -28,6 +28,12 @@ def takes_features(model: Any) -> bool:
     return "qformer_input_ids" not in inspect.signature(type(model).get_image_features).parameters
 
 
+def feature_arguments(model: Any) -> set[str]:
+    """The names of the arguments of `get_image_features`, those that it hands on to the inner model's among them."""
+    inner = getattr(getattr(model, "model", None), "get_image_features", None)
+    return {name for method in (model.get_image_features, inner) if method is not None for name in inspect.signature(method).parameters}
+
+
 def depends_on_the_row(model: Any) -> bool:
     """Whether the features of an image depend on the other images of its row: LLaVA-OneVision tiles only a row's only image."""
     return "batch_num_images" in inspect.signature(model.get_image_features).parameters
@@ -54,7 +60,7 @@ class FeatureLayout:
 
     def compute(self, model: Any, tensors: dict[str, Any], n_images: int) -> list[Entry]:
         """One entry for each image. Raises Uncacheable if the model's output has no separate place for each image."""
-        parameters = inspect.signature(model.get_image_features).parameters
+        parameters = feature_arguments(model)
         arguments = {k: v.to(model.device) for k, v in tensors.items() if k in parameters}
         with torch.no_grad():
             output = model.get_image_features(**arguments, return_dict=True)

@@ -178,8 +178,11 @@ def plan_rows(plan: PlanReport) -> list[PlanTableRow]:
 
 
 def expert_notes(plan: PlanReport) -> list[str]:
-    """One line for the expert tensors of each name: their number, shape, parameters, and whether they are adapted."""
-    return [
+    """One line for the expert tensors of each name: their number, shape, parameters, and whether they are adapted; one for layers left out."""
+    left = plan.get("unreachable") or []
+    kinds = ", ".join(sorted({name.split(".")[-1] for name in left}))
+    note = [f"{len(left)} linear layers ({kinds}) get no adapter: peft takes these names for this model's experts"] if left else []
+    return note + [
         f"expert tensors {e['name']}: {e['tensors']} of {' x '.join(map(str, e['shape']))}, {numbers.count(e['total'])} parameters, "
         + (f"{e['adapted']} adapted" if e["adapted"] else "frozen")
         for e in plan.get("experts") or ()

@@ -87,6 +87,11 @@ def check_attention_implementation() -> None:
         assert private_api.attention_implementation(Qwen2Config(attn_implementation=asked)) == asked
 
 
+def check_names_taken_for_experts() -> None:
+    assert private_api.names_taken_for_experts("glm4v_moe") == {"gate", "gate_proj", "up_proj", "down_proj"}
+    assert private_api.names_taken_for_experts("qwen3_vl_moe") == set() == private_api.names_taken_for_experts("")
+
+
 CHECKS: dict[str, Callable[[], None]] = {
     name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")
 }

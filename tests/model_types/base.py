@@ -59,7 +59,7 @@ def load(kind: ModelType, folder: Path) -> tuple[Any, Any, Any]:
 
 # Values by the end of a key's name; the first rule that fits holds. None: the key is left out, so that the class derives it again.
 RULES: tuple[tuple[tuple[str, ...], Any], ...] = (
-    (("layer_types", "layers_types", "layers_block_type"), None),
+    (("layer_types", "layers_types", "layers_block_type", "number_of_conv_states"), None),
     (("num_hidden_layers", "num_layers", "depth", "n_layers", "encoder_layers", "decoder_layers"), 2),
     (("moe_intermediate_size", "expert_intermediate_size", "expert_hidden_dim"), 16),
     (("intermediate_size", "ffn_dim", "intermediate_dim"), 64),

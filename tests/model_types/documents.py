@@ -1,10 +1,10 @@
-"""Models that read documents, and others of native resolution: PaddleOCR-VL, ERNIE, Hunyuan, dots, VideoLLaMA 3, Cosmos, HyperCLOVA X."""
+"""Models that read documents, and others of native resolution: PaddleOCR-VL, ERNIE, Hunyuan 4, dots, VideoLLaMA 3, Cosmos, HyperCLOVA X."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from .base import CHATML, ModelType, byte_level_tokenizer, ends, grid_processors, save, shrink, token_ids
+from .base import CHATML, ModelType, byte_level_tokenizer, byte_level_words, ends, grid_processors, save, shrink, token_ids
 
 TOWER = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
@@ -55,37 +55,13 @@ def ernie4_5_vl_moe(folder: Path) -> None:
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- 'Assistant: ' -}}{%- endif -%}"""
     text = {
-        "vocab_size": len(words), "moe_intermediate_size": [16, 8], "moe_num_shared_experts": 1, "moe_k": 2, "moe_num_experts": 4, "mlp_layer_types": ["dense", "sparse"],
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+        "vocab_size": len(words), "moe_intermediate_size": [16, 8], "moe_num_shared_experts": 1, "moe_k": 2, "moe_num_experts": 4, "mlp_layer_types": ["dense", "sparse", "sparse"],
+        "num_hidden_layers": 3, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
     }  # fmt: skip
     ids = {f"{kind}_id": token for kind, token in named.items()}
     config = shrink(t.Ernie4_5_VLMoeConfig, text_config=text | ends(words), vision_config={"hidden_size": 16, "num_heads": 2, "intermediate_size": 32}, **token_ids(words, **ids))
-    parts = grid_processors("Ernie4_5_VLMoeImageProcessor", "Ernie4_5_VLMoeVideoProcessor")
+    parts = grid_processors("Ernie4_5_VLMoeImageProcessor", None, temporal=1) | {"video_processor": t.Ernie4_5_VLMoeVideoProcessor(draw_on_frames=False)}
     save(folder, t.Ernie4_5_VLMoeForConditionalGeneration, config, t.Ernie4_5_VLMoeProcessor(**parts, tokenizer=words, chat_template=template), words)
-
-
-def hunyuan_vl(folder: Path) -> None:
-    """A newline token ends every row of image tokens, and one more stands at each end of an image."""
-    import transformers as t
-
-    named = {"image_token": "<|image_pad|>", "image_start_token": "<|im_start|>", "image_end_token": "<|im_end|>"}
-    words = byte_level_tokenizer(["<|User|>", "<|Assistant|>", "<|im_newline|>"], "<|eos|>", "<|pad|>", "<|startoftext|>", **named)
-    template = """\
-{{- '<|startoftext|>' -}}
-{%- for m in messages -%}
-{%- if m.role == 'system' -%}{%- for p in m.content -%}{{- p.text -}}{%- endfor -%}
-{%- elif m.role == 'user' -%}
-{%- for p in m.content -%}{%- if p.type == 'image' -%}{{- '<|im_start|><|image_pad|><|im_end|>' -}}{%- else -%}{{- p.text -}}{%- endif -%}{%- endfor -%}
-{{- '<|User|>' -}}
-{%- else -%}{%- for p in m.content -%}{{- p.text -}}{%- endfor -%}{{- '<|eos|>' -}}{%- endif -%}
-{%- endfor -%}"""
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 1, 1]}
-    ids = token_ids(words, image_token_id="<|image_pad|>", im_start_id="<|im_start|>", im_end_id="<|im_end|>", im_newline_id="<|im_newline|>")
-    text = {"vocab_size": len(words), "rope_parameters": rope, "eod_token_id": words.eos_token_id, "sep_token_id": words.pad_token_id, "num_key_value_heads": 2}
-    vision = TOWER | {"out_hidden_size": 32, "max_image_size": 128, "num_key_value_heads": 2, "text_hidden_size": 32}
-    config = shrink(t.HunYuanVLConfig, text_config=text | ends(words), vision_config=vision, **ids)
-    parts = grid_processors("HunYuanVLImageProcessor", None, patch=16, temporal=1)
-    save(folder, t.HunYuanVLForConditionalGeneration, config, t.HunYuanVLProcessor(**parts, tokenizer=words, chat_template=template), words)
 
 
 def hy_v4_vl(folder: Path) -> None:
@@ -139,7 +115,7 @@ def dots3_note(folder: Path) -> None:
     config = t.Dots3NoteConfig(
         text_config=_plain(t.Dots3NoteTextConfig, text | ends(words)), vision_config=_plain(t.Dots3NoteVisionConfig, vision), audio_config=_plain(t.Dots3NoteAudioConfig, audio), **ids
     )
-    parts = grid_processors("Qwen2VLImageProcessor", "Qwen3VLVideoProcessor")
+    parts = grid_processors("Qwen2VLImageProcessor", None, temporal=1) | {"video_processor": t.Qwen3VLVideoProcessor()}
     made = t.Dots3NoteProcessor(**parts, feature_extractor=t.Dots3NoteFeatureExtractor(feature_size=16), tokenizer=words, chat_template=template)
     save(folder, t.Dots3NoteForConditionalGeneration, config, made, words)
 
@@ -181,8 +157,11 @@ def cosmos3_edge(folder: Path) -> None:
 def hyperclovax_vision_v2(folder: Path) -> None:
     """Qwen2.5-VL's tower before HyperCLOVA X."""
     import transformers as t
+    from tokenizers.pre_tokenizers import ByteLevel
 
-    words = byte_level_tokenizer(["<|im_start|>", "<|image_start|>", "<|image_end|>", "<|image_pad|>", "<|video_pad|>", "<|video_duration|>"], "<|im_end|>", "<|endoftext|>")
+    vocabulary, merges = byte_level_words(ByteLevel(add_prefix_space=False))
+    words = t.GPT2Tokenizer(vocab=vocabulary, merges=merges, unk_token=None, bos_token="<|endoftext|>", eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=2048)
+    words.add_tokens(["<|im_start|>", "<|image_start|>", "<|image_end|>", "<|image_pad|>", "<|video_pad|>", "<|video_duration|>"], special_tokens=True)
     parts = grid_processors("Qwen2VLImageProcessor", "Qwen2VLVideoProcessor")
     made = t.HyperCLOVAXVisionV2Processor(**parts, tokenizer=words, chat_template=CHATML.replace("IMAGE_PLACE", "<|image_start|><|image_pad|><|image_end|>"))
     vision = {"hidden_size": 16, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 32, "window_size": 56, "fullatt_block_indexes": [1]}
@@ -195,7 +174,6 @@ def hyperclovax_vision_v2(folder: Path) -> None:
 TYPES = {
     "paddleocr_vl": ModelType(paddleocr_vl, "native resolution", group="paddleocr_vl"),
     "ernie4_5_vl_moe": ModelType(ernie4_5_vl_moe, "mixture of experts by modality"),
-    "hunyuan_vl": ModelType(hunyuan_vl, "native resolution, newline features", group="hunyuan_vl"),
     "hy_v4_vl": ModelType(hy_v4_vl, "mixture of experts, hyper-connections, newline features", group="hy_v4_vl"),
     "dots3_note": ModelType(dots3_note, "mixture of experts in tower and language model"),
     "video_llama_3": ModelType(video_llama_3, "native resolution"),

@@ -116,30 +116,10 @@ def inkling_mm_model(folder: Path) -> None:
     text = _inkling_text(words) | {"mlp_layer_types": ["dense", "sparse"], "intermediate_size": 32, "logits_mup_width_multiplier": 1.0}
     ids = {"image_token_id": "<|unused_200054|>", "audio_token_id": "<|unused_200053|>", "image_bos_token_id": "<|content_image|>", "audio_bos_token_id": "<|content_audio_input|>"}
     config = shrink(
-        t.InklingConfig, text_config=text, vision_config={"hidden_size": 16, "num_attention_heads": 2, "text_hidden_size": 32}, audio_config={"text_hidden_size": 32},
+        t.InklingConfig, text_config=text, vision_config={"hidden_size": 16, "num_attention_heads": 2, "text_hidden_size": 32}, audio_config={"text_hidden_size": 32, "n_mel_bins": 8, "mel_vocab_size": 16},
         **token_ids(words, **ids),
     )  # fmt: skip
     save(folder, t.InklingForConditionalGeneration, config, made, words)
-
-
-def inkling2(folder: Path) -> None:
-    _inkling2(folder, "Inkling2", {"n_layers_per_attn_res_block": 1})
-
-
-def inkling2_loop(folder: Path) -> None:
-    """Layers that are passed several times."""
-    loop = {"n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1, "loop_layer_index_end": 2, "loop_num_passes": 2, "loop_gate_rank": 8}
-    _inkling2(folder, "Inkling2Loop", loop)
-
-
-def _inkling2(folder: Path, name: str, text: dict[str, Any]) -> None:
-    import transformers as t
-
-    words = byte_level_tokenizer(INKLING, "<|end_message|>", "<|pad|>")
-    made = t.Inkling2Processor(image_processor=t.Inkling2ImageProcessor(), tokenizer=words, chat_template=INKLING_TEMPLATE)
-    vision = TOWER | {"posemb_grid_size": 4, "projection_hidden_dim": 32, "text_hidden_size": 32}
-    config = shrink(getattr(t, f"{name}Config"), text_config=_inkling_text(words) | text, vision_config=vision, **token_ids(words, image_token_id="<|unused_200054|>"))
-    save(folder, getattr(t, f"{name}ForConditionalGeneration"), config, made, words)
 
 
 def nemotron_h_omni(folder: Path) -> None:
@@ -170,7 +150,5 @@ TYPES = {
     "minimax_m3_vl": ModelType(minimax_m3_vl, "mixture of experts, sparse attention"),
     "step3p7": ModelType(step3p7, "mixture of experts, tiled"),
     "inkling_mm_model": ModelType(inkling_mm_model, "mixture of experts, short convolutions"),
-    "inkling2": ModelType(inkling2, "mixture of experts, short convolutions", group="inkling2"),
-    "inkling2_loop": ModelType(inkling2_loop, "mixture of experts, short convolutions, looped layers", group="inkling2"),
     "nemotron_h_omni": ModelType(nemotron_h_omni, "hybrid Mamba, mixture of experts"),
 }

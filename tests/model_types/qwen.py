@@ -118,7 +118,7 @@ def _omni(folder: Path, name: str, named: dict[str, str], patch: int, video: str
         ids |= {key.replace("_id", "_index"): ids.pop(key) for key in ("image_token_id", "video_token_id", "audio_token_id")}
     config = shrink(
         getattr(t, f"{name}ThinkerConfig"), text_config={"vocab_size": len(words)} | ends(words) | text, vision_config=vision,
-        audio_config={"num_mel_bins": 16, "encoder_ffn_dim": 32, "output_dim": 32, "max_source_positions": 32} | audio, user_token_id=words.convert_tokens_to_ids("u"), **ids,
+        audio_config={"num_mel_bins": 16, "encoder_ffn_dim": 32, "output_dim": 32, "max_source_positions": 32} | audio, user_token_id=words.convert_tokens_to_ids("u"), **ids, **token_ids(words, vision_start_token_id=named["vision_bos_token"], vision_end_token_id=named["vision_eos_token"]),
     )  # fmt: skip
     save(folder, getattr(t, f"{name}ThinkerForConditionalGeneration"), config, made, words)
 

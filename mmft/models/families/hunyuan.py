@@ -1,4 +1,4 @@
-"""Hunyuan's vision-language models: a newline feature ends every row of an image's features."""
+"""Hunyuan 4 with images: a newline feature ends every row of an image's features."""
 
 from __future__ import annotations
 
@@ -13,23 +13,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class HunyuanVL(Family):
-    model_types = ("hunyuan_vl",)
-
-    def features_per_image(self, batch: dict[str, torch.Tensor], config: PretrainedConfig) -> list[int] | None:
-        """Rows of merged patches with a newline each, and one feature at either end of the image."""
-        return [n + 2 for n in _with_newlines(batch, config)]
-
-
-@dataclass(kw_only=True)
 class HyV4VL(Family):
     model_types = ("hy_v4_vl",)
 
     def features_per_image(self, batch: dict[str, torch.Tensor], config: PretrainedConfig) -> list[int] | None:
         """Rows of merged patches with a newline each."""
-        return _with_newlines(batch, config)
-
-
-def _with_newlines(batch: dict[str, torch.Tensor], config: PretrainedConfig) -> list[int]:
-    grid, merge = batch.get("image_grid_thw"), config.vision_config.spatial_merge_size
-    return [] if grid is None else [(h // merge) * (w // merge + 1) for _, h, w in grid.tolist()]
+        grid, merge = batch.get("image_grid_thw"), config.vision_config.spatial_merge_size
+        return [] if grid is None else [(h // merge) * (w // merge + 1) for _, h, w in grid.tolist()]
