@@ -24,7 +24,7 @@ from mmft.models.unsupported import UNSUPPORTED
 
 # One type for each kind of architecture; tests/test_conformance.py has dense, tiled, deepstack, native resolution, pooled projector, Q-Former and
 # an encoder-decoder already. `pytest -m long` checks all types.
-CHECKED: tuple[str, ...] = ("qwen3_vl_moe", "qwen3_5")
+CHECKED: tuple[str, ...] = ("qwen3_vl_moe", "qwen3_5", "glm4v_moe")
 
 
 @pytest.mark.parametrize("kind", CHECKED)

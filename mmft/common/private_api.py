@@ -80,7 +80,7 @@ def sacrebleu_counts(metric: Any, answers: list[str], references: list[list[str 
 
 
 def names_taken_for_experts(model_type: str) -> set[str]:
-    """`_MOE_TARGET_MODULE_MAPPING` of peft (0.18 to 0.21): names of layers that peft takes for the experts of this model type.
+    """`transformers_weight_conversion._MOE_TARGET_MODULE_MAPPING` (peft 0.21): names of layers that peft takes for the experts of this model type.
 
     Reason: for these types peft turns `target_modules` of such names into `target_parameters` on all experts, because experts were linear
     layers before transformers 5. A dense layer or a shared expert of the same name then gets no adapter. For these types peft also reads a
