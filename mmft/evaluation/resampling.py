@@ -29,7 +29,7 @@ LOSS = "eval_loss"
 def differences(metrics: MetricSet, first: Sequence[AnswerRecord], second: Sequence[AnswerRecord]) -> dict[str, Difference]:
     """score -> second minus first on the rows that both have; `eval_loss` too if the rows have their losses.
 
-    Left out: scores that no row has, and those that would take too long (Draws.recomputed).
+    Left out: scores that no row has, that are no finite number, and that would take too long (Draws.recomputed).
     """
     pairs = paired(first, second)
     result = _loss_difference(pairs)
@@ -42,7 +42,8 @@ def differences(metrics: MetricSet, first: Sequence[AnswerRecord], second: Seque
         except Exception as error:  # a metric may be a user's own code
             metrics.fail(key, "its interval", error)
             continue
-        result |= {name: difference(one[name], two[name], len(usable)) for name in one if name in two}
+        found = {name: difference(one[name], two[name], len(usable)) for name in one if name in two}
+        result |= {name: gap for name, gap in found.items() if gap is not None}
     return result
 
 
@@ -52,15 +53,17 @@ def paired(first: Sequence[AnswerRecord], second: Sequence[AnswerRecord]) -> lis
     return [(row, other[key]) for row in first if (key := _identity(row)) in other]
 
 
-def difference(first: np.ndarray, second: np.ndarray, rows: int) -> Difference:
-    """first, second: the scores of every resample, the observed ones first (Draws)."""
+def difference(first: np.ndarray, second: np.ndarray, rows: int) -> Difference | None:
+    """first, second: the scores of every resample, the observed ones first (Draws). None if one of the observed is no finite number."""
     import numpy as np
 
     gaps = second - first
     drawn = gaps[1:][np.isfinite(gaps[1:])]
     observed = float(gaps[0])
+    if not np.isfinite(observed) or not len(drawn):
+        return None
     tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(drawn, [tail, 100 - tail]) if len(drawn) else (observed, observed)
+    low, high = np.percentile(drawn, [tail, 100 - tail])
     other = min((drawn <= 0).sum(), (drawn >= 0).sum())
     return {"value": observed, "low": float(low), "high": float(high), "p": min(1.0, float(2 * (1 + other) / (1 + len(drawn)))), "rows": rows, "resamples": len(drawn)}
 
@@ -83,7 +86,8 @@ def _loss_difference(pairs: Sequence[tuple[AnswerRecord, AnswerRecord]]) -> dict
     if len(known) < FEWEST:
         return {}
     sums = _draws(len(known)).sums(np.array([[number for r in pair for number in (r["loss"], r["loss_tokens"])] for pair in known], dtype=np.float64))
-    return {LOSS: difference(ratio(sums[:, 0], sums[:, 1], np.nan), ratio(sums[:, 2], sums[:, 3], np.nan), len(known))}
+    gap = difference(ratio(sums[:, 0], sums[:, 1], np.nan), ratio(sums[:, 2], sums[:, 3], np.nan), len(known))
+    return {LOSS: gap} if gap is not None else {}
 
 
 @lru_cache(maxsize=2)  # the draws of so many rows are always the same

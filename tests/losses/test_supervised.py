@@ -9,7 +9,7 @@ from mmft.adapters.attach import attach_adapter
 from mmft.adapters.plan import plan_adapter
 from mmft.collators.base import IGNORE
 from mmft.common.errors import UserError
-from mmft.losses.supervised import supervised_loss, takes_logits_to_keep
+from mmft.losses.supervised import sequence_losses, supervised_loss, takes_logits_to_keep
 
 
 def rows(small, kind):
@@ -219,3 +219,15 @@ def test_a_non_finite_gradient_with_a_finite_loss_stops_too(small, tmp_path):
     with pytest.raises(UserError, match="step 1: the gradient is not finite.*only"):
         run.train()
     assert all(now.equal(start[n]) for n, now in weights(run.model).items())
+
+
+def test_the_losses_of_sequences_in_a_batch_are_those_of_each_alone(small):
+    import torch
+
+    model, collator, _ = small.load("qwen2vl")
+    rows = [small.sample("1", [0], "What?", "red"), small.sample("2", [1], "Which?", "a red square and a blue circle")]
+    with torch.no_grad():
+        together = sequence_losses(model.eval(), collator(rows))
+        alone = [supervised_loss(model, collator([row])) for row in rows]
+    assert [n for _, n in together] == [int(n) for _, n in alone] and len({n for _, n in together}) == 2
+    assert [loss for loss, _ in together] == pytest.approx([loss.item() for loss, _ in alone], rel=1e-5)

@@ -85,7 +85,7 @@ def test_errors_that_smaller_micro_batches_cannot_help_say_what_would(mmft, tmp_
     if where == "load":
         monkeypatch.setattr(load, "_read_weights", fails)
     elif where == "measure":
-        monkeypatch.setattr(evaluate, "supervised_loss", fails)
+        monkeypatch.setattr(evaluate, "sequence_losses", fails)
     else:
         step, calls = torch.optim.AdamW.step, []
         monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: fails() if len(calls) == 2 else calls.append(1) or step(self, *a, **k))

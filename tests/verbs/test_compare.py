@@ -1,6 +1,8 @@
 """compare: base against tuned with one model in memory, run against run, in the terminal and on a page."""
 
+import json
 import re
+import shutil
 
 import pytest
 from verb_data import lines
@@ -50,9 +52,25 @@ def test_run_against_run(mmft, verb, trained, tmp_path, run_copy):
     assert "A against B" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
-def test_own_pictures_one_of_them_broken(verb, run_copy, trained, tmp_path):
-    import shutil
+def test_two_runs_are_compared_on_all_held_out_rows_that_both_measured(verb, trained, tmp_path, run_copy):
+    """A is made to answer no row with its reference, B all of them; the sixth row of B is another one."""
+    first = shutil.copytree(trained.run, tmp_path / "first")
+    for run, right in ((first, 0.0), (run_copy, 1.0)):
+        rows = lines(run / "eval" / "tuned.jsonl")
+        for row in rows:
+            row["prediction"] = row["references"][0] if right else "nothing of the kind"
+            row["metrics"]["exact_match"] = right
+        rows[5]["id"] += " of B" if right else ""
+        (run / "eval" / "tuned.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    code, out, err = verb("compare", f"run=[{first.as_posix()},{run_copy.as_posix()}]", "index=0", f"out={tmp_path.as_posix()}/page.html", run=False)
+    assert code == 0, err
+    table = out.split("A against B on all held-out rows of both")[1]
+    assert re.search(r"exact_match +0\.000 +1\.000 +\+1\.000 +\+1\.000 to \+1\.000 +0\.002", table) and "5 rows, 1 reference per row." in table
+    assert re.search(r"loss +[\d.]+ +[\d.]+ +\+0\.000 +\+0\.000 to \+0\.000 +1\.000", table), "the same losses on the same rows"
+    assert "A against B on all held-out rows of both" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
+
+def test_own_pictures_one_of_them_broken(verb, run_copy, trained, tmp_path):
     (tmp_path / "in").mkdir()
     shutil.copy(trained.pictures / "1.png", tmp_path / "in" / "a.png")
     (tmp_path / "in" / "b.png").write_bytes(b"")
