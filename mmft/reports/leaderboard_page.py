@@ -38,9 +38,11 @@ class SharedSample(ShownPictures):
 
 def write(folder: Path, board: Leaderboard) -> list[Path]:
     """Write report.html, report.md and leaderboard.csv into the folder; returns their paths."""
-    metrics = [m for m in _measured(board) if m != board.by]
+    kept = [m for m in board.main_kept if m != board.by]
+    metrics = [m for m in _measured(board) if m not in (board.by, *kept)]
     page = render(
-        "leaderboard.html.j2", board=board, numbers=numbers, metrics=metrics, labels=board.labels, plots=sweep_plots.draw(board), shared_samples=shared_samples(board)
+        "leaderboard.html.j2", board=board, numbers=numbers, metrics=metrics, kept=kept, labels=board.labels, plots=sweep_plots.draw(board),
+        shared_samples=shared_samples(board),
     )
     return [write_text(folder / name, text) for name, text in (("report.html", page), ("report.md", markdown(board)), ("leaderboard.csv", table(board)))]
 
@@ -57,10 +59,12 @@ def markdown(board: Leaderboard) -> str:
     for r in board.rows:
         run = f"[{cell(r.run)}]({r.run.replace(' ', '%20')}/report.html)" if r.report else cell(r.run)
         figures = [numbers.metric(r.base), numbers.metric(r.score), *([numbers.difference(r.to_best)] if gap else []), *([r.answered] if board.counted else []),
-                   *(numbers.metric(r.metrics.get(m)) for m in board.kept), numbers.metric(r.loss), numbers.count(r.trainable), numbers.duration(r.seconds), numbers.plain(r.scale), numbers.memory(r.memory), numbers.plain(r.speed)]  # fmt: skip
+                   *(numbers.metric(r.metrics.get(m)) for m in board.kept), numbers.metric(r.loss), numbers.count(r.trainable),
+                   numbers.duration(r.seconds), numbers.plain(r.scale), numbers.memory(r.memory), numbers.plain(r.speed)]  # fmt: skip
         lines.append(table_line([run, *map(cell, r.values), cell(r.status), *figures, ", ".join([*r.marks, *map(cell, r.flags)])]))
     if board.groups:
-        lines += ["", "## Over seeds", "", *_head([*board.setting_keys, "seeds", board.label, "spread", *(board.labels[m] for m in board.kept), "loss", "trainable", "scale", ""])]
+        over = [*board.setting_keys, "seeds", board.label, "spread", *(board.labels[m] for m in board.kept), "loss", "trainable", "scale", ""]
+        lines += ["", "## Over seeds", "", *_head(over)]
         for g in board.groups:
             lines.append(table_line([*map(cell, g.values), str(g.n), numbers.metric(g.mean), numbers.metric(g.sd), *(numbers.metric(g.metrics.get(m)) for m in board.kept),
                                      numbers.metric(g.loss), numbers.count(g.trainable), numbers.plain(g.scale), ", ".join(g.marks)]))  # fmt: skip
