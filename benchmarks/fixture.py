@@ -205,6 +205,56 @@ def _ends(words: Any) -> dict[str, int]:
     return {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
 
 
+# A template without roles' names: the last word of the question is the last token before the answer, which the counting model reads.
+BARE = (
+    "{%- for message in messages -%}{%- for part in message.content -%}{%- if part.type == 'image' -%}{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
+    "{%- else -%}{{- part.text -}}{%- endif -%}{%- endfor -%}{%- if message.role == 'assistant' -%}{{- '<|im_end|>' -}}{%- endif -%}{%- endfor -%}"
+)
+FORMS = "abcd"  # each number of the counting model has four tokens
+
+
+def number(n: int, form: str = "a") -> str:
+    """The token of a number."""
+    return f"@{n:03d}{form}"
+
+
+def count_down(folder: Path, most: int) -> None:
+    """Change the Qwen2-VL fixture in `folder` so that it answers a question that ends in `number(n)` by n - 1 numbers, n - 1 to 1, and its end token.
+
+    A token of the number n has a large embedding in a direction of this number, and the head's rows of n - 1 point there, so the number of the
+    next token is certain. Which of its four tokens is written depends on the rest of the hidden state: on the picture, the question and all
+    tokens before, through all layers. So an answer has the length that the row asks for, and it differs if a cache, mask or position is wrong.
+    """
+    import torch
+    from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
+
+    processor = AutoProcessor.from_pretrained(folder)
+    words = processor.tokenizer
+    words.add_tokens([number(n, form) for n in range(1, most + 1) for form in FORMS])
+    processor.chat_template = BARE
+    model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    embeddings, width = model.get_input_embeddings(), model.config.text_config.hidden_size
+    if len(words) > embeddings.num_embeddings:
+        raise SystemExit(f"a table of {embeddings.num_embeddings} rows has no room for {len(words)} words")
+    draw = torch.Generator().manual_seed(1)
+    directions = torch.nn.functional.normalize(torch.randn(most + 1, width, generator=draw), dim=-1)
+    head = torch.nn.Linear(width, embeddings.num_embeddings, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(embeddings.weight)
+        for n in range(1, most + 1):
+            for form in FORMS:
+                token = words.convert_tokens_to_ids(number(n, form))
+                embeddings.weight[token] = 100 * directions[n]
+                head.weight[token] = 2 * torch.nn.functional.normalize(torch.randn(width, generator=draw), dim=-1)
+                if n < most:
+                    head.weight[token] += 2 * directions[n + 1]
+        head.weight[words.eos_token_id] = 3 * directions[1]
+    model.lm_head = head
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
 FAMILIES: dict[str, Callable[[dict[str, Any], list[str]], tuple[Any, Any, Any]]] = {"qwen2vl": _qwen2vl, "llava": _llava, "blip2": _blip2}
 
 

@@ -99,3 +99,17 @@ def test_the_gpu_benchmark_runs_on_small_shapes(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for found in json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["models"].values():
         assert len(found["rungs"]) == 10 and all("samples_per_second" in rung for rung in found["rungs"].values())
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_the_benchmark_of_generation_runs_on_a_small_model(tmp_path):
+    """Each answer has the length that its question asks for, and all contenders give the same ones."""
+    done = quick(["benchmarks.generate", "--quick", "--rows", "6", "--threads", "1", "--out", str(tmp_path)])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = json.loads((tmp_path / "generate.json").read_text(encoding="utf-8"))
+    (answers,) = ({name: contender["answers"] for name, contender in r.items()} for r in found["rounds"])
+    assert [[text.count("@") for text in texts] for texts in answers.values()] == [[n - 1 for n in found["lengths"]]] * 3
+    assert len({json.dumps(texts) for texts in answers.values()}) == 1
+    assert len(set("".join(answers["mmft"])) & set("abcd")) == 4, "which form of a number is written depends on the context"
+    assert "| mmft |" in (tmp_path / "generate.md").read_text(encoding="utf-8")

@@ -85,6 +85,10 @@ class BatchMaker(Protocol):
         """The batch to generate from."""
         ...
 
+    def measure(self, sample: Sample) -> Measure:
+        """The size of a row, without decoding its images."""
+        ...
+
     def decode(self, ids: torch.Tensor | list[list[int]]) -> list[str]:
         """Generated token ids as texts."""
         ...

@@ -1,29 +1,30 @@
-"""Answer prompts batch by batch; a prompt whose images cannot be read gets an error instead of an answer."""
+"""Answer the prompts of `predict` and `compare`; a prompt whose images cannot be read gets an error instead of an answer."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from ..collators.types import Batch, BatchMaker
 from ..common.errors import UserError
 from ..common.records import AnswerRecord
 from ..config.plain import to_plain
 from ..data.prepare import prepared_data
-from .evaluate import Answer, Evaluator
+from ..data.sample import Sample
+from .evaluate import Evaluator
+from .generate import Answer
 from .inputs import Asked, read_inputs, shared_prompt
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..data.sample import Sample
 
-
-def prompts_of(given: object, prompt: object, together: bool, run: Path | None, cfg: DictConfig) -> list[Asked]:
+def prompts_of(given: object, prompt: object, together: bool, run: Path | None, cfg: DictConfig) -> Sequence[Asked]:
     """The prompts of a command's input=, prompt= and together=, before any weight is read.
 
     Without prompt=, inputs that bring none get the prompt that all held-out rows of the run share. Raises UserError.
@@ -45,47 +46,78 @@ def prompts_of(given: object, prompt: object, together: bool, run: Path | None, 
     return asked
 
 
-def answer_prompts(evaluator: Evaluator, model: Any, asked: list[Asked], seed: int) -> Iterator[AnswerRecord]:
-    """One record per prompt, in order. Without an answer, `error` says why and `prediction` is None. seed: for generation.do_sample."""
-    from tqdm import tqdm
+class AskedSamples(Sequence[Sample]):
+    """The samples at some positions of the prompts."""
+
+    def __init__(self, asked: Sequence[Asked], positions: Sequence[int]):
+        self.asked, self.positions = asked, positions
+
+    @classmethod
+    def of(cls, asked: Sequence[Asked]) -> AskedSamples:
+        """The samples of all prompts that have one."""
+        return cls(asked, [i for i, prompt in enumerate(asked) if prompt.sample is not None])
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.asked[self.positions[index]].sample
+
+
+def answer_prompts(evaluator: Evaluator, model: Any, asked: Sequence[Asked], seed: int) -> Iterator[AnswerRecord]:
+    """One record per prompt, in their order, each as soon as those before it are answered."""
+    waiting: dict[int, AnswerRecord] = {}
+    coming = 0
+    for position, record in answers_as_finished(evaluator, model, asked, seed):
+        waiting[position] = record
+        while coming in waiting:
+            yield waiting.pop(coming)
+            coming += 1
+
+
+def answers_as_finished(evaluator: Evaluator, model: Any, asked: Sequence[Asked], seed: int, done: Container[int] = ()) -> Iterator[tuple[int, AnswerRecord]]:
+    """(position of a prompt, its record) of every prompt that is not in `done`, in the order in which the answers end.
+
+    Without an answer, `error` says why and `prediction` is None. seed: for generation.do_sample.
+    """
     from transformers import set_seed
 
     set_seed(seed)
-    size = max(1, evaluator.batch_size)
-    bar = tqdm(total=len(asked), desc="answers", leave=False, disable=None if len(asked) > size else True)
-    for start in range(0, len(asked), size):
-        part = asked[start : start + size]
-        batch, reasons = readable_batch(evaluator.collator, [a.sample for a in part if a.sample is not None])
-        answers = iter(evaluator.answer(model, batch) if batch is not None else ())
-        for i, a in enumerate(part, start):
-            error = a.error or reasons.get(id(a.sample), "")
-            yield _record(evaluator, i if a.number is None else a.number, a, None if error else next(answers), error)
-        bar.update(len(part))
-    bar.close()
+    positions = []
+    for position, prompt in enumerate(asked):
+        if position in done:
+            continue
+        if prompt.sample is None or prompt.error:
+            yield position, _record(evaluator, position, prompt, None, prompt.error)
+        else:
+            positions.append(position)
+    for index, answer in evaluator.answers(model, AskedSamples(asked, positions)):
+        position, error = positions[index], str(answer) if isinstance(answer, UserError) else ""
+        yield position, _record(evaluator, position, asked[position], answer if isinstance(answer, Answer) else None, error)
 
 
-def readable_batch(collator: BatchMaker, samples: list[Sample]) -> tuple[Batch | None, dict[int, str]]:
-    """(prompt batch of the readable samples or None, why the others are not, by id() of the sample).
+def asked_identity(asked: Sequence[Asked]) -> dict[str, str]:
+    """Hashes of what is asked: of the images (their files' sizes and times, or the contents that a prepared set knows), and of the texts."""
+    images, texts = hashlib.sha256(), hashlib.sha256()
+    for prompt in asked:
+        sample = prompt.sample
+        files = [] if sample is None else [[path.as_posix(), *_stamp(path)] for path in sample.image_paths]
+        images.update(json.dumps([prompt.where, prompt.error, files, sample.sha256 if sample else ()]).encode("utf-8", "surrogatepass"))
+        texts.update(json.dumps([sample.messages, sample.references] if sample else []).encode("utf-8", "surrogatepass"))
+    return {"input": images.hexdigest(), "prompt": texts.hexdigest()}
 
-    Samples are tried one by one only if their batch fails, so a good batch opens each image once.
-    """
-    reasons: dict[int, str] = {}
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """(size, time of the last change) of a file; zeros for a missing one."""
     try:
-        return (collator.prompt(samples) if samples else None), reasons
-    except UserError:
-        pass
-    good = []
-    for sample in samples:
-        try:
-            collator.prompt([sample])
-            good.append(sample)
-        except UserError as error:
-            reasons[id(sample)] = str(error)
-    return (collator.prompt(good) if good else None), reasons
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
-def _record(evaluator: Evaluator, index: int, asked: Asked, answer: Answer | None, error: str) -> AnswerRecord:
-    sample = asked.sample
+def _record(evaluator: Evaluator, position: int, asked: Asked, answer: Answer | None, error: str) -> AnswerRecord:
+    sample, index = asked.sample, position if asked.number is None else asked.number
     if sample is None:
         return {"index": index, "id": asked.where, "prediction": None, "error": error}
     if answer is not None and sample.references:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from ..common.records import AnswerRecord, MetricValues
 from ..common.tensors import eval_mode, to_device
 from ..data.sample import Sample
 from ..losses.supervised import sequence_losses
+from .generate import Answer, Outcome, RowGenerator
 from .metrics.base import MetricSet
 from .metrics.defaults import default_metrics
 from .token_limit import TokenLimit, token_limit
@@ -21,13 +23,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig
 
-
-@dataclass(frozen=True)
-class Answer:
-    """A generated text. truncated: it reached generation.max_new_tokens without an end token."""
-
-    text: str
-    truncated: bool = False
+log = logging.getLogger("mmft")
 
 
 def mean_loss(losses: Sequence[tuple[float, int]]) -> float:
@@ -41,7 +37,7 @@ class Evaluator:
 
     generation: keys of transformers' GenerationConfig; max_new_tokens=auto is replaced by the limit that the rows' references
     need (`limit`). batch_size: rows in one batch when generating; loss_batch_size: when computing the loss. progress: show a progress
-    bar on a terminal.
+    bar on a terminal. announce: log why our decoding loop cannot generate the answers, if it cannot.
     """
 
     rows: Sequence[Sample]
@@ -51,6 +47,7 @@ class Evaluator:
     loss_batch_size: int = 16
     progress: bool = True
     metrics: MetricSet = field(default_factory=default_metrics)
+    announce: bool = True
     limit: TokenLimit = field(init=False)
 
     def __post_init__(self) -> None:
@@ -78,22 +75,36 @@ class Evaluator:
 
     def generate(self, model: torch.nn.Module, rows: Sequence[Sample] | None = None) -> list[Answer]:
         """The model's answers to the prompts of `rows` (default: all held-out rows), one for each row. Raises UserError."""
-        answers: list[Answer] = []
-        for batch in self._batches(self.rows if rows is None else rows, self.batch_size, "answers"):
-            answers += self.answer(model, self.collator.prompt(batch))
-        return answers
+        rows = self.rows if rows is None else rows
+        answers: dict[int, Answer] = {}
+        for index, answer in self.answers(model, rows):
+            if isinstance(answer, UserError):
+                raise answer
+            answers[index] = answer
+        return [answers[i] for i in range(len(rows))]
+
+    def answers(self, model: Any, rows: Sequence[Sample]) -> Iterator[Outcome]:
+        """(index, answer) of every row, in the order in which the answers end, or (index, why the row cannot be read). Raises UserError."""
+        from tqdm import tqdm
+
+        generator = RowGenerator(self.collator, self.generation_config(), max(1, self.batch_size), self.answer)
+        with eval_mode(model), tqdm(total=len(rows), desc="answers", unit=" rows", leave=False, disable=None if self.progress and len(rows) > 1 else True) as bar:
+            for outcome in generator.answers(model, rows):
+                if generator.reason and self.announce:
+                    log.info("%-14s batches of %d in transformers' own loop: %s", "answers", self.batch_size, generator.reason)
+                    self.announce = False
+                yield outcome
+                bar.update()
 
     def answer(self, model: Any, inputs: Batch, **options: Any) -> list[Answer]:
         """The answers to one prompt batch; options: further arguments of the model's `generate`. Raises UserError."""
         import torch
 
+        from .decode import generate
+
         settings = self.generation_config()
-        inputs = to_device(inputs, model.device)
-        with torch.no_grad(), eval_mode(model):
-            try:
-                ids = model.generate(**inputs, generation_config=settings, **options)
-            except ValueError as error:  # transformers refuses the settings
-                raise UserError(f"generation: {str(error).strip().splitlines()[0]}") from None
+        with eval_mode(model):
+            ids = generate(model, inputs, settings, **options)
         # an encoder-decoder model returns the decoder's start token in place of the prompt
         prompt_length = 1 if is_encoder_decoder(model.config) else inputs["input_ids"].shape[1]
         ids = ids[:, prompt_length:]

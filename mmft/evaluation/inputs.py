@@ -44,6 +44,20 @@ class Asked:
     number: int | None = None
 
 
+class AskedRows(Sequence[Asked]):
+    """The rows of a split as prompts, read only when asked for."""
+
+    def __init__(self, rows: Sequence[Sample]):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        row = self.rows[index]
+        return Asked(row.id, row, number=index)
+
+
 def ask(where: str, paths: Sequence[Path], prompt: str | None, references: Sequence[str] = ()) -> Asked:
     """Image files followed by a question, or at the positions of `<image>` in it."""
     try:
@@ -65,7 +79,7 @@ def conversation(where: str, paths: Sequence[Path], messages: list[Message], ref
     return Asked(where, Sample(where, images, messages, tuple(references), root.as_posix()))
 
 
-def read_inputs(given: object, prompt: Prompt, together: bool, split: str | None, prepared: Callable[[], PreparedData]) -> list[Asked]:
+def read_inputs(given: object, prompt: Prompt, together: bool, split: str | None, prepared: Callable[[], PreparedData]) -> Sequence[Asked]:
     """Every prompt that `input=given` names, in order. Raises UserError if there is none.
 
     together: all images of `input` in one prompt. split: which split of a prepared set. prepared: returns the run's own prepared
@@ -77,7 +91,7 @@ def read_inputs(given: object, prompt: Prompt, together: bool, split: str | None
     if len(names) == 1 and not together:
         rows = _split_rows(names[0], split, prepared)
         if rows is not None:
-            return [Asked(rows[i].id, rows[i], number=i) for i in range(len(rows))]
+            return AskedRows(rows)
         if Path(names[0]).suffix.lower() in TABLES and not Path(names[0]).is_dir():
             return read_table(readers.existing(names[0], "input", folder=False), prompt)
     files = [file for name in names for file in find_images(name)]

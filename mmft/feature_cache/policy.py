@@ -62,6 +62,14 @@ def why_forbidden(settings: Settings, plan: AdapterPlan) -> str | None:
     return None
 
 
+def why_adapted(model: torch.nn.Module) -> str | None:
+    """Why the features of a finished run's model are not those of its base, naming an adapted module; None if they are."""
+    for name, _ in model.named_parameters():
+        if part_of(name) in PARTS and ("lora_" in name or "modules_to_save" in name):
+            return f"the run has an adapter at {name}"
+    return None
+
+
 def why_not_frozen(model: torch.nn.Module) -> str | None:
     """The first module before the language model that is trained or has active dropout, in a model set to training; None if none."""
     for name, module in model.named_modules():
@@ -75,12 +83,13 @@ def why_not_frozen(model: torch.nn.Module) -> str | None:
 
 
 def open_cache(
-    settings: Settings, loaded: Loaded, plan: AdapterPlan, collator: Collator, prepared: PreparedData, rows: Sequence[Sample], seen: int,
+    settings: Settings, loaded: Loaded, forbidden: str | None, collator: Collator, prepared: PreparedData, rows: Sequence[Sample], seen: int,
     memo: Memo, run_bytes: int = 0,
 ) -> FeatureCache | None:  # fmt: skip
     """The cache that `vision_cache` asks for, with what earlier runs left in it; None if there is none, after saying why.
 
-    rows: the training rows, of which `seen` will be trained on. memo: keeps stores and probed rows for all runs of one base. run_bytes:
+    forbidden: why features may not be kept, by `why_forbidden` or `why_adapted`. rows: the training rows, of which `seen` will be trained on,
+    or the rows of an evaluation. memo: keeps stores and probed rows for all runs of one base. run_bytes:
     what the run itself will leave on the disk. `auto` keeps features in memory if a quarter of the free memory holds them, else on disk,
     else not at all; `vision_cache_gb` is the limit. Raises UserError if a cache was asked for by name and cannot be had.
     """
@@ -89,7 +98,7 @@ def open_cache(
         raise UserError(f"vision_cache={mode}: must be one of {', '.join(MODES)}")
     if mode == "off":
         return None
-    reason = why_forbidden(settings, plan)
+    reason = forbidden
     if reason is None and not takes_features(loaded.model):
         reason = f"{type(loaded.model).__name__} takes no precomputed features in this transformers"
     if reason is None and depends_on_the_row(loaded.model):

@@ -18,7 +18,7 @@ from ..evaluation.evaluate import Evaluator
 from ..evaluation.kept import KeptSet
 from ..evaluation.token_limit import TokenLimit, token_limit
 from ..feature_cache.cache import CachedCollator, RowsInMemory
-from ..feature_cache.policy import open_cache, rows_seen, why_not_frozen
+from ..feature_cache.policy import open_cache, rows_seen, why_forbidden, why_not_frozen
 from ..models.load import Loaded, build_collator
 from ..system.distributed import is_main
 from .check_rows import CheckedRows, check_kept, check_rows
@@ -88,7 +88,7 @@ def use_feature_cache(inputs: TrainingInputs, base: Base, context: RunContext, r
     collator: Any = base.collator
     assert isinstance(collator, Collator)
     cache = open_cache(
-        inputs.settings, base.loaded, inputs.plan, collator, inputs.prepared, base.rows, seen, context.base_memo, run_bytes
+        inputs.settings, base.loaded, why_forbidden(inputs.settings, inputs.plan), collator, inputs.prepared, base.rows, seen, context.base_memo, run_bytes
     )
     if cache is None:
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 from omegaconf import DictConfig
@@ -20,7 +20,7 @@ from .directory import Run
 from .open import open_run
 
 
-def run_sides(path: str, cfg: DictConfig, overrides: list[str], checkpoint: int | None, asked: list[Asked], with_base: bool) -> Iterator[Side]:
+def run_sides(path: str, cfg: DictConfig, overrides: list[str], checkpoint: int | None, asked: Sequence[Asked], with_base: bool) -> Iterator[Side]:
     """The answers of a run, those of its base first if asked for. The model is freed at the end. Raises UserError."""
     opened = open_run(path, cfg, overrides, checkpoint)
     about = f"{path}{f', checkpoint {checkpoint}' if checkpoint is not None else ''}"

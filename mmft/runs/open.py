@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from .. import __version__
 from ..collators.types import BatchMaker
 from ..common.errors import UserError, nearest
 from ..common.files import read_json
+from ..common.hashing import key_of
 from ..config.build import build
 from ..config.groups import default_metrics_section
 from ..config.guard import moved_targets
@@ -23,7 +26,7 @@ from ..config.validate import check
 from ..evaluation.metrics.defaults import metric_set
 from ..evaluation.token_limit import AUTO
 from ..models.families.base import Family
-from ..models.fingerprint import import_while_hashing
+from ..models.fingerprint import import_while_hashing, local_revision
 from ..models.load import Loaded, build_collator, load_model, load_processor, locate_model
 from .adapter import load_adapter
 from .base_model import MOVED, locate_base
@@ -42,7 +45,7 @@ class OpenedRun:
     """A run, or a model without one (run is None, see `open_any`), ready for use.
 
     cfg: the run's config with the command's evaluation, generation and data. settings: the same as plain values. model: the base with
-    its adapter.
+    its adapter. weights: the folder of the adapter, or of the trained model.
     """
 
     run: Run | None
@@ -52,6 +55,16 @@ class OpenedRun:
     loaded: Loaded
     model: Any
     collator: BatchMaker
+    weights: Path | None = None
+
+    def identity(self) -> dict[str, str]:
+        """What decides the model's answers to a prompt, apart from the generation settings, as hashes by the name that a user knows."""
+        model = {k: v for k, v in self.settings["model"].items() if k != "path"}  # the base may have been moved
+        adapter = local_revision(self.weights) if self.weights is not None and self.weights.is_dir() else None
+        return {
+            "model": key_of(self.loaded.located.revision, model, adapter), "collator": key_of(self.settings["collator"]),
+            "selection of metrics": key_of(self.settings.get("metrics")), "version of mmft or transformers": f"{__version__} {version('transformers')}",
+        }  # fmt: skip
 
     @contextlib.contextmanager
     def base(self) -> Iterator[Any]:
@@ -173,7 +186,7 @@ def open_run(path: str | Path, cfg: DictConfig, overrides: list[str], checkpoint
     loaded.processor = load_processor(family, located, run / "adapter" if (run / "adapter").is_dir() else weights)
     model = loaded.model if full else load_adapter(loaded.model, weights)
     collator = build_collator(kept.collator, family, loaded)
-    return OpenedRun(run, kept, resolved(kept), family, loaded, model, collator)
+    return OpenedRun(run, kept, resolved(kept), family, loaded, model, collator, weights)
 
 
 def trained_weights(run: Run, checkpoint: int | None) -> tuple[Path, bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -90,7 +91,7 @@ class Compare:
                 raise UserError(f"run={run.path}: the whole model was trained, so it holds no base; compare it with another run: run=[A,B]")
         return configs[0]
 
-    def _prompts(self, run: Run, cfg: DictConfig) -> tuple[list[Asked], str]:
+    def _prompts(self, run: Run, cfg: DictConfig) -> tuple[Sequence[Asked], str]:
         """(the prompts, a description of them). Raises UserError."""
         from ..data.prepare import prepared_data
         from ..data.selection import evaluation_rows
@@ -109,7 +110,7 @@ class Compare:
         selected = sample_indices(self.index, len(rows), split)
         return [Asked(rows[i].id, rows[i], number=i) for i in selected], f"{prepared.manifest['name']}, {split} {', '.join(map(str, selected))}"
 
-    def _page(self, run: Run, cfg: DictConfig, paths: list[str], asked: list[Asked], description: str) -> Path:
+    def _page(self, run: Run, cfg: DictConfig, paths: list[str], asked: Sequence[Asked], description: str) -> Path:
         """The path of the page: out=, which must not exist, or a name that only the same comparison gets. Raises UserError."""
         if self.out is not None:
             page = Path(self.out)

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,7 +24,9 @@ from ..runs.directory import Run, plain_name
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ..collators.types import BatchMaker
     from ..data.prepared import PreparedData
+    from ..data.sample import Sample
     from ..runs.open import OpenedRun
 
 log = logging.getLogger("mmft")
@@ -66,6 +69,7 @@ class Evaluate:
         evaluator.metrics.check(rows)
         summary["max_new_tokens"], summary["longest_reference"] = evaluator.limit.max_new_tokens, evaluator.limit.longest
         log.info("%-14s %s", "generation", evaluator.limit.note)
+        evaluator.collator = with_features(opened, settings, prepared, rows)
         evaluators = {k.name: opened.evaluator(k.rows, k) for k in kept}
         for name, its in evaluators.items():
             log.info("%-14s %s: %d rows, %s", "kept", name, len(its.rows), its.limit.note)
@@ -109,6 +113,20 @@ class Evaluate:
             "base_eval_loss": None, "base_metrics": {},
         }  # fmt: skip
         return cast(EvaluationSummary, described)
+
+
+def with_features(opened: OpenedRun, settings: Settings, prepared: PreparedData, rows: Sequence[Sample]) -> BatchMaker:
+    """The run's collator with image features from a cache, so that loss and answers, of base and tuned model, compute them once."""
+    from ..collators.base import Collator
+    from ..common.memo import Memo
+    from ..feature_cache.cache import CachedCollator
+    from ..feature_cache.policy import open_cache, why_adapted
+
+    assert isinstance(opened.collator, Collator)
+    settings = cast("Settings", {**settings, "vision_cache": "off" if settings.get("vision_cache") == "off" else "auto"})
+    seen = len(rows) if settings["evaluation"]["split"] == "train" else 0
+    cache = open_cache(settings, opened.loaded, why_adapted(opened.model), opened.collator, prepared, rows, seen, Memo())
+    return opened.collator if cache is None else CachedCollator(opened.collator, cache)
 
 
 def new_directory(cfg: DictConfig, overrides: list[str], opened: OpenedRun, prepared: PreparedData) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,20 +12,26 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from ..common.errors import Incomplete, UserError
+from ..common.hashing import key_of
 from ..config.plain import to_plain
 
 if TYPE_CHECKING:
     from ..common.records import AnswerRecord
     from ..evaluation.answer_table import AnswerFile
-    from ..evaluation.inputs import Message
+    from ..evaluation.evaluate import Evaluator
+    from ..evaluation.inputs import Asked, Message
     from ..evaluation.metrics.base import MetricSet
+    from ..runs.open import OpenedRun
 
 log = logging.getLogger("mmft")
 
 
 @dataclass
 class Predict:
-    """The keys of conf/task/predict.yaml. Inputs that cannot be read are named on stderr and left unanswered (exit code 1)."""
+    """The keys of conf/task/predict.yaml. Inputs that cannot be read are named on stderr and left unanswered (exit code 1).
+
+    With out=, answers are kept as they come: a command that was killed goes on where it was when it is given again.
+    """
 
     run: str | None = None
     checkpoint: int | None = None
@@ -34,9 +41,9 @@ class Predict:
     out: str | None = None
     chat: bool = False
 
-    def __call__(self, cfg: DictConfig, overrides: list[str]) -> list[AnswerRecord] | list[Message]:
-        """Print the answers or write them to out=. Raises UserError; Incomplete if some inputs could not be answered."""
-        from ..evaluation.answer import answer_prompts, prompts_of
+    def __call__(self, cfg: DictConfig, overrides: list[str]) -> list[AnswerRecord] | list[Message] | Path:
+        """Print the answers, or write them to out= and return its path. Raises UserError; Incomplete if some inputs could not be answered."""
+        from ..evaluation.answer import AskedSamples, prompts_of
         from ..evaluation.answer_table import AnswerFile
         from ..evaluation.metrics.defaults import metric_set
         from ..runs.open import any_config, open_any
@@ -47,53 +54,92 @@ class Predict:
 
             return chat(open_any(self.run, cfg, overrides, self.checkpoint))
         asked = prompts_of(self.input, self.prompt, self.together, run.path if run else None, run_cfg)
-        table = AnswerFile(Path(self.out)) if self.out is not None else None
-        records = []
-        try:
+        metrics = metric_set(to_plain(run_cfg.get("metrics")))
+        if self.out is None:
             opened = open_any(self.run, cfg, overrides, self.checkpoint)
-            for record in answer_prompts(opened.evaluator([a.sample for a in asked if a.sample is not None]), opened.model, asked, opened.settings["seed"]):
-                records.append(record)
-                if record.get("error"):
-                    complain(record["error"])
-                elif table is None:
-                    text = str(record["prediction"])
-                    print(text if len(asked) == 1 else f"{record['id']}\n    {text}", flush=True)
-                if table is not None:
-                    table.add(record)
-            finish(records, table, metric_set(to_plain(run_cfg.get("metrics"))))
-        finally:
-            if table is not None:
-                table.discard()
-        if table is not None and run is not None:
+            records = print_answers(opened, opened.evaluator(AskedSamples.of(asked)), asked)
+            raise_incomplete(finish(records, None, metrics), len(records))
+            return records
+        with AnswerFile(Path(self.out)) as table:
+            opened = open_any(self.run, cfg, overrides, self.checkpoint)
+            write_answers(table, opened, opened.evaluator(AskedSamples.of(asked)), asked)
+            unanswered = finish(table.records(), table, metrics)
+        if run is not None:
             run.record("predict", overrides, [table.path])
-        failed = sum(bool(r.get("error")) for r in records)
-        if failed:
-            raise Incomplete(f"{failed} of {len(records)} inputs could not be answered, each is named above; the other {len(records) - failed} were"
-                             f"{f' (all in {table.path})' if table is not None else ''}")  # fmt: skip
-        return records
+        raise_incomplete(unanswered, len(asked), f" (all in {table.path})")
+        return table.path
 
 
-def finish(records: list[AnswerRecord], table: AnswerFile | None, metrics: MetricSet) -> None:
-    """Give the table its name and show the metrics of answers with references. Raises UserError if nothing was answered."""
-    answered = [r for r in records if not r.get("error")]
+def print_answers(opened: OpenedRun, evaluator: Evaluator, asked: Sequence[Asked]) -> list[AnswerRecord]:
+    """Print the answers in the order of the inputs, each as soon as it is there."""
+    from ..evaluation.answer import answer_prompts
+
+    evaluator.announce = False  # stdout has the answers alone
+    records = []
+    for record in answer_prompts(evaluator, opened.model, asked, opened.settings["seed"]):
+        records.append(record)
+        if record.get("error"):
+            complain(record["error"])
+        else:
+            text = str(record["prediction"])
+            print(text if len(asked) == 1 else f"{record['id']}\n    {text}", flush=True)
+    return records
+
+
+def write_answers(table: AnswerFile, opened: OpenedRun, evaluator: Evaluator, asked: Sequence[Asked]) -> None:
+    """Log the answers as they come. Those that an earlier command of the same kind has logged are not generated again."""
+    from ..evaluation.answer import answers_as_finished, asked_identity
+
+    generation = key_of({k: v for k, v in evaluator.generation.items() if v is not None}, opened.settings["seed"])
+    told = table.begin({**opened.identity(), **asked_identity(asked), "generation setting": generation})
+    if told:
+        log.info("%-14s %s", "answers", told)
+    for record in table.records():
+        if record.get("error"):
+            complain(record["error"])
+    try:  # a continued command draws other numbers than it has drawn before
+        for _, record in answers_as_finished(evaluator, opened.model, asked, opened.settings["seed"] + len(table.done), table.done):
+            table.add(record)
+            if record.get("error"):
+                complain(record["error"])
+    except KeyboardInterrupt:
+        if table.done:
+            complain(f"{len(table.done)} of {len(asked)} answers are kept; the same command goes on with the others")
+        raise
+
+
+def finish(records: Iterable[AnswerRecord], table: AnswerFile | None, metrics: MetricSet) -> int:
+    """Write the table and show the metrics of answers with references; the number of inputs without an answer. Raises UserError if there is none."""
+    total = answered = truncated = 0
+    referenced: list[AnswerRecord] = []
+    for record in records:
+        total, answered, truncated = total + 1, answered + (not record.get("error")), truncated + bool(record.get("truncated"))
+        if not record.get("error") and record["references"]:
+            referenced.append(record)
     if not answered:
-        raise UserError(f"none of the {len(records)} inputs could be answered; nothing was written" if len(records) > 1 else "nothing was answered")
+        if table is not None:
+            table.drop()
+        raise UserError(f"none of the {total} inputs could be answered; nothing was written" if total > 1 else "nothing was answered")
     if table is not None:
         table.finish()
-        log.info("%d answers in %s", len(answered), table.path)
-    referenced = [r for r in answered if r["references"]]
+        log.info("%d answers in %s", answered, table.path)
     if len(referenced) > 1:
         from ..evaluation.token_limit import count_answers
         from ..reports import terminal
 
-        scores = metrics.corpus(referenced)
-        counts = count_answers(records)
+        scores, counts = metrics.corpus(referenced), count_answers(referenced)
         values = {**{k: f"{v:.3f}" for k, v in scores.items()}, "references per row": f"{counts['references_per_row']:g}",
-                  "rows left out": counts["left_out"]}  # fmt: skip
+                  "rows left out": total - counts["rows"]}  # fmt: skip
         terminal.show(terminal.pairs_table(f"{len(referenced)} rows with references", values))
-    truncated = sum(bool(r.get("truncated")) for r in answered)
     if truncated:
-        log.info("%d of %d answers stopped at the limit of new tokens (generation.max_new_tokens=N raises it)", truncated, len(answered))
+        log.info("%d of %d answers stopped at the limit of new tokens (generation.max_new_tokens=N raises it)", truncated, answered)
+    return total - answered
+
+
+def raise_incomplete(unanswered: int, total: int, where: str = "") -> None:
+    """Raises Incomplete if some inputs have no answer."""
+    if unanswered:
+        raise Incomplete(f"{unanswered} of {total} inputs could not be answered, each is named above; the other {total - unanswered} were{where}")
 
 
 def complain(text: str) -> None:

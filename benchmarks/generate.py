@@ -1,0 +1,130 @@
+"""Answers to held-out rows: mmft against transformers' `generate`, one by one and in batches in file order, with equal answers.
+
+    python -m benchmarks.generate [--photos FOLDER] [--rows 256] [--repeats 3] [--dtype bfloat16] [--quick]
+
+The model is the Qwen2-VL fixture, changed so that each row's answer has a length that is known beforehand (fixture.count_down). Lengths are drawn
+from a log-normal distribution: half of the answers have at most 24 tokens, a few have more than 150. Prints the table and writes generate.md and
+generate.json below --out. Ends with 1 if an answer in fp32 is not that of one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from . import fixture, process
+from .commands import HERE, ROOT
+
+MEDIAN, SIGMA, MOST = 24, 0.9, 250  # of the answers' tokens
+BATCH = 16
+
+
+def lengths(rows: int, most: int) -> list[int]:
+    """Tokens of each answer, its end token included."""
+    draw = random.Random(0)
+    return [min(max(round(math.exp(draw.gauss(math.log(min(MEDIAN, most / 4)), SIGMA))), 2), most) for _ in range(rows)]
+
+
+def build(home: Path, photos: Path | None, rows: int, most: int, size: str) -> tuple[Path, Path, list[int]]:
+    """(model folder, table of images and questions, length of each answer)."""
+    captions = fixture.photos(photos, home / "data", rows)
+    model = home / "model"
+    fixture.build("qwen2vl", model, [row["text"] for row in captions], size)
+    fixture.count_down(model, most)
+    wanted = lengths(rows, most)
+    table = home / "data" / "questions.jsonl"
+    questions = [{"image": row["image"], "prompt": f"{fixture.PROMPT} {fixture.number(n)}"} for row, n in zip(captions, wanted, strict=True)]
+    table.write_text("".join(json.dumps(q) + "\n" for q in questions), encoding="utf-8")
+    return model, table, wanted
+
+
+def tasks(model: Path, table: Path, dtype: str, most: int, batch: int) -> dict[str, dict[str, Any]]:
+    """What each contender is told."""
+    plain = {"model": str(model), "rows": str(table), "dtype": dtype, "max_new_tokens": most + 8}
+    words = [
+        "model=qwen2vl", f"model.path={model}", "model.device=cpu", f"model.dtype={dict(float32='fp32', bfloat16='bf16')[dtype]}",
+        f"model.processor={{min_pixels:{56 * 56},max_pixels:{fixture.SIDE * fixture.SIDE}}}", f"generation.max_new_tokens={most + 8}", f"evaluation.batch_size={batch}",
+    ]  # fmt: skip
+    return {"one by one": plain | {"batch": 1}, f"batches of {BATCH}": plain | {"batch": BATCH}, "mmft": plain | {"words": words}}
+
+
+def run(task: dict[str, Any], out: Path, threads: int | None) -> dict[str, Any]:
+    """One contender in a process of its own."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "task.json").write_text(json.dumps(task), encoding="utf-8")
+    env = os.environ | process.OFFLINE | ({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)} if threads else {})
+    env["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, str(HERE / "contenders" / "generate_answers.py"), str(out / "task.json")]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return json.loads((out / "result.json").read_text(encoding="utf-8"))
+
+
+def markdown(rounds: list[dict[str, dict[str, Any]]], wanted: list[int], place: dict[str, Any], args: argparse.Namespace) -> str:
+    head = (
+        f"Commit {place['commit'][:12]}{' with changes' if place['changed'] else ''}; {place['cpu']}, {args.threads or place['cores']} threads, torch {place['torch']},"
+        f" transformers {place['transformers']}; {args.dtype}; {len(wanted)} rows{'' if args.photos else ' with images that were drawn'}; answers of {min(wanted)} to {max(wanted)}"
+        f" tokens, median {median(wanted):g}, mean {sum(wanted) / len(wanted):.1f}; mmft with evaluation.batch_size={args.batch_size}; medians of {len(rounds)} interleaved rounds"
+        f"{'; quick: sizes of a self-check, not figures' if args.quick else ''}."
+    )
+    lines = [head, "", "| | wall, s | processor, s | rows/s | wall, against the fastest other in each round | processor, likewise | equal answers |", "|---|---|---|---|---|---|---|"]
+    for name in rounds[0]:
+        wall, cpu = (median(r[name][what] for r in rounds) for what in ("wall", "cpu"))
+        ratios = ["" if name != "mmft" else ", ".join(f"{r[name][what] / min(r[n][what] for n in r if n != name):.3f}" for r in rounds) for what in ("wall", "cpu")]
+        lines.append(f"| {name} | {wall:.1f} | {cpu:.1f} | {len(wanted) / wall:.1f} | {ratios[0]} | {ratios[1]} | {min(equal(r, name) for r in rounds):.4f} |")
+    return "\n".join(lines) + "\n"
+
+
+def equal(found: dict[str, dict[str, Any]], name: str) -> float:
+    """The share of rows whose answer is that of one by one."""
+    pairs = list(zip(found[name]["answers"], found["one by one"]["answers"], strict=True))
+    return sum(a == b for a, b in pairs) / len(pairs)
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, help="a COCO folder or a folder of images; default: images are drawn")
+    parser.add_argument("--rows", type=int, help="rows to answer (256; 16 with --quick)")
+    parser.add_argument("--repeats", type=int, help="interleaved rounds (3; 1 with --quick)")
+    parser.add_argument("--batch-size", type=int, default=BATCH, help="mmft's evaluation.batch_size")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--quick", action="store_true", help="a self-check in a minute: a small model and short answers")
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "benchmark")
+    args = parser.parse_args(words)
+    args.rows, args.repeats = args.rows or (16 if args.quick else 256), args.repeats or (1 if args.quick else 3)
+    home = args.out.resolve() / "generate"
+    shutil.rmtree(home, ignore_errors=True)
+    most = 24 if args.quick else MOST
+    model, table, wanted = build(home, args.photos, args.rows, most, "quick" if args.quick else "small")
+    contenders, place = tasks(model, table, args.dtype, most, args.batch_size), process.place()
+    rounds: list[dict[str, dict[str, Any]]] = []
+    for number in range(args.repeats):
+        found: dict[str, dict[str, Any]] = {}
+        for name, task in contenders.items():
+            found[name] = run(task, home / f"round{number}" / name.replace(" ", "_"), args.threads)
+            print(f"round {number + 1}: {name:<14} {found[name]['wall']:7.1f} s, {found[name]['cpu']:7.1f} s of processor time, equal {equal(found, name):.4f}", flush=True)
+        rounds.append(found)
+        text = markdown(rounds, wanted, place, args)
+        (args.out / "generate.md").write_text(text, encoding="utf-8")
+        (args.out / "generate.json").write_text(json.dumps({"place": place, "lengths": wanted, "rounds": rounds}, indent=1), encoding="utf-8")
+    print("\n" + text)
+    shutil.rmtree(home)
+    wrong = [name for name in contenders if args.dtype == "float32" and any(equal(r, name) < 1 for r in rounds)]
+    for name in wrong:
+        print(f"{name}: some answers are not those of one by one", file=sys.stderr)
+    return 1 if "mmft" in wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
