@@ -15,7 +15,10 @@ from .experts import choosing_layers, planned_parameters, unreachable_layers
 if TYPE_CHECKING:
     import torch
 
-SCOPES = {"language": {"language"}, "vision": {"vision"}, "connector": {"connector"}, "all": set(PARTS) - {"audio"}}  # rows have no sound: what reads it stays as it is
+# What all-linear leaves out, beside routers: the language head, and indexers, which choose tokens and get no gradient.
+NOT_LINEAR = {"lm_head", "indexer"}
+# Rows have no sound and answers no images: what reads or makes them stays as it is.
+SCOPES = {"language": {"language"}, "vision": {"vision"}, "connector": {"connector"}, "all": set(PARTS) - {"audio", "generator"}}
 
 
 @dataclass
@@ -103,7 +106,7 @@ def _with_marks(skeleton: Any, settings: Section, scope: str) -> Section:
 def _targets(wanted: str | Sequence[str] | None, layers: Mapping[str, str], parts: set[str], scope: str) -> set[str]:
     inside = {n for n, part in layers.items() if part in parts}
     if wanted == "all-linear":
-        return {n for n in inside if n.split(".")[-1] != "lm_head"}
+        return {n for n in inside if NOT_LINEAR.isdisjoint(n.split("."))}
     if isinstance(wanted, str):
         found = {n for n in layers if _matches(wanted, n, f"lora.target_modules={wanted!r}")}
         if not found and any(n.endswith(f".{wanted}") for n in layers):

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("mmft")
 
 IGNORE = -100  # ignore_index of torch.nn.CrossEntropyLoss: the label of a token that carries no loss
-PIXELS = ("pixel_values", "pixel_attention_mask", "pixel_mask")  # inputs that only the vision tower reads
+# inputs that only the vision tower reads
+PIXELS = ("pixel_values", "pixel_attention_mask", "pixel_mask", "high_res_pixel_values", "pixel_values_local")
 PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")  # processor outputs with one value per token
 
 

@@ -269,17 +269,26 @@ class ChatCollator(Collator):
 
     def _call(self, texts: list[str], images: list[Images], names: str, keep_size: bool) -> dict[str, Any]:
         try:
-            return self.processor(
-                text=texts,
-                images=images if any(images) else None,
+            out = self.processor(
+                text=list(texts),  # some processors write into this list
+                images=self.family.arranged(images) if any(images) else None,
                 add_special_tokens=False,  # _sequence adds BOS to the ids
                 padding=False,
                 return_text_replacement_offsets=True,
+                text_kwargs={"return_tensors": None},  # the texts differ in length, and some processors ask for tensors by default
                 **({"return_mm_token_type_ids": True} if self._has_multimodal_positions else {}),
                 **({"do_resize": False} if keep_size else {}),
             )
         except ValueError as error:
             raise RowError(names, f"the processor refuses this batch: {str(error).strip().splitlines()[0]}") from None
+        if any(images) and not any(out.get("text_replacement_offsets") or []):
+            out["text_replacement_offsets"] = [self._written_by_template(text) for text in texts]
+        return out
+
+    def _written_by_template(self, text: str) -> list[Replacement]:
+        """The places of images in a text whose template itself writes all their tokens, so that the processor replaces nothing."""
+        token = re.escape(self.tokenizer.convert_ids_to_tokens(self.image_token_id))
+        return [{"span": m.span(), "replacement": m.group()} for m in re.finditer(f"(?:{token})+", text)]
 
     def _sequence(
         self, sample: Sample, rendered: Rendered, hidden: tuple[str, list[Span]], replaced: list[Replacement], given: dict[str, list[int]]
@@ -330,7 +339,7 @@ class ChatCollator(Collator):
     def _tensors(self, out: dict[str, Any]) -> Tensors:
         from transformers import BatchFeature
 
-        return dict(BatchFeature(dict(out), tensor_type="pt"))
+        return dict(BatchFeature(self.family.image_inputs(dict(out)), tensor_type="pt"))
 
 
 def _expand(text: str, spans: list[Span], replaced: list[Replacement]) -> tuple[str, list[Span]]:

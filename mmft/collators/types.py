@@ -44,6 +44,14 @@ class Measure:
 class FamilyRules(Protocol):
     """What a collator needs to know about a model family; mmft.models.families.base.Family implements it."""
 
+    def arranged(self, images: list[Images]) -> Any:
+        """The images of several texts in the form the processor takes them."""
+        ...
+
+    def image_inputs(self, outputs: dict[str, Any]) -> dict[str, Any]:
+        """The model's inputs from what the processor returned for the images of a batch, in lists where images differ in shape."""
+        ...
+
     def features_per_image(self, batch: dict[str, Any], config: Any) -> list[int] | None:
         """The number of features the model computes for each image of a batch, in order; None if the family cannot tell."""
         ...

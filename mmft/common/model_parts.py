@@ -1,4 +1,4 @@
-"""Which part of a vision-language model a module belongs to: audio, vision, connector, qformer, language."""
+"""Which part of a vision-language model a module belongs to: audio, vision, connector, qformer, language, generator (of images)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-PARTS = ("audio", "vision", "connector", "qformer", "language", "other")
+PARTS = ("audio", "vision", "connector", "qformer", "language", "generator", "other")
 
 # Names that transformers' models give their parts. Earlier entries win, since a connector may lie inside the tower
 # (Qwen2-VL's `visual.merger`).
 NAMES = {
     "audio": ("audio_tower", "audio_model", "audio_encoder"),
-    "connector": ("multi_modal_projector", "mm_projector", "projector", "resampler_model", "connector", "merger", "merger_list", "deepstack_merger_list", "language_projection", "image_newline"),
+    "connector": (
+        "multi_modal_projector", "mm_projector", "projector", "resampler_model", "connector", "merger", "merger_list", "deepstack_merger_list",
+        "language_projection", "image_newline", "aligner", "vision_projection", "visual_embeddings_table", "view_separator", "layerwise_projectors",
+        "spatial_projectors", "density_router",
+    ),
     "qformer": ("qformer", "query_tokens"),
-    "vision": ("visual", "vision_tower", "vision_model", "vision_encoder", "image_tower"),
+    "vision": (
+        "visual", "vision_tower", "vision_model", "vision_encoder", "image_tower", "video_tower", "high_res_vision_model", "high_res_vision_neck",
+        "high_res_vision_proj", "high_res_vision_alpha", "vqmodel",
+    ),
+    "generator": ("generation_embeddings", "generation_aligner", "generation_head"),
     "language": ("language_model", "text_model", "lm_head", "embed_tokens", "output_projection"),
 }
 

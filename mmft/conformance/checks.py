@@ -90,7 +90,9 @@ def image_tokens(subject: Subject) -> str:
         batch = subject.batch([row])
         names = feature_arguments(model)
         with torch.no_grad():
-            features = model.get_image_features(**{k: v for k, v in batch.items() if k in names}, return_dict=True).pooler_output
+            output = model.get_image_features(**{k: v for k, v in batch.items() if k in names}, return_dict=True)
+        # without a pooled output, the features are pairs of a layer and what is added there, as many for each layer
+        features = output.pooler_output if output.pooler_output is not None else output.deepstack_features[0][1]
         n_features = sum(f.reshape(-1, f.shape[-1]).shape[0] for f in features)
         n_tokens = int((batch["input_ids"] == subject.collator.image_token_id).sum())
         if n_features != n_tokens or not n_tokens:
@@ -157,25 +159,34 @@ def end_of_text(subject: Subject) -> str:
 
     collator, row = subject.collator, subject.rows()[0]
     encoder_decoder = is_encoder_decoder(subject.model.config)
-    lengths: list[int] = []
+    trained = collator([row])["labels"][0]
+    end = int(trained[trained != IGNORE][-1])
+    steps = 0
+
+    def force(scores: Any) -> Any:
+        nonlocal steps
+        forced = scores.clone()
+        forced[..., collator.end_ids] = float("-inf")
+        if steps == 2:
+            forced[:] = float("-inf")
+            forced[..., end] = 0.0
+        steps += 1
+        return forced
 
     class Force(LogitsProcessor):
         def __call__(self, ids: Any, scores: Any) -> Any:
-            lengths.append(ids.shape[1])
-            step = ids.shape[1] - lengths[0]
-            trained = collator([row])["labels"][0]
-            end = int(trained[trained != IGNORE][-1])
-            forced = scores.clone()
-            forced[:, collator.end_ids] = float("-inf")
-            if step == 2:
-                forced[:] = float("-inf")
-                forced[:, end] = 0.0
-            return forced
+            return force(scores)
 
     evaluator = Evaluator([row], collator, {"max_new_tokens": 6, "do_sample": False}, 1)
     evaluator.answer(subject.model, collator.prompt([row]), logits_processor=LogitsProcessorList([Force()]))
-    if len(lengths) != 3:
-        raise Failed(f"{len(lengths)} tokens were generated where the third is the end token")
+    if not steps:  # Janus hands no logits processor on
+        hook = subject.model.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: force(logits))
+        try:
+            evaluator.answer(subject.model, collator.prompt([row]))
+        finally:
+            hook.remove()
+    if steps != 3:
+        raise Failed(f"{steps} tokens were generated where the third is the end token")
     return "stops" + (" (decoder)" if encoder_decoder else "")
 
 

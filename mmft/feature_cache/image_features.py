@@ -11,6 +11,7 @@ import torch
 
 from ..collators.base import PIXELS
 
+INTERMEDIATE = ("last_hidden_state", "hidden_states", "attentions")  # outputs, by the end of their names, that `forward` does not read
 Entry = dict[str, torch.Tensor]  # what is kept of one image: `features` (tokens, width), `deep.N` alike, `input.NAME` (1, ...)
 
 
@@ -35,8 +36,8 @@ def feature_arguments(model: Any) -> set[str]:
 
 
 def depends_on_the_row(model: Any) -> bool:
-    """Whether the features of an image depend on the other images of its row: LLaVA-OneVision tiles only a row's only image."""
-    return "batch_num_images" in inspect.signature(model.get_image_features).parameters
+    """Whether features are not of one image: LLaVA-OneVision tiles only a row's only image, Granite Docling joins the images of a row."""
+    return not {"batch_num_images", "tile_fine_mask"}.isdisjoint(feature_arguments(model))
 
 
 def generates_from_features(model: Any) -> bool:
@@ -65,6 +66,9 @@ class FeatureLayout:
         with torch.no_grad():
             output = model.get_image_features(**arguments, return_dict=True)
         pooled = output.pooler_output
+        for name in output:
+            if name not in ("pooler_output", "deepstack_features") and not name.endswith(INTERMEDIATE):
+                raise Uncacheable(f"{type(model).__name__} gives {name} beside the features of each image")
         if pooled is None or len(pooled) != n_images:
             raise Uncacheable(f"{type(model).__name__} gives {0 if pooled is None else len(pooled)} features for {n_images} images")
         others = {k: v for k, v in tensors.items() if k not in PIXELS}
@@ -90,7 +94,8 @@ class FeatureLayout:
         if not images:
             return {}
         features = [image["features"] for image in images]
-        output = self.output(pooler_output=torch.stack(features) if self.stacked else tuple(features))
+        required = {k: None for k, p in inspect.signature(self.output).parameters.items() if p.default is inspect.Parameter.empty}
+        output = self.output(**required | {"pooler_output": torch.stack(features) if self.stacked else tuple(features)})
         if self.levels:
             output["deepstack_features"] = [tuple(image[f"deep.{n}"] for image in images) for n in range(self.levels)]
         others = [name for name in images[0] if name.startswith("input.")]

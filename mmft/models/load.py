@@ -98,6 +98,10 @@ def load_processor(family: Family, located: Located, folder: Path | None = None)
             raise UserError(f"model.processor.{key}: {type(processor).__name__} has no such setting.{nearest(key, known)}")
         if key in ("min_pixels", "max_pixels") and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UserError(f"model.processor.{key}={value}: must be a whole number of pixels above 0")
+    # values that the processor's class hands to the image processor at every call hide the settings of the image processor
+    hidden = settings.keys() & getattr(processor, "images_kwargs", {}).keys()
+    if hidden:
+        processor.images_kwargs = processor.images_kwargs | {key: settings[key] for key in hidden}
     family.fix_processor(processor, load_config(family, located))
     tokenizer = processor.tokenizer
     if "text" not in tokenizer.decode(tokenizer.encode("text", add_special_tokens=False)):

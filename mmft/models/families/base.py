@@ -40,6 +40,14 @@ class Family:
     def fix_processor(self, processor: ProcessorMixin, config: PretrainedConfig) -> None:
         """Set values that the model needs and that its saved processor lacks. Raises UserError if they cannot be derived."""
 
+    def arranged(self, images: list[Any]) -> Any:
+        """The images of several texts in the form the processor takes them: by default a list for each text."""
+        return images
+
+    def image_inputs(self, outputs: dict[str, Any]) -> dict[str, Any]:
+        """The model's inputs from what the processor returned for the images of a batch, in lists where images differ in shape."""
+        return outputs
+
     def features_per_image(self, batch: dict[str, torch.Tensor], config: PretrainedConfig) -> list[int] | None:
         """Number of features that the model computes for each image of a batch, in order; None if the family cannot tell.
 

@@ -1,0 +1,98 @@
+"""Mistral's lines with Pixtral's tower: Mistral Small 3 and Large 4, and LightOnOCR, which has Qwen3 behind it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from small_models import TEXT
+
+from .base import CHATML, ModelType, byte_level_tokenizer, ends, qwen_tokenizer, save
+
+# Written from the documentation of Mistral Small 3.1.
+INST = """\
+{{- bos_token -}}
+{%- for m in messages -%}
+{%- if m.role == 'system' -%}{{- '[SYSTEM_PROMPT]' + m.content[0].text + '[/SYSTEM_PROMPT]' -}}
+{%- elif m.role == 'assistant' -%}{{- m.content[0].text + eos_token -}}
+{%- else -%}{{- '[INST]' -}}
+{%- for p in m.content -%}{%- if p.type == 'image' -%}{{- '[IMG]' -}}{%- else -%}{{- p.text -}}{%- endif -%}{%- endfor -%}
+{{- '[/INST]' -}}{%- endif -%}
+{%- endfor -%}"""
+SPECIAL = ["[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+TOWER = {"model_type": "pixtral", "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 112, "patch_size": 14}
+
+
+def mistral3(folder: Path) -> None:
+    """Images in their own shape, 2 x 2 patches of 14 pixels to a feature; a token ends each line of them."""
+    import transformers as t
+
+    words, processor = _pixtral()
+    text = TEXT | ends(words) | {"model_type": "mistral", "head_dim": 8, "vocab_size": len(words), "sliding_window": None}
+    config = t.Mistral3Config(
+        vision_config=TOWER, text_config=text, image_token_index=words.convert_tokens_to_ids("[IMG]"), spatial_merge_size=2, tie_word_embeddings=False
+    )
+    save(folder, t.Mistral3ForConditionalGeneration, config, processor, words)
+
+
+def mistral3_experts(folder: Path) -> None:
+    """As Mistral Small 4: the type is mistral3, the language model has experts and compressed keys (mistral4)."""
+    import transformers as t
+
+    words, processor = _pixtral()
+    text = TEXT | ends(words) | {
+        "model_type": "mistral4", "vocab_size": len(words), "num_key_value_heads": 4, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2,
+        "kv_lora_rank": 8, "q_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8,
+    }  # fmt: skip
+    config = t.Mistral3Config(
+        vision_config=TOWER, text_config=text, image_token_index=words.convert_tokens_to_ids("[IMG]"), spatial_merge_size=2, tie_word_embeddings=False
+    )
+    save(folder, t.Mistral3ForConditionalGeneration, config, processor, words)
+
+
+def mistral_large4(folder: Path) -> None:
+    """An indexer chooses 16 earlier tokens for each token to attend to; experts; a layer without positions."""
+    import transformers as t
+
+    words, processor = _pixtral()
+    text = TEXT | ends(words) | {
+        "vocab_size": len(words), "num_key_value_heads": 4, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "kv_lora_rank": 8,
+        "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "index_topk": 16, "index_head_dim": 8, "index_n_heads": 2, "no_rope_layers": [1, 0],
+    }  # fmt: skip
+    config = t.MistralLarge4Config(
+        vision_config=TOWER | {"hidden_act": "silu"}, text_config=text, image_token_index=words.convert_tokens_to_ids("[IMG]"), spatial_merge_size=2
+    )
+    save(folder, t.MistralLarge4ForConditionalGeneration, config, processor, words)
+
+
+def lighton_ocr(folder: Path) -> None:
+    import transformers as t
+
+    words = qwen_tokenizer(["<|vision_start|>"], image_token="<|image_pad|>", image_break_token="<|vision_pad|>", image_end_token="<|vision_end|>")
+    processor = t.LightOnOcrProcessor(
+        image_processor=t.PixtralImageProcessor(size={"longest_edge": 112}, patch_size={"height": 28, "width": 28}), tokenizer=words, patch_size=14,
+        spatial_merge_size=2, chat_template=CHATML.replace("IMAGE_PLACE", "<|image_pad|>"),
+    )  # fmt: skip
+    text = TEXT | ends(words) | {"model_type": "qwen3", "head_dim": 8, "vocab_size": len(words), "tie_word_embeddings": True}
+    config = t.LightOnOcrConfig(
+        vision_config=TOWER | {"hidden_act": "silu"}, text_config=text, image_token_id=words.convert_tokens_to_ids("<|image_pad|>"), spatial_merge_size=2
+    )
+    save(folder, t.LightOnOcrForConditionalGeneration, config, processor, words)
+
+
+def _pixtral() -> tuple[Any, Any]:
+    import transformers as t
+
+    words = byte_level_tokenizer(SPECIAL, "</s>", "<pad>", "<s>")
+    processor = t.PixtralProcessor(
+        image_processor=t.PixtralImageProcessor(size={"longest_edge": 112}, patch_size={"height": 14, "width": 14}), tokenizer=words, patch_size=14,
+        spatial_merge_size=2, chat_template=INST,
+    )  # fmt: skip
+    return words, processor
+
+
+TYPES = {
+    "mistral3": ModelType(mistral3, "native resolution"),
+    "mistral_large4": ModelType(mistral_large4, "mixture of experts, sparse attention, native resolution"),
+    "lighton_ocr": ModelType(lighton_ocr, "native resolution"),
+}
