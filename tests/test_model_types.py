@@ -8,23 +8,26 @@ import shutil
 import conformance_table
 import pytest
 from model_types import TYPES, load
+from PIL import Image
 from places import ROOT
 from small_models import MORE
 
 from mmft.common.errors import UserError
+from mmft.config.build import build
+from mmft.config.compose import compose
 from mmft.conformance.checks import run_checks
 from mmft.conformance.subject import Subject
 from mmft.models import checkpoint_format
 from mmft.models.families.base import Family
 from mmft.models.families.llava import Llava
 from mmft.models.families.qwen2vl import Qwen2VL
-from mmft.models.family_choice import family_class
-from mmft.models.load import locate_model
+from mmft.models.family_choice import check_family, family_class
+from mmft.models.load import load_processor, locate_model
 from mmft.models.unsupported import UNSUPPORTED
 
 # One type for each kind of architecture; tests/test_conformance.py has dense, tiled, deepstack, native resolution, pooled projector, Q-Former and
 # an encoder-decoder already. `pytest -m long` checks all types.
-CHECKED: tuple[str, ...] = ("qwen3_vl_moe", "qwen3_5", "glm4v_moe")
+CHECKED: tuple[str, ...] = ("qwen3_vl_moe", "qwen3_5", "glm4v_moe", "lfm2_vl", "pp_chart2table")
 
 
 @pytest.mark.parametrize("kind", CHECKED)
@@ -61,6 +64,32 @@ def test_types_are_of_the_installed_transformers():
     known = set(conformance_table.types())
     assert set(TYPES) <= known and set(UNSUPPORTED) <= known and not set(TYPES) & set(UNSUPPORTED)
     assert len(MORE) == 3  # the encoder-decoder variants that test_conformance.py checks
+
+
+# --- presets ------------------------------------------------------------------------------------------------------------
+
+# Option of the model group -> the model type of its checkpoint.
+PRESETS = {
+    "aya_vision": "aya_vision", "got_ocr2": "got_ocr2", "granite_docling": "granite_docling", "granite_vision": "granite4_vision", "internvl3_5": "internvl",
+    "janus": "janus", "lfm2_vl": "lfm2_vl", "lfm3_vl": "lfm3_vl", "lighton_ocr": "lighton_ocr", "llava_next": "llava_next", "minicpmv": "minicpmv4_7",
+    "mistral3": "mistral3", "ovis2": "ovis2", "perception_lm": "perception_lm", "video_llava": "video_llava",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", PRESETS)
+def test_a_preset_composes_and_its_family_serves_its_type(option):
+    node = compose([f"model={option}"]).model
+    check_family(build(node, "model"), PRESETS[option])
+    assert node.path.count("/") == 1 and PRESETS[option] in conformance_table.types() and PRESETS[option] not in UNSUPPORTED
+
+
+def test_a_setting_of_the_image_processor_acts_although_the_processor_has_a_default_of_its_own(tmp_path):
+    """Aya Vision's processor asks for tiles at every call: 96 x 64 pixels are two tiles of 56 and the whole."""
+    TYPES["aya_vision"].build(tmp_path)
+    for tiled, tiles in ((True, 3), (False, 1)):
+        family = Family(path=str(tmp_path), processor={"crop_to_patches": tiled})
+        processor = load_processor(family, locate_model(family))
+        assert len(processor(text=["<image>"], images=[[Image.new("RGB", (96, 64))]])["pixel_values"]) == tiles
 
 
 # --- refusals, before weights are read ---------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""DeepSeek's lines: DeepSeek-VL with one tower or two, Janus, DeepSeek-OCR 2."""
+"""DeepSeek's lines: DeepSeek-VL with one tower or two, and Janus."""
 
 from __future__ import annotations
 
@@ -20,12 +20,6 @@ ROLES = """\
 {{- '\\n\\n' if m.role == 'user' else eos_token -}}{%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- 'ASSISTANT_NAME:' -}}{%- endif -%}"""
-# Written from the documentation of DeepSeek-OCR 2: the image, the instruction, and the text that was read, without names.
-PLAIN = """\
-{%- for m in messages -%}
-{%- for p in m.content -%}{%- if p.type == 'image' -%}{{- '<image>\\n' -}}{%- else -%}{{- p.text -}}{%- endif -%}{%- endfor -%}
-{{- eos_token if m.role == 'assistant' else '\\n' -}}
-{%- endfor -%}"""
 SIZE = {"height": SIDE, "width": SIDE}
 
 
@@ -82,30 +76,6 @@ def janus(folder: Path) -> None:
     save(folder, t.JanusForConditionalGeneration, config, processor, words)
 
 
-def deepseek_ocr2(folder: Path) -> None:
-    """A picture is read by 256 queries and each of its tiles by 144, numbers that are fixed in the model; experts in the language model."""
-    import transformers as t
-
-    words = _words(image_token="<image>")
-    processor = t.DeepseekOcr2Processor(
-        image_processor=t.DeepseekOcr2ImageProcessor(size={"height": 64, "width": 64}, tile_size=48), tokenizer=words, patch_size=1,
-        downsample_ratio=4, chat_template=PLAIN,
-    )  # fmt: skip
-    sam = {
-        "hidden_size": 12, "output_channels": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 64, "patch_size": 1, "window_size": 4,
-        "global_attn_indexes": [], "downsample_channels": [8, 16],
-    }  # fmt: skip
-    encoder = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 8}
-    text = TEXT | ends(words) | {
-        "num_key_value_heads": 4, "max_position_embeddings": 4096, "vocab_size": len(words), "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2,
-        "moe_intermediate_size": 16, "mlp_layer_types": ["dense", "sparse"],
-    }  # fmt: skip
-    config = t.DeepseekOcr2Config(
-        vision_config={"sam_config": sam, "encoder_config": encoder}, text_config=text, image_token_id=words.convert_tokens_to_ids("<image>")
-    )
-    save(folder, t.DeepseekOcr2ForConditionalGeneration, config, processor, words)
-
-
 def _words(**named: str) -> Any:
     """A byte-level BPE that puts a token before every text, as DeepSeek's."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -134,5 +104,4 @@ TYPES = {
     "deepseek_vl": ModelType(deepseek_vl, "dense"),
     "deepseek_vl_hybrid": ModelType(deepseek_vl_hybrid, "dense, two towers"),
     "janus": ModelType(janus, "dense", group="janus"),
-    "deepseek_ocr2": ModelType(deepseek_ocr2, "mixture of experts, tiled"),
 }

@@ -1,4 +1,4 @@
-"""Mistral's lines with Pixtral's tower: Mistral Small 3 and Large 4, and LightOnOCR, which has Qwen3 behind it."""
+"""Mistral's lines with Pixtral's tower: Mistral Small 3, and LightOnOCR, which has Qwen3 behind it."""
 
 from __future__ import annotations
 
@@ -35,36 +35,6 @@ def mistral3(folder: Path) -> None:
     save(folder, t.Mistral3ForConditionalGeneration, config, processor, words)
 
 
-def mistral3_experts(folder: Path) -> None:
-    """As Mistral Small 4: the type is mistral3, the language model has experts and compressed keys (mistral4)."""
-    import transformers as t
-
-    words, processor = _pixtral()
-    text = TEXT | ends(words) | {
-        "model_type": "mistral4", "vocab_size": len(words), "num_key_value_heads": 4, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2,
-        "kv_lora_rank": 8, "q_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8,
-    }  # fmt: skip
-    config = t.Mistral3Config(
-        vision_config=TOWER, text_config=text, image_token_index=words.convert_tokens_to_ids("[IMG]"), spatial_merge_size=2, tie_word_embeddings=False
-    )
-    save(folder, t.Mistral3ForConditionalGeneration, config, processor, words)
-
-
-def mistral_large4(folder: Path) -> None:
-    """An indexer chooses 16 earlier tokens for each token to attend to; experts; a layer without positions."""
-    import transformers as t
-
-    words, processor = _pixtral()
-    text = TEXT | ends(words) | {
-        "vocab_size": len(words), "num_key_value_heads": 4, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "kv_lora_rank": 8,
-        "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "index_topk": 16, "index_head_dim": 8, "index_n_heads": 2, "no_rope_layers": [1, 0],
-    }  # fmt: skip
-    config = t.MistralLarge4Config(
-        vision_config=TOWER | {"hidden_act": "silu"}, text_config=text, image_token_index=words.convert_tokens_to_ids("[IMG]"), spatial_merge_size=2
-    )
-    save(folder, t.MistralLarge4ForConditionalGeneration, config, processor, words)
-
-
 def lighton_ocr(folder: Path) -> None:
     import transformers as t
 
@@ -93,6 +63,5 @@ def _pixtral() -> tuple[Any, Any]:
 
 TYPES = {
     "mistral3": ModelType(mistral3, "native resolution"),
-    "mistral_large4": ModelType(mistral_large4, "mixture of experts, sparse attention, native resolution"),
     "lighton_ocr": ModelType(lighton_ocr, "native resolution"),
 }
