@@ -129,6 +129,16 @@ def test_a_class_of_another_package_decides_for_itself(small):
     assert locate_model(Mine(path=str(small("llava")))).folder == small("llava").resolve()
 
 
+def test_a_library_that_a_tower_needs_is_named(mmft, tmp_path, monkeypatch):
+    from transformers.utils import import_utils
+
+    TYPES["perception_lm"].build(tmp_path)
+    missing = (lambda: False, import_utils.BACKENDS_MAPPING["timm"][1])
+    monkeypatch.setitem(import_utils.BACKENDS_MAPPING, "timm", missing)
+    code, _, err = mmft("doctor", "model=perception_lm", f"model.path={tmp_path.as_posix()}")
+    assert code == 2 and "pip install timm" in err and err.count("\n") == 1 and "Traceback" not in err
+
+
 # --- what doctor says about folders that cannot be used -----------------------------------------------------------------
 
 

@@ -257,7 +257,7 @@ def fast_paths(subject: Subject) -> str:
 
 
 def image_counts(subject: Subject) -> str:
-    """A row with several images and a row without one are trained, or refused with a reason."""
+    """A row with several images and a row without one are trained, also beside a row with one image, or refused with a reason."""
     import torch
 
     notes = []
@@ -272,6 +272,13 @@ def image_counts(subject: Subject) -> str:
             loss, count = supervised_loss(subject.model, batch)
         if not bool(torch.isfinite(loss)) or not int(count):
             raise Failed(f"{name}: the loss is {float(loss)}")
+        try:
+            beside = subject.logits([row, subject.rows()[0]])[: int(count)]
+        except UserError as error:
+            notes.append(f"{name}: refused beside one image ({error})")
+            continue
+        if not close(beside, alone := subject.logits([row])):
+            raise Failed(f"{name}: beside a row with one image, logits differ by up to {float((beside - alone).abs().max()):.3g}")
         if images and check_blindness(subject.model, subject.collator, subject.rows()).passed:
             swapped = subject.row(name, (1, 0), QUESTIONS[0], ANSWERS[0])
             if close(subject.logits([row]), subject.logits([swapped]), 1e-6):

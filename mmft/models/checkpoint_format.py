@@ -32,6 +32,8 @@ def read_config(path: str, folder: Path) -> PretrainedConfig:
         raise UserError(f"model.path={path}: is in InternVL's own format, which transformers does not load; {_internvl_counterpart(path, raw)}")
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trusts_remote_code())
+    except ImportError as error:
+        raise missing_library(path, error) from None
     except (ValueError, OSError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
     hint = ""
@@ -40,6 +42,13 @@ def read_config(path: str, folder: Path) -> PretrainedConfig:
     elif kind and kind not in transformers.CONFIG_MAPPING:
         hint = f"; if {kind} is newer than transformers {transformers.__version__}, install a newer one: pip install -U transformers"
     raise UserError(f"model.path={path}: its config.json cannot be used: {reason}{hint}")
+
+
+def missing_library(path: str, error: ImportError) -> UserError:
+    """What to say of a model that needs a library which is not installed; the tower of some types is a model of another package."""
+    package = re.search(r"pip install ([\w.-]+)", str(error))
+    way_on = f"; pip install {package.group(1)}" if package else ""
+    return UserError(f"model.path={path}: cannot be loaded: {str(error).strip().splitlines()[0].split('. ')[0]}{way_on}")
 
 
 def check_vision_language(path: str, config: PretrainedConfig) -> None:

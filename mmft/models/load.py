@@ -17,7 +17,7 @@ from ..common.errors import UserError, nearest
 from ..config.build import build
 from ..config.guard.remote_code import trusts_remote_code
 from ..rewrites.apply import rewrite_loaded
-from .checkpoint_format import check_vision_language, read_config
+from .checkpoint_format import check_vision_language, missing_library, read_config
 from .device import choose_device, choose_dtype
 from .families.base import Family
 from .family_choice import check_family
@@ -74,8 +74,11 @@ def load_skeleton(family: Family, located: Located) -> PreTrainedModel:
 
     config = load_config(family, located)
     _check(family, config)
-    with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config, trust_remote_code=trusts_remote_code())
+    try:
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(config, trust_remote_code=trusts_remote_code())
+    except ImportError as error:
+        raise missing_library(family.path, error) from None
 
 
 def load_processor(family: Family, located: Located, folder: Path | None = None) -> ProcessorMixin:
@@ -170,7 +173,9 @@ def _read_weights(family: Family, located: Located, options: dict[str, Any]) -> 
             raise
         why = f"these model.quantization settings do not work ({str(error).strip().splitlines()[0][:120]})" if quantised else "the weights have other shapes than its config.json says"
         raise UserError(f"model.path={family.path}: cannot be loaded: {why}") from None
-    except (ValueError, OSError, ImportError) as error:
+    except ImportError as error:
+        raise missing_library(family.path, error) from None
+    except (ValueError, OSError) as error:
         raise UserError(f"model.path={family.path}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
 
 
