@@ -114,7 +114,8 @@ def why_not(command: Command) -> str | None:
         return f"no {cfg.task.input}"
     if cfg.data._target_.endswith((".Shapes", ".Scenes")):
         return None
-    return None if cfg.data.get("path") and Path(cfg.data.path).exists() else "a data set of the reader's, or of a hub"
+    paths = [node.get("path") for node in (cfg.data.get("sources") or {"": cfg.data}).values()]  # of each source of a mix
+    return None if all(path and Path(path).exists() for path in paths) else "a data set of the reader's, or of a hub"
 
 
 def small(command: Command, words: list[str]) -> list[str]:

@@ -11,6 +11,7 @@ from ..collators.types import Batch, BatchMaker
 from ..common.errors import UserError
 from ..common.tensors import eval_mode, to_device
 from ..data.augment import active_transforms, describe_transforms, rows_naming_sides
+from ..data.selection import alternating, parts_of
 from ..losses.supervised import supervised_loss
 
 if TYPE_CHECKING:
@@ -52,8 +53,9 @@ class SwappedImages:
 
 
 def quick_checks(model: torch.nn.Module, collator: BatchMaker, rows: Sequence[Sample]) -> list[Check]:
-    """The checks that training makes: end tokens and image-blindness of the first two rows."""
-    first = [rows[i] for i in range(min(2, len(rows)))]
+    """The checks that training makes: end tokens and image-blindness of the first two rows, of a mix of the first row of each source."""
+    in_turn = alternating(rows)
+    first = [in_turn[i] for i in range(min(max(2, len(parts_of(rows))), len(rows)))]
     return [check_end_token(collator, collator(first)), check_blindness(model, collator, first)]
 
 

@@ -115,7 +115,7 @@ def checks_table(checks: list[Check]) -> Table:
 
 
 def cost_lines(estimate: Estimate, rows: int, trainer: dict[str, Any], gpu: GpuEstimate | None) -> dict[str, str]:
-    """The estimate in words, for the page and the terminal. rows: of the training split. trainer: the config section."""
+    """The estimate in words, for the page and the terminal. rows: of an epoch. trainer: the config section."""
 
     def size(value: float) -> str:
         return f"{value / 1e9:.2f} GB" if value >= 1e8 else f"{value / 1e6:.1f} MB"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
-MetricValues = dict[str, float]  # metric name -> value over a set of rows
+MetricValues = dict[str, float]  # metric name -> value over a set of rows; of a mix also `NAME/SOURCE`, and `loss/SOURCE`
 
 
 class FirstAndLast(TypedDict):
@@ -24,7 +24,7 @@ class AnswerRecord(TypedDict, total=False):
     images: files below `root`. prediction: the generated text; None where `error` says why there is none. reasoning: what the model
     wrote before it, in a think block.
     truncated: the answer reached generation.max_new_tokens without an end token. metrics: the metrics that one row has by itself.
-    loss: of the reference, summed over its `loss_tokens` supervised tokens.
+    loss: of the reference, summed over its `loss_tokens` supervised tokens. source: of a mix.
     """
 
     index: int
@@ -40,6 +40,7 @@ class AnswerRecord(TypedDict, total=False):
     loss: float
     loss_tokens: int
     error: str
+    source: str
 
 
 class AnswerCounts(TypedDict):
@@ -144,6 +145,20 @@ class KeptRecord(TypedDict, total=False):
     longest_reference: int
 
 
+class TrainedSource(TypedDict, total=False):
+    """What a run did with one source of a mix. weight: null if none was given. training_rows: it has. draws: of these in an epoch.
+
+    held_out: rows measured. rows, tokens: trained in all; tokens are those with loss.
+    """
+
+    weight: float | None
+    training_rows: int
+    draws: int
+    held_out: int
+    rows: int
+    tokens: int
+
+
 class Measured(TypedDict, total=False):
     """What an evaluation measures, of the tuned model and of its base.
 
@@ -193,6 +208,7 @@ class Summary(Measured, total=False):
     data_fingerprint: str
     held_out_samples: int
     dropped_rows: int  # too long, left out by data.too_long=drop (dropped_rows.jsonl)
+    sources: dict[str, TrainedSource]  # of a mix
     times: dict[str, float]
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
+from ..common.errors import UserError
 from .guard.targets import parameters, resolve
 from .key_types import arguments, check_keys
 from .plain import to_plain
@@ -29,4 +32,13 @@ def _build(node: Any, where: str, extra: dict[str, Any]) -> Any:
     target = resolve(node["_target_"], where)
     known = parameters(target)
     check_keys(where, values, known)
-    return target(**arguments(values, known), **{key: value for key, value in extra.items() if key in known})
+    try:
+        return target(**arguments(values, known), **{key: value for key, value in extra.items() if key in known})
+    except UserError as error:
+        raise UserError(in_place(str(error), where, known)) from None
+
+
+def in_place(message: str, where: str, keys: Iterable[str]) -> str:
+    """A message about keys of a section, `data.limit=0: ...`, for an object that stands deeper in it: `data.sources.chat.limit=0: ...`."""
+    section, _, deeper = where.partition(".")
+    return re.sub(rf"(?<![\w./-]){section}\.(?=({'|'.join(map(re.escape, keys))})\b)", f"{where}.", message) if deeper else message

@@ -82,7 +82,7 @@ def compose_options(options: list[str], config_dir: str | None, config_name: str
             warnings.filterwarnings("ignore", message="(?s).*validated against ConfigStore schema")
             if config_dir is not None:  # a user's file precedes a shipped one of the same name; Hydra would put it last
                 GlobalHydra.instance().config_loader().get_search_path().prepend("user", f"file://{Path(config_dir).expanduser().resolve().as_posix()}")
-            cfg = hydra_compose(config_name=config_name, overrides=hydra_words(options), return_hydra_config=True)
+            cfg = hydra_compose(config_name=config_name, overrides=_replacing(hydra_words(options), config_name), return_hydra_config=True)
         moved_targets.update(cfg.hydra)
         check_composed(cfg.hydra)
         if not with_hydra:
@@ -93,6 +93,19 @@ def compose_options(options: list[str], config_dir: str | None, config_name: str
         raise
     except Exception as error:  # Hydra raises a dozen types; each has its reason in the first line
         raise UserError(one_line(error)) from None
+
+
+def _replacing(words: list[str], config_name: str) -> list[str]:
+    """Words of Hydra, without the `+` before a source of a mix that a yaml file's defaults list chooses already: such a word replaces it."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    added = [word for word in words if word.startswith("+data@")]
+    if not added:
+        return words
+    others = [word for word in words if word not in added]
+    chosen = {entry.package for entry in GlobalHydra.instance().config_loader().compute_defaults_list(config_name, others, RunMode.RUN).defaults}
+    return [word.lstrip("+") if word in added and split(word).key.removeprefix("data@") in chosen else word for word in words]
 
 
 def search_path(words: list[str], config_dir: str | None, config_name: str) -> tuple[str, list[str]]:

@@ -17,18 +17,25 @@ OPEN_SECTIONS = {*GROUPS, "generation", "evaluation", "augment"} - {"experiment"
 _OPEN_HYDRA = ("hydra.sweeper.", "hydra.launcher.ray.", "hydra.launcher.additional_parameters.")
 
 
+def source_choice(word: str) -> tuple[str, str] | None:
+    """(source, option) of a word that chooses the data set of a source of a mix: `data.sources.chat=messages`."""
+    sign, key, value = split(word)
+    name = re.fullmatch(r"data\.sources\.([^./@:\s]+)", key)
+    return (name[1], value) if name and value and value[0] not in "{[" and value != "null" and sign in ("", "+") else None
+
+
 def sets_value(word: str) -> bool:
     """Whether a word sets a key's value (`lora.r=4`, `seed=1`) and neither chooses a group's option nor concerns Hydra."""
     sign, key, value = split(word)
-    if value is None or sign not in ("", "++") or key.startswith("hydra"):
+    if source_choice(word) or value is None or sign not in ("", "++") or key.startswith("hydra"):
         return False
     return "." in key and not re.search(r"[/@:\s]", key) or key not in GROUPS and key in top_level()
 
 
 def chooses_option(word: str) -> bool:
-    """Whether a word chooses a group's option or concerns Hydra: `lora=none`, `hydra/launcher=joint`."""
+    """Whether a word chooses a group's option or concerns Hydra: `lora=none`, `data.sources.chat=messages`, `hydra/launcher=joint`."""
     sign, key, value = split(word)
-    return value is not None and sign != "~" and (key in GROUPS or key.startswith(("hydra/", "hydra.")))
+    return value is not None and sign != "~" and (key in GROUPS or key.startswith(("hydra/", "hydra.")) or source_choice(word) is not None)
 
 
 def check_known(words: list[str], config_dir: str | None = None) -> None:
@@ -37,6 +44,7 @@ def check_known(words: list[str], config_dir: str | None = None) -> None:
     known = top_level() + list(GROUPS)
     verb = next((split(word).value for word in words if word.startswith("task=")), "train")
     known += verb_keys(str(verb)) if verb in options["task"] else []
+    sources: set[str] = set()
     for word in words:
         sign, key, value = split(word)
         if value is None and sign != "~":
@@ -47,18 +55,21 @@ def check_known(words: list[str], config_dir: str | None = None) -> None:
         if head not in known:
             if key.startswith(f"{head}.") or sign != "+":
                 raise UserError(f"{key}: no such key.{nearest(head, known)} `mmft --help` lists the groups and keys.")
-        elif key in options:
+        elif key in options or source_choice(word):
             override = parse(word)
             if override.is_sweep_override():
                 raise _several_values(word)
-            names = override.value()
+            names, group = override.value(), key if key in options else "data"
             for name in names if isinstance(names, list) else [names]:
-                if name is not None and str(name) not in options[key]:
-                    raise UserError(f"{key}={name}: no such {key}.{nearest(str(name), options[key])} There are: {', '.join(options[key])}.")
+                if name is not None and str(name) not in options[group]:
+                    raise UserError(f"{key}={name}: no such {group}.{nearest(str(name), options[group])} There are: {', '.join(options[group])}.")
+            if key not in options and key in sources:
+                raise UserError(f"{key}={names}: two sources have this name; give each source a name of its own")
+            sources.add(key)
 
 
 def hydra_words(words: list[str], cfg: DictConfig | None = None, several: bool = False) -> list[str]:
-    """Words as Hydra parses them: text in quotes, `++` before keys that no yaml file need list.
+    """Words as Hydra parses them: text in quotes, `++` before keys that no yaml file need list, sources of a mix as options of the group data.
 
     cfg: a composed config, which gives the types of the keys. several: whether commas separate the values of a sweep. Raises UserError.
     """
@@ -67,6 +78,9 @@ def hydra_words(words: list[str], cfg: DictConfig | None = None, several: bool =
         sign, key, value = split(word)
         if value is not None:
             word = f"{sign}{key}={readable(word, annotation(cfg, key) if cfg is not None else '', several)}"
+        if source_choice(word):
+            parsable.append(f"+data@{word.lstrip('+')}")
+            continue
         is_open = key.split(".")[0] in OPEN_SECTIONS and "." in key or key.startswith(_OPEN_HYDRA)
         parsable.append(f"++{word}" if is_open and not sign and value is not None else word)
     return parsable

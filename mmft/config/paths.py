@@ -12,11 +12,13 @@ PATH_KEYS = ("task.run", "task.out", "task.input", "task.against", "task.llm", "
              "trainer.deepspeed", "trainer.fsdp_config", "trainer.accelerator_config")  # fmt: skip
 _PATH_NAME = re.compile(r"(^|_)(path|root|dir|folder|file)$")
 _COLUMNS = "data.columns"  # names of a table's columns
+_SOURCE = re.compile(r"^data\.sources\.[^.]+\.")  # a source of a mix has the keys of a data set
 
 
 def is_path(key: str) -> bool:
     """Whether a full key (`data.path`) holds a path, or a list of them."""
     key = re.sub(r"^evaluation\.keep\.\w+\.", "", key)
+    key = _SOURCE.sub("data.", key)
     return key in PATH_KEYS or bool(_PATH_NAME.search(key.rpartition(".")[2])) and not key.startswith(_COLUMNS)
 
 

@@ -26,6 +26,8 @@ def check(cfg: DictConfig) -> None:
     secrets.check({k: v for k, v in plain.items() if k != "task"})
     # with run=..., words such as data.path=... change the run's own config and are checked there
     overlays_run = (plain.get("task") or {}).get("run") is not None
+    if not overlays_run:
+        check_sources(plain.get("data") or {})
     check_targets({"task": plain["task"]} if overlays_run else plain)
     defaults = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "config.yaml"))
     check_keys("", plain, {k: "" for k in (*defaults, *GROUPS)})
@@ -50,6 +52,12 @@ def check(cfg: DictConfig) -> None:
             key_table.check(section, {k: v for k, v in node.items() if k not in library_keys.OWN_KEYS}, known)
 
 
+def check_sources(data: Mapping[str, Any]) -> None:
+    """Refuse sources beside a data set that is no mix. Raises UserError."""
+    if data.get("sources") and data.get("_target_") and "sources" not in parameters(resolve(data["_target_"], "data")):
+        raise UserError(f"data.sources.{next(iter(data['sources']))}: sources belong to a mix; add data=mix to the command")
+
+
 def check_generation(generation: dict[str, Any]) -> None:
     """Check the limit of new tokens. Raises UserError."""
     limit = generation.get("max_new_tokens")
@@ -57,15 +65,19 @@ def check_generation(generation: dict[str, Any]) -> None:
         raise UserError(f"generation.max_new_tokens={limit}: must be a whole number of tokens above 0, or auto (from the lengths of the references)")
 
 
-def metric_directions(section: Mapping[str, Any]) -> dict[str, bool]:
-    """name -> whether higher is better, of every score of the config's metrics. Raises UserError for one that cannot be built."""
+def metric_directions(section: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> dict[str, bool]:
+    """name -> whether higher is better, of every score of the config's metrics; of a mix also of each source, and its loss (`loss/chat`).
+
+    section, data: of the config. Raises UserError for a metric that cannot be built.
+    """
     scores = [score for key, node in section.items() if node is not None for score in build(node, f"metrics.{key}").scores]
-    return {score.name: score.higher_is_better for score in scores}
+    directions = {score.name: score.higher_is_better for score in scores}
+    return directions | {f"{name}/{source}": higher for source in (data or {}).get("sources") or () for name, higher in {"loss": False, **directions}.items()}
 
 
 def score_directions(plain: Mapping[str, Any]) -> dict[str, bool]:
     """name -> whether higher is better, of every score of a plain config: of its metrics, and of the sets in evaluation.keep."""
-    directions = metric_directions(plain.get("metrics") or {})
+    directions = metric_directions(plain.get("metrics") or {}, plain.get("data") or {})
     for name, section in (plain["evaluation"].get("keep") or {}).items():
         scores = {**metric_directions(section["metrics"]), "loss": False}
         directions |= {keep.score_name(name, score): higher for score, higher in scores.items()}
@@ -81,7 +93,7 @@ def check_best_metric(plain: dict[str, Any], directions: Mapping[str, bool]) -> 
     name = str(given).removeprefix("eval_")
     if name in directions and keep.split_name(name):
         raise UserError(f"trainer.metric_for_best_model={given}: sets of evaluation.keep are measured before and after training, not during it")
-    if name in directions and not evaluation.get("generate"):
+    if name in directions and name.partition("/")[0] != "loss" and not evaluation.get("generate"):
         raise UserError(f"trainer.metric_for_best_model={given}: {name} is measured while training only with evaluation.generate=true; add that,"
                         " or use trainer.metric_for_best_model=loss")  # fmt: skip
     if name not in directions and name not in ("loss", *TRAINER_METRICS):

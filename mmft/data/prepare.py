@@ -27,6 +27,7 @@ from .archives import Archives
 from .download import is_url
 from .examine import Examiner
 from .image_index import ImageIndex, ImageRecord
+from .mix import Mix
 from .prepared import FORMAT, Manifest, PreparedData
 from .row_checks import problem, strip_texts
 from .sample import BadRow, Row
@@ -317,4 +318,9 @@ def prepared_data(cfg: DictConfig, download: bool = False) -> PreparedData:
     """The prepared set of a config, prepared now if needed; every verb that uses data calls this."""
     from ..config.build import build
 
-    return prepare(build(cfg.data, "data"), Path(cfg.output_dir) / "data", download)
+    source, out_root = build(cfg.data, "data"), Path(cfg.output_dir) / "data"
+    if isinstance(source, Mix):
+        return source.prepare(lambda each: prepare(each, out_root, download))
+    if source.weight is not None:
+        raise UserError(f"data.weight={source.weight}: only a source of a mix has a weight: data=mix data.sources.NAME.weight={source.weight}")
+    return prepare(source, out_root, download)

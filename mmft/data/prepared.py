@@ -88,7 +88,7 @@ class PreparedData:
         self.splits: dict[str, int] = {name: part["rows"] for name, part in self.manifest["splits"].items()}
         self._open: list[Rows] = []
 
-    def split(self, name: str) -> Rows:
+    def split(self, name: str) -> Sequence[Sample]:
         """The rows of one split. Raises UserError if there is no such split."""
         if name not in self.splits:
             raise UserError(f"{self.path.name}: has no {name} split, only {', '.join(self.splits)}; "
@@ -104,6 +104,44 @@ class PreparedData:
         with pa.OSFile(str(self.path / "images.arrow"), "rb") as source:
             for batch in pa.ipc.open_stream(source):
                 yield from batch.to_pylist()
+
+    def describe(self) -> list[str]:
+        """The set in a few lines for the user: size, splits, what was dropped or changed and why."""
+        m = self.manifest
+        parts = ", ".join(f"{name} {part['rows']} rows of {part['images']} images" for name, part in m["splits"].items())
+        lines = [f"{m['name']}: {m['rows_read']} rows read, {m['images']} images; {parts}", f"fingerprint {self.fingerprint[:12]}, in {self.path}"]
+        if m["dropped"] or m["changed"]:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(m["reasons"].items(), key=lambda k: -k[1]))
+            lines.append(f"{m['dropped']} rows dropped, {m['changed']} changed ({kinds}); each is listed in {self.path / 'report.jsonl'}")
+        return lines + m["notes"]
+
+    def held_out_images(self) -> pa.Array:
+        """The different content hashes of the images of validation and test rows."""
+        import pyarrow as pa
+
+        names = [name for name in self.splits if name != "train"]
+        columns = [hashes.flatten() for name in names for hashes in self._image_hashes(name)]
+        return pa.chunked_array(columns, pa.string()).unique()
+
+    def rows_that_show(self, images: pa.Array) -> set[int]:
+        """The numbers of the training rows with one of these images (content hashes)."""
+        import pyarrow.compute as pc
+
+        rows: set[int] = set()
+        start = 0
+        for hashes in self._image_hashes("train") if len(images) and "train" in self.splits else ():
+            shown = pc.is_in(hashes.flatten(), value_set=images)
+            if shown.true_count:
+                rows.update(start + row for row in pc.list_parent_indices(hashes).filter(shown).to_pylist())
+            start += len(hashes)
+        return rows
+
+    def _image_hashes(self, split: str) -> Iterator[pa.ListArray]:
+        import pyarrow as pa
+
+        with pa.memory_map(str(self.path / f"{split}.arrow")) as file:
+            for batch in pa.ipc.open_stream(file):
+                yield batch["sha256"]
 
     def close(self) -> None:
         """Unmap the files; Windows does not move a directory while one of its files is mapped."""
@@ -153,14 +191,3 @@ class Rows(Sequence[Sample]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_batches": None}  # each worker maps the file itself
-
-
-def describe(prepared: PreparedData) -> list[str]:
-    """The set in a few lines for the user: size, splits, what was dropped or changed and why."""
-    m = prepared.manifest
-    parts = ", ".join(f"{name} {part['rows']} rows of {part['images']} images" for name, part in m["splits"].items())
-    lines = [f"{m['name']}: {m['rows_read']} rows read, {m['images']} images; {parts}", f"fingerprint {prepared.fingerprint[:12]}, in {prepared.path}"]
-    if m["dropped"] or m["changed"]:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(m["reasons"].items(), key=lambda k: -k[1]))
-        lines.append(f"{m['dropped']} rows dropped, {m['changed']} changed ({kinds}); each is listed in {prepared.path / 'report.jsonl'}")
-    return lines + m["notes"]

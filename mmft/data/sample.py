@@ -86,7 +86,8 @@ class Sample:
     images: files below `root`, posix paths, in the order of the image parts of `messages`.
     messages: the last one is the assistant's answer.
     references: all known captions or answers, the training answer first.
-    sha256: the content hash of each image file, in the order of `images`. max_pixels: larger images are refused.
+    sha256: the content hash of each image file, in the order of `images`. max_pixels: larger images are refused. source: of a mix, with
+    which the id begins (`chat/17`); "" for a single data set.
     """
 
     id: str
@@ -96,6 +97,7 @@ class Sample:
     root: str
     sha256: tuple[str, ...] = ()
     max_pixels: int = MAX_PIXELS
+    source: str = ""
 
     @property
     def image_paths(self) -> list[Path]:

@@ -13,6 +13,7 @@ from ..common.model_parts import is_encoder_decoder
 from ..common.records import AnswerRecord, MetricValues
 from ..common.tensors import eval_mode, to_device
 from ..data.sample import Sample
+from ..data.selection import parts_of
 from ..losses.supervised import sequence_losses
 from .generate import Answer, Outcome, RowGenerator
 from .metrics.base import MetricSet
@@ -57,6 +58,19 @@ class Evaluator:
     def loss(self, model: torch.nn.Module) -> float:
         """Mean loss per supervised token over all rows; every token has the same weight, whatever its row or batch."""
         return mean_loss(self.row_losses(model))
+
+    def losses(self, model: torch.nn.Module) -> tuple[float, MetricValues]:
+        """(`loss`, of a mix also the loss of each source as `loss/SOURCE`)."""
+        losses = self.row_losses(model)
+        return mean_loss(losses), self.losses_of_sources(losses)
+
+    def losses_of_sources(self, losses: Sequence[tuple[float, int]]) -> MetricValues:
+        """`loss/SOURCE` of each source of a mix; {} without one. losses: of every row."""
+        own, start = MetricValues(), 0
+        for source, rows in parts_of(self.rows).items():
+            own |= {f"loss/{source}": mean_loss(losses[start : start + len(rows)])} if source else {}
+            start += len(rows)
+        return own
 
     def row_losses(self, model: torch.nn.Module) -> list[tuple[float, int]]:
         """(sum of the loss over its supervised tokens, their number) of each row; a row of several sequences has those of all of them."""
@@ -130,7 +144,7 @@ class Evaluator:
         """(metrics over all rows, one record for each row) of generated answers. Raises UserError."""
         answers = self.generate(model)
         records = [self.record(i, sample, answer) for i, (sample, answer) in enumerate(zip(self.rows, answers, strict=True))]
-        return self.metrics.corpus(records), records
+        return self.metrics.with_sources(records), records
 
     def record(self, index: int, sample: Sample, answer: Answer) -> AnswerRecord:
         """One row of eval/*.jsonl. Reasoning is kept apart: the metrics compare the answers."""
@@ -142,6 +156,8 @@ class Evaluator:
         }  # fmt: skip
         if reasoning:
             record["reasoning"] = reasoning
+        if sample.source:
+            record["source"] = sample.source
         return {**record, "metrics": self.metrics.row(record)}
 
     def _batches(self, rows: Sequence[Sample], size: int, what: str) -> Iterator[list[Sample]]:

@@ -12,7 +12,7 @@ from typing import Any
 from ..common.errors import UserError
 from ..common.files import read_jsonl
 from ..data.images import SUFFIXES as IMAGES
-from ..data.prepared import PreparedData, Rows
+from ..data.prepared import PreparedData
 from ..data.readers import files as readers
 from ..data.sample import BadRow, Message, Row, Sample, assistant_turn
 from ..data.sources.cells import UnusableRow, texts
@@ -100,7 +100,7 @@ def read_inputs(given: object, prompt: Prompt, together: bool, split: str | None
     return [ask(f.as_posix(), [f], prompt()) for f in files]
 
 
-def _split_rows(name: str, split: str | None, prepared: Callable[[], PreparedData]) -> Rows | None:
+def _split_rows(name: str, split: str | None, prepared: Callable[[], PreparedData]) -> Sequence[Sample] | None:
     """The rows of the prepared split that `name` means; None if it means something else."""
     path = Path(name)
     if name in SPLITS and not path.exists():

@@ -14,6 +14,7 @@ from ..common.records import KeptRecord, Measured, MetricInfo
 from ..config.build import build
 from ..config.keep import PREPARED, score_name
 from ..config.settings import KeptSection, Settings
+from ..data.mix import Mix
 from ..data.prepare import prepare
 from ..data.prepared import PreparedData
 from ..data.sample import Sample
@@ -68,7 +69,10 @@ def _kept_set(name: str, section: KeptSection, settings: Settings, once: Once) -
 def _prepared(name: str, section: KeptSection, settings: Settings) -> PreparedData:
     if PREPARED in section["data"]:
         return PreparedData(section["data"][PREPARED])
-    return prepare(build(section["data"], f"evaluation.keep.{name}.data"), Path(settings["output_dir"]) / "data")
+    source = build(section["data"], f"evaluation.keep.{name}.data")
+    if isinstance(source, Mix):
+        raise UserError("is a mix; name its data sets one by one")
+    return prepare(source, Path(settings["output_dir"]) / "data")
 
 
 def kept_results(kept: KeptSet, evaluator: Evaluator, base: Measurement | None, tuned: Measurement | None) -> Measured:

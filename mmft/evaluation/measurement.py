@@ -30,7 +30,7 @@ def measure(evaluator: Evaluator, model: torch.nn.Module) -> Measurement:
     metrics, answers = evaluator.measure(model)
     for answer, (loss, tokens) in zip(answers, losses, strict=True):
         answer["loss"], answer["loss_tokens"] = loss, tokens
-    return Measurement(mean_loss(losses), metrics, answers)
+    return Measurement(mean_loss(losses), {**metrics, **evaluator.losses_of_sources(losses)}, answers)
 
 
 def base_results(base: Measurement) -> Measured:

@@ -104,6 +104,9 @@ def _data(summary: Summary, env: Environment, settings: dict[str, Any]) -> str:
     lines = [f"set: `{_plain(data.get('name'))}`"] if data.get("name") else []
     if data.get("dataset"):
         lines.append(f"source: `{_plain(data['dataset'])}`" + (f" on {_plain(data['hub'])}" if data.get("hub") else ""))
+    for name, source in (data.get("sources") or {}).items():
+        trained = ((summary.get("sources") or {}).get(name) or {}).get("rows")
+        lines.append(f"source {name}: `{_plain(source.get('dataset') or source.get('name'))}`, {numbers.count(trained)} rows trained")
     fingerprint = (env.get("data") or {}).get("fingerprint") or summary.get("data_fingerprint")
     lines.append(f"fingerprint of rows and pictures: `{fingerprint or 'unknown'}`")
     return _list(lines)

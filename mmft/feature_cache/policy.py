@@ -22,7 +22,9 @@ from ..common.model_parts import part_of
 from ..common.private_api import attention_implementation
 from ..config.settings import Settings
 from ..data.augment import describe_transforms
+from ..data.mixing import Mixing
 from ..data.prepared import PreparedData
+from ..data.selection import parts_of
 from ..models.load import Loaded
 from ..system.disk import existing_parent
 from ..system.distributed import world_size
@@ -161,11 +163,16 @@ def _folder(settings: Settings) -> Path:
 
 
 def _why_no_images(prepared: PreparedData, rows: Sequence[Sample]) -> str | None:
-    if not any(rows[i * len(rows) // PROBED].sha256 for i in range(min(PROBED, len(rows)))):
+    if not any(row.sha256 for row in _spread(rows)):
         return "these rows have no images"
-    if any(len(rows[i].sha256) != len(rows[i].images) for i in range(min(PROBED, len(rows)))):
+    if any(len(row.sha256) != len(row.images) for row in _spread(rows)):
         return f"{prepared.path}: this set has no hashes of its images"
     return None
+
+
+def _spread(rows: Sequence[Sample]) -> list[Sample]:
+    """PROBED rows, of a mix from each source."""
+    return [part[i * len(part) // PROBED] for part in parts_of(rows).values() for i in range(min(PROBED, len(part)))]
 
 
 class ProbedRows:
@@ -173,8 +180,7 @@ class ProbedRows:
 
     def __init__(self, model: Any, collator: Collator, rows: Sequence[Sample]):
         self.layout = FeatureLayout()
-        chosen = (rows[i * len(rows) // PROBED] for i in range(min(PROBED, len(rows))))
-        self.samples = [sample for sample in chosen if sample.sha256]
+        self.samples = [sample for sample in _spread(rows) if sample.sha256]
         self.encoded, tensors = collator.encode_checked(self.samples, False)
         self.images = self.layout.compute(model, tensors, sum(sequence.n_images for row in self.encoded for sequence in row))
 
@@ -209,9 +215,10 @@ def _size(n: float) -> str:
     return f"{n / 2**30:.1f} GB" if n >= 2**30 else f"{max(n / 2**20, 0.1):.1f} MB"
 
 
-def rows_seen(settings: Settings, n_rows: int) -> int:
-    """How many training rows a run will see: all, or fewer if max_steps ends it within the first epoch."""
+def rows_seen(settings: Settings, n_rows: int, mixing: Mixing | None = None) -> int:
+    """How many training rows a run will see: all, or fewer if max_steps ends it within the first epoch. mixing: the draws of a mix."""
     trainer = settings["trainer"]
     batch = trainer["per_device_train_batch_size"] * trainer.get("gradient_accumulation_steps", 1) * world_size()
     steps, epochs = trainer.get("max_steps") or -1, trainer.get("num_train_epochs") or 1
-    return min(int(steps * batch if steps > 0 else epochs * n_rows), n_rows)
+    drawn = int(steps * batch if steps > 0 else epochs * (n_rows if mixing is None else mixing.draws))
+    return min(drawn, n_rows) if mixing is None or mixing.every_row_once else mixing.rows_seen(drawn)

@@ -13,7 +13,7 @@ from ..common.errors import UserError
 from ..common.hashing import key_of
 from ..common.model_parts import is_encoder_decoder, part_of
 from ..config.build import build
-from ..config.settings import Settings
+from ..config.settings import Section, Settings
 from ..models.device import choose_device
 from ..models.quantization import saved_quantization
 from ..pipeline.prepare import locate_and_outline
@@ -83,8 +83,16 @@ def group_key(settings: Settings) -> str:
     """Equal for points that can share forward passes."""
     lora = {k: v for k, v in settings["lora"].items() if k not in (*LORA, *PLAIN)}
     trainer = {k: v for k, v in settings["trainer"].items() if k not in TRAINER}
-    rest = {k: v for k, v in settings.items() if k not in (*INDIVIDUAL, "lora", "trainer")}
-    return key_of(lora, trainer, rest)
+    rest = {k: v for k, v in settings.items() if k not in (*INDIVIDUAL, "lora", "trainer", "data")}
+    return key_of(lora, trainer, rest, _without_draws(settings["data"]))
+
+
+def _without_draws(data: Section) -> Section:
+    """The data without the keys that decide how often a mix draws which rows: each member draws its own."""
+    sources = data.get("sources")
+    if not isinstance(sources, dict):
+        return data
+    return {**data, "draws": None, "sources": {name: {k: v for k, v in source.items() if k != "weight"} for name, source in sources.items()}}
 
 
 def partition(candidates: Sequence[Candidate], context: SweepContext, most: int | None = None) -> Partition:

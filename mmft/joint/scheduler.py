@@ -27,24 +27,23 @@ from greenlet import getcurrent, greenlet
 
 from ..common.errors import Preempted
 from ..common.private_api import set_sync_gradients
+from ..losses.supervised import RowGroups
 from ..sweeps.context import SharedBase
 from ..sweeps.directory import PointResult
 from ..system.memory import is_out_of_memory, passes_that_fit, release_memory
-from ..training.trainer import SupervisedTrainer
-from .stacked_model import RowOwners, joint_losses, stack_models
+from ..training.trainer import BatchLoss, SupervisedTrainer
+from .stacked_model import MemberBatch, RowOwners, joint_losses, stack_models
 
 log = logging.getLogger("mmft")
 
-LossAndCount = tuple[torch.Tensor, torch.Tensor]
-
-
 @dataclass
 class MicroBatch:
-    """What a member hands to the leader. items: the divisor of its loss, the supervised tokens of the step."""
+    """What a member hands to the leader. items: the divisor of its loss, the supervised tokens of the step. groups: of its sequences."""
 
     trainer: SupervisedTrainer
     inputs: dict[str, Any]
     items: torch.Tensor | int | None
+    groups: RowGroups | None
 
 
 class Member:
@@ -54,7 +53,7 @@ class Member:
         self.group, self.number, self.name = group, number, name
         self.greenlet: greenlet | None = None
         self.waiting: MicroBatch | None = None
-        self.answer: LossAndCount | BaseException | None = None
+        self.answer: BatchLoss | BaseException | None = None
         self.random = _random_state()
 
     @property
@@ -65,9 +64,9 @@ class Member:
     def size(self) -> int:
         return self.group.size
 
-    def step(self, trainer: SupervisedTrainer, inputs: dict[str, Any], items: torch.Tensor | int | None) -> LossAndCount:
+    def step(self, trainer: SupervisedTrainer, inputs: dict[str, Any], items: torch.Tensor | int | None, groups: RowGroups | None) -> BatchLoss:
         """Wait for the common pass. Raises what went wrong in it, or KeyboardInterrupt."""
-        self.waiting = MicroBatch(trainer, inputs, items)
+        self.waiting = MicroBatch(trainer, inputs, items, groups)
         state = trainer.accelerator.gradient_state  # shared by all Accelerators: a member that is ahead sets it for its next step
         sync_gradients = state.sync_gradients
         answer = self.group.leader.switch()
@@ -175,10 +174,10 @@ class Group:
     def _one_pass(self, members: list[Member]) -> None:
         """Forward and backward pass for these members; after an out-of-memory error, in two halves."""
         first_micro_batch = not any(_batch(m).trainer.losses for m in members)  # no earlier micro-batch of the step has left gradients
-        answers: list[LossAndCount] | None = None
+        answers: list[BatchLoss] | None = None
         try:
             answers = self._losses(members)
-            total: Any = sum(_batch(m).trainer.scaled(loss) for m, (loss, _) in zip(members, answers))
+            total: Any = sum(_batch(m).trainer.scaled(answer.loss) for m, answer in zip(members, answers))
             total.backward()
         except Exception as error:
             # after an earlier micro-batch, gradients may already hold half of this one's
@@ -187,7 +186,7 @@ class Group:
                 return
             answers = total = None
         if answers is not None:
-            self._answer(members, [(loss.detach(), count) for loss, count in answers])
+            self._answer(members, [answer._replace(loss=answer.loss.detach(), total=answer.total.detach()) for answer in answers])
             return
         for member in members:  # outside the handler, where the error no longer holds the tensors
             _batch(member).trainer.model.zero_grad(set_to_none=True)
@@ -197,14 +196,14 @@ class Group:
         for start in range(0, len(members), self.per_pass):
             self._one_pass(members[start : start + self.per_pass])
 
-    def _losses(self, members: list[Member]) -> list[LossAndCount]:
-        batches = [(m.number, _batch(m).inputs, _batch(m).trainer.args.label_smoothing_factor) for m in members]
+    def _losses(self, members: list[Member]) -> list[BatchLoss]:
+        batches = [MemberBatch(m.number, _batch(m).inputs, _batch(m).trainer.args.label_smoothing_factor, _batch(m).groups) for m in members]
         with _batch(members[0]).trainer.accelerator.autocast():
             sums = joint_losses(self.model, self.owners, batches)
         divisors = [_batch(m).items for m in members]
-        return [(loss / (count if items is None else items), count) for items, (loss, count) in zip(divisors, sums)]
+        return [BatchLoss(loss / (count if items is None else items), count, loss, by_group) for items, (loss, count, by_group) in zip(divisors, sums)]
 
-    def _answer(self, members: Sequence[Member], answers: Sequence[LossAndCount | BaseException]) -> None:
+    def _answer(self, members: Sequence[Member], answers: Sequence[BatchLoss | BaseException]) -> None:
         for member, answer in zip(members, answers):
             member.waiting, member.answer = None, answer
 

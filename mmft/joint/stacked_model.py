@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from ..adapters.freeze import freeze
 from ..collators.base import IGNORE
-from ..losses.supervised import supervised_logits
+from ..losses.supervised import RowGroups, group_sums, supervised_logits
 from ..rewrites.apply import Rewrites
 from ..rewrites.base import Replaced, put
 from ..rewrites.gated_mlp import GatedMlp, is_gated
@@ -187,19 +187,29 @@ def _positions_of_first(get_rope_index: Callable[..., Any], owners: RowOwners, *
     return positions.repeat(1, owners.copies, 1), deltas.repeat(owners.copies, 1)
 
 
-def joint_losses(model: Any, owners: RowOwners, batches: Sequence[tuple[int, dict[str, Any], float]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(sum of the loss over supervised tokens, their number) of each (member, batch, label smoothing), from one forward pass."""
-    first_ids = batches[0][1]["input_ids"]
-    owners.blocks = [(member, *batch["input_ids"].shape) for member, batch, _ in batches]
-    owners.read = [int((batch["labels"][:, 1:] != IGNORE).sum()) for _, batch, _ in batches]
-    owners.copies = len(batches) if all(batch["input_ids"] is first_ids for _, batch, _ in batches) else 1
-    logits, targets, keep = supervised_logits(model, stack_batches([batch for _, batch, _ in batches]))
+class MemberBatch(NamedTuple):
+    """One member's batch in a joint pass. groups: of its sequences, see losses.supervised.RowGroups."""
+
+    member: int
+    batch: dict[str, Any]
+    label_smoothing: float
+    groups: RowGroups | None = None
+
+
+def joint_losses(model: Any, owners: RowOwners, batches: Sequence[MemberBatch]) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    """(sum of the loss over supervised tokens, their number, both by group) of each member's batch, from one forward pass."""
+    first_ids = batches[0].batch["input_ids"]
+    owners.blocks = [(b.member, *b.batch["input_ids"].shape) for b in batches]
+    owners.read = [int((b.batch["labels"][:, 1:] != IGNORE).sum()) for b in batches]
+    owners.copies = len(batches) if all(b.batch["input_ids"] is first_ids for b in batches) else 1
+    logits, targets, keep = supervised_logits(model, stack_batches([b.batch for b in batches]))
     return [
         (
-            F.cross_entropy(own.float(), wanted.to(own.device), reduction="sum", label_smoothing=smoothing),
+            F.cross_entropy(own.float(), wanted.to(own.device), reduction="sum", label_smoothing=b.label_smoothing),
             keep.new_tensor(n, dtype=torch.long),
+            None if b.groups is None else group_sums(own, wanted, b.batch["labels"], b.groups, b.label_smoothing),
         )
-        for own, wanted, n, (_, _, smoothing) in zip(logits.split(owners.read), targets.split(owners.read), owners.read, batches)
+        for own, wanted, n, b in zip(logits.split(owners.read), targets.split(owners.read), owners.read, batches)
     ]
 
 
@@ -211,15 +221,15 @@ def stack_batches(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if len(batches) == 1:
         return batches[0]
     length = max(batch["input_ids"].shape[1] for batch in batches)
-    first = batches[0]
     out: dict[str, Any] = {}
-    for key, value in first.items():
-        parts = [batch[key] for batch in batches]
-        if value is None:
+    for key in {key: None for batch in batches for key in batch}:  # a batch without images lacks the keys of images
+        having = [batch for batch in batches if batch.get(key) is not None]
+        parts = [batch[key] for batch in having]
+        if not parts:
             out[key] = None
         elif key == "mm_encoder_outputs":
-            out[key] = {kind: _join_features([p[kind] for p in parts]) for kind in value}
-        elif value.shape[:2] == first["input_ids"].shape:
+            out[key] = {kind: _join_features([p[kind] for p in parts]) for kind in parts[0]}
+        elif parts[0].shape[:2] == having[0]["input_ids"].shape:
             out[key] = torch.cat([F.pad(p, (0, length - p.shape[1]), value=FILL.get(key, 0)) for p in parts])
         else:
             out[key] = torch.cat(parts)

@@ -104,7 +104,7 @@ def grouped(name: str) -> str:
     for prefix in ("eval_", "test_", "base_"):
         if name.startswith(prefix):
             return f"{prefix[:-1]}/{name[len(prefix):]}"
-    return name if "/" in name else f"train/{name}"
+    return name if name.startswith("hardware/") else f"train/{name}"
 
 
 def sample_text(row: AnswerRecord) -> str:

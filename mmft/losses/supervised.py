@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..collators.base import IGNORE
@@ -11,14 +12,65 @@ from .encoder_decoder import decoder_logits, splits_rows
 if TYPE_CHECKING:
     import torch
 
+TOLERANCE = 1e-3  # of the loss, by which a sum over groups may differ from it
+CHUNK = 256  # tokens whose losses are computed at once for the groups, which limits memory
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """index: (B,) int64, the group of each sequence of a batch, in 0 ... count - 1."""
+
+    index: torch.Tensor
+    count: int
+
 
 def supervised_loss(model: Any, batch: dict[str, Any], label_smoothing: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
     """(sum of the loss over supervised tokens, their number), both 0-d tensors."""
+    loss, count, _ = grouped_loss(model, batch, label_smoothing)
+    return loss, count
+
+
+def grouped_loss(
+    model: Any, batch: dict[str, Any], label_smoothing: float = 0.0, groups: RowGroups | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """`supervised_loss`, and with `groups` the same two numbers of each group, see `group_sums`."""
     import torch.nn.functional as F
 
     logits, targets, keep = supervised_logits(model, batch)
     loss = F.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum", label_smoothing=label_smoothing)
-    return loss, keep.sum()
+    return loss, keep.sum(), None if groups is None else group_sums(logits, targets, batch["labels"], groups, label_smoothing)
+
+
+def group_sums(logits: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor, groups: RowGroups, label_smoothing: float = 0.0) -> torch.Tensor:
+    """(groups, 2) float32: the sum of the loss over the supervised tokens of each group, and their number. Without gradients.
+
+    logits (n, V), targets (n,): of the supervised tokens in order. labels (B, S): of the batch, which say how many each sequence has. The
+    loss that is trained stays one sum over all tokens, so that its bits do not depend on groups.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    with torch.no_grad():
+        losses = [_token_losses(part.float(), wanted, label_smoothing) for part, wanted in zip(logits.split(CHUNK), targets.to(logits.device).split(CHUNK))]
+        loss = torch.cat(losses) if losses else logits.new_zeros(0, dtype=torch.float32)
+        tokens = (labels[:, 1:] != IGNORE).sum(dim=1).to(logits.device)
+        group = groups.index.to(logits.device).repeat_interleave(tokens, output_size=len(loss))
+        member = F.one_hot(group, groups.count).float()
+        return torch.stack([member.T @ loss, member.sum(dim=0)], dim=1)
+
+
+def check_sum(parts: float, whole: float) -> None:
+    """Raises RuntimeError unless the losses of the groups add up to that of the whole; both are sums, rounded in other places."""
+    if not abs(parts - whole) <= TOLERANCE * max(1.0, abs(whole)):
+        raise RuntimeError(f"the losses of the sources add up to {parts}, and the loss of all rows is {whole}")
+
+
+def _token_losses(logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float) -> torch.Tensor:
+    """(n,): F.cross_entropy of each token."""
+    wanted = logits.gather(1, targets[:, None])[:, 0]
+    if label_smoothing:
+        wanted = (1 - label_smoothing) * wanted + label_smoothing * logits.mean(dim=1)
+    return logits.logsumexp(dim=1) - wanted
 
 
 def sequence_losses(model: Any, batch: dict[str, Any]) -> list[tuple[float, int]]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..collators.base import Collator
 from ..collators.scan import Problem, Scan, scan
 from ..common.errors import UserError
-from ..data.selection import Selection
+from ..data.selection import MixedRows, Selection, parts_of
 from ..evaluation.kept import KeptSet
 from ..system.distributed import is_main
 from .context import RunContext
@@ -37,35 +37,68 @@ class CheckedRows:
     sequences_differ: bool = False
 
 
+@dataclass
+class _Part:
+    """The rows of a split of one data set. name: in messages. key: of the data set in the config. drops: rows that are too long."""
+
+    split: str
+    name: str
+    key: str
+    rows: Sequence[Any]
+    found: Scan
+    drops: bool
+    source: str = ""  # of a mix
+
+    @property
+    def refused(self) -> bool:
+        return any(not self.drops or p not in self.found.too_long for p in self.found.unusable)
+
+
 def check_rows(inputs: TrainingInputs, collator: Collator, context: RunContext) -> CheckedRows:
     """Measure every row. Raises UserError that lists the rows which cannot be used, with their lengths.
 
-    `data.too_long=drop` leaves rows out that are longer than collator.max_length; other unusable rows are always an error.
+    `data.too_long=drop` (of a mix: of each source) leaves rows out that are longer than collator.max_length; other unusable rows are always
+    an error.
     """
-    mode = inputs.settings["data"].get("too_long", "refuse")
     splits: dict[str, Sequence[Any]] = {"train": inputs.rows}
     if inputs.held_out is not None:
         splits[str(inputs.settings["evaluation"]["split"])] = inputs.held_out
-    scans = {split: context.memo.once(inputs.base_key("rows", split, len(rows)), partial(_scan, collator, rows)) for split, rows in splits.items()}
-    bad = {split: found for split, found in scans.items() if any(mode != "drop" or p not in found.too_long for p in found.unusable)}
-    if bad:  # of all splits at once, so that nobody mends the training rows and then learns of the others
-        each = "; ".join(f"{split}: {found.message()}" for split, found in bad.items())
-        raise UserError(f"{inputs.prepared.path}: {each}; {_advice(bad.values(), mode)}")
+    parts = [_part(inputs, split, source, part, collator, context) for split, rows in splits.items() for source, part in parts_of(rows).items()]
+    if bad := [part for part in parts if part.refused]:  # all at once, so that nobody mends the training rows and then learns of the others
+        each = "; ".join(f"{part.name}: {part.found.message()}" for part in bad)
+        where = f"data={inputs.prepared.manifest['name']}" if bad[0].source else inputs.prepared.path
+        raise UserError(f"{where}: {each}; {_advice(bad)}")
     checked = CheckedRows(inputs.rows, inputs.held_out, [])
-    for split, found in scans.items():
-        rows, left_out = _without_long(found, splits[split], split)
-        checked.dropped += [(split, problem) for problem in found.too_long]
-        if split == "train":
-            checked.rows = rows
-            checked.lengths = [n for i, n in enumerate(found.tokens) if i not in left_out]
-        else:
-            checked.held_out = rows
-        checked.sequences_differ |= found.several > 0
-        if found.several:
-            log.info("%-14s %d of %d rows of %s become several sequences, one for each answer", "rows", found.several, len(rows), split)
-        if found.ignored_sizes:
-            log.info("%-14s %d rows of %s ask for image sizes (min_pixels, max_pixels, resized_height, resized_width) that this model's processor cannot set", "rows", found.ignored_sizes, split)
+    kept: dict[str, dict[str, Sequence[Any]]] = {split: {} for split in splits}
+    for part in parts:
+        kept[part.split][part.source] = _usable(part, checked)
+    whole = {split: MixedRows(own) if isinstance(splits[split], MixedRows) else own[""] for split, own in kept.items()}
+    checked.rows = whole.pop("train")
+    checked.held_out = next(iter(whole.values()), None)
     return checked
+
+
+def _part(inputs: TrainingInputs, split: str, source: str, rows: Sequence[Any], collator: Collator, context: RunContext) -> _Part:
+    data = inputs.settings["data"]["sources"][source] if source else inputs.settings["data"]
+    found = context.memo.once(inputs.base_key("rows", source, split, len(rows)), partial(_scan, collator, rows))
+    name, key = (f"{source}, {split}", f"data.sources.{source}") if source else (split, "data")
+    return _Part(split, name, key, rows, found, data.get("too_long", "refuse") == "drop", source)
+
+
+def _usable(part: _Part, checked: CheckedRows) -> Sequence[Any]:
+    """The rows of a part that are used; what was found about them goes to `checked` and the log."""
+    rows, found = _without_long(part), part.found
+    ids = f"{part.source}/" if part.source else ""
+    checked.dropped += [(part.split, replace(problem, row=f"{ids}{problem.row}")) for problem in found.too_long]
+    if part.split == "train":
+        left_out = {problem.index for problem in found.too_long}
+        checked.lengths += [n for i, n in enumerate(found.tokens) if i not in left_out]
+    checked.sequences_differ |= found.several > 0
+    if found.several:
+        log.info("%-14s %d of %d rows of %s become several sequences, one for each answer", "rows", found.several, len(rows), part.name)
+    if found.ignored_sizes:
+        log.info("%-14s %d rows of %s ask for image sizes (min_pixels, max_pixels, resized_height, resized_width) that this model's processor cannot set", "rows", found.ignored_sizes, part.name)
+    return rows
 
 
 def check_kept(inputs: TrainingInputs, collator: Collator, context: RunContext) -> list[tuple[KeptSet, Sequence[Any]]]:
@@ -73,31 +106,33 @@ def check_kept(inputs: TrainingInputs, collator: Collator, context: RunContext) 
     checked = []
     for kept in inputs.kept:
         found = context.memo.once(inputs.base_key("rows", kept.prepared.fingerprint, kept.split, len(kept.rows)), partial(_scan, collator, kept.rows))
-        if any(kept.too_long != "drop" or p not in found.too_long for p in found.unusable):
-            raise UserError(f"evaluation.keep={kept.name}: {kept.prepared.path}: {kept.split}: {found.message()}; {_advice([found], kept.too_long, f'evaluation.keep.{kept.name}.data.too_long')}")
-        checked.append((kept, _without_long(found, kept.rows, kept.split)[0]))
+        part = _Part(kept.split, kept.split, f"evaluation.keep.{kept.name}.data", kept.rows, found, kept.too_long == "drop")
+        if part.refused:
+            raise UserError(f"evaluation.keep={kept.name}: {kept.prepared.path}: {kept.split}: {found.message()}; {_advice([part])}")
+        checked.append((kept, _without_long(part)))
     return checked
 
 
-def _without_long(found: Scan, rows: Sequence[Any], split: str) -> tuple[Sequence[Any], set[int]]:
-    """(the rows that are not too long, the positions of the others). Raises UserError if none is left."""
+def _without_long(part: _Part) -> Sequence[Any]:
+    """The rows that are not too long. Raises UserError if none is left."""
+    rows, found = part.rows, part.found
     left_out = {problem.index for problem in found.too_long}
     if not left_out:
-        return rows, left_out
-    log.info("%-14s %d of %d rows of %s are longer than collator.max_length=%s", "left out", len(left_out), len(rows), split, found.max_length)
+        return rows
+    log.info("%-14s %d of %d rows of %s are longer than collator.max_length=%s", "left out", len(left_out), len(rows), part.name, found.max_length)
     if len(left_out) == len(rows):
-        raise UserError(f"collator.max_length={found.max_length}: no row of {split} is that short; raise the limit")
-    return Selection(rows, [i for i in range(len(rows)) if i not in left_out]), left_out
+        raise UserError(f"collator.max_length={found.max_length}: no row of {part.name} is that short; raise the limit")
+    return Selection(rows, [i for i in range(len(rows)) if i not in left_out])
 
 
 def _scan(collator: Collator, rows: Sequence[Sample]) -> Scan:
     return scan(collator, rows, progress=is_main() and len(rows) > PROGRESS_FROM)
 
 
-def _advice(scans: Iterable[Scan], mode: str, key: str = "data.too_long") -> str:
-    found, advice = list(scans), []
-    if mode != "drop" and any(scan.too_long for scan in found):
-        advice.append(f"raise collator.max_length, make images smaller with model.processor.max_pixels, or leave these rows out with {key}=drop")
-    if any(scan.refused or scan.without_loss for scan in found):
+def _advice(parts: Sequence[_Part]) -> str:
+    advice = []
+    if keys := list(dict.fromkeys(f"{part.key}.too_long=drop" for part in parts if part.found.too_long and not part.drops)):
+        advice.append(f"raise collator.max_length, make images smaller with model.processor.max_pixels, or leave these rows out with {' '.join(keys)}")
+    if any(part.found.refused or part.found.without_loss for part in parts):
         advice.append("mend these rows, or take them out of the data set")
     return " and ".join(advice)

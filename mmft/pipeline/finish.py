@@ -53,5 +53,7 @@ def show_result(run: Run, summary: Summary, joint: bool) -> None:
         log.info("%-14s eval loss %s, report %s", "finished", summary["eval_loss"], run / "report.html")
         return
     tables = terminal.results_tables(summary) if summary["metrics"] or summary["eval_loss"] is not None else []
+    if (by_source := terminal.sources_table(summary)) is not None:
+        tables.append(by_source)
     terminal.show(*tables, terminal.summary_table(summary))
     log.info("report         %s", run / "report.html")

@@ -13,6 +13,8 @@ from ..collators.types import BatchMaker
 from ..common.errors import UserError
 from ..common.hashing import key_of
 from ..data.augment import augment_rows
+from ..data.mix import mixing_of
+from ..data.mixing import Mixing
 from ..data.selection import spread
 from ..evaluation.evaluate import Evaluator
 from ..evaluation.kept import KeptSet
@@ -36,7 +38,7 @@ class Base:
     """The loaded base model and what is measured and trained with it.
 
     rows: training rows, augmented, and from memory if they are cached. checked: the usable rows and their lengths. cached: the collator,
-    if it uses the feature cache. kept: the sets of evaluation.keep with their evaluators.
+    if it uses the feature cache. kept: the sets of evaluation.keep with their evaluators. mixing: of a mix, the draws from its sources.
     """
 
     loaded: Loaded
@@ -47,6 +49,7 @@ class Base:
     checked: CheckedRows
     cached: CachedCollator | None = None
     kept: list[tuple[KeptSet, Evaluator]] = field(default_factory=list)
+    mixing: Mixing | None = None
 
 
 def load_base(inputs: TrainingInputs, context: RunContext, audit: bool) -> Base:
@@ -76,7 +79,8 @@ def load_base(inputs: TrainingInputs, context: RunContext, audit: bool) -> Base:
     log.info("%-14s %s", "generation", limit.note)
     for one, its in kept:
         log.info("%-14s %s: %d rows of %s, %s", "kept", one.name, len(its.rows), one.split, its.limit.note)
-    return Base(loaded, collator, evaluator, augment_rows(rows, settings["augment"] or {}, settings["seed"]), limit, checked, kept=kept)
+    augmented = augment_rows(rows, settings["augment"] or {}, settings["seed"])
+    return Base(loaded, collator, evaluator, augmented, limit, checked, kept=kept, mixing=mixing_of(inputs.prepared, rows))
 
 
 def use_feature_cache(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: int) -> None:
@@ -84,7 +88,7 @@ def use_feature_cache(inputs: TrainingInputs, base: Base, context: RunContext, r
 
     run_bytes: what the run itself will leave on the disk.
     """
-    seen = rows_seen(inputs.settings, len(base.rows))
+    seen = rows_seen(inputs.settings, len(base.rows), base.mixing)
     collator: Any = base.collator
     assert isinstance(collator, Collator)
     cache = open_cache(
@@ -94,7 +98,8 @@ def use_feature_cache(inputs: TrainingInputs, base: Base, context: RunContext, r
         return
     base.cached = base.collator = CachedCollator(collator, cache)
     rows = base.rows
-    base.rows = context.memo.once(key_of("rows", str(inputs.prepared.path), inputs.prepared.fingerprint, len(rows)), lambda: RowsInMemory(rows))
+    trained = list(base.mixing.sizes) if base.mixing else []
+    base.rows = context.memo.once(key_of("rows", str(inputs.prepared.path), inputs.prepared.fingerprint, trained, len(rows)), lambda: RowsInMemory(rows))
     for evaluator in [*([base.evaluator] if base.evaluator else []), *(its for _, its in base.kept)]:
         evaluator.collator = base.cached
         for generation in (False, True)[: 1 + base.cached.generates]:
@@ -115,7 +120,7 @@ def cache_training_rows(inputs: TrainingInputs, base: Base, model: torch.nn.Modu
         raise UserError(f"vision_cache: {reason}, so features cannot be kept; use vision_cache=off")
     model.eval()
     rows = base.rows
-    if rows_seen(inputs.settings, len(rows)) == len(rows):
+    if rows_seen(inputs.settings, len(rows), base.mixing) == len(rows):
         hidden = None if is_main() and len(rows) > 64 else True
         samples: Iterable[Any] = (rows[i] for i in range(len(rows)))
         base.cached.fill(tqdm(samples, total=len(rows), desc="features", leave=False, disable=hidden), False)

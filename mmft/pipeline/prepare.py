@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from ..adapters.plan import AdapterPlan, plan_adapter
+from ..common.errors import UserError
 from ..common.hashing import key_of
 from ..config.build import build
 from ..config.settings import Settings
 from ..config.validate import to_plain
+from ..data.mix import mixing_of
+from ..data.mixing import Mixing
 from ..data.prepare import prepared_data
 from ..data.prepared import PreparedData
 from ..data.selection import split_rows
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """The settings and data of a training, its model without weights, and the plan of its adapter."""
+    """The settings and data of a training, its model without weights, and the plan of its adapter. mixing: of a mix, the draws of an epoch."""
 
     cfg: DictConfig
     settings: Settings
@@ -44,6 +47,12 @@ class TrainingInputs:
     plan: AdapterPlan
     metrics: MetricSet
     kept: list[KeptSet] = dataclasses.field(default_factory=list)
+    mixing: Mixing | None = None
+
+    @property
+    def epoch_rows(self) -> int:
+        """Rows that are trained in an epoch."""
+        return len(self.rows) if self.mixing is None else self.mixing.draws
 
     @property
     def full(self) -> bool:
@@ -62,12 +71,24 @@ def prepare_inputs(cfg: DictConfig, context: RunContext) -> TrainingInputs:
     family: Family = build(cfg.model, "model")
     prepared = context.memo.once(key_of("prepared", settings["data"], settings["output_dir"]), lambda: prepared_data(cfg))
     rows, held_out = split_rows(prepared, settings["evaluation"])
+    mixing = mixing_of(prepared, rows)
+    _check_order(settings, mixing)
     metrics = metric_set(settings.get("metrics"))
     metrics.check(held_out or ())
     kept = kept_sets(settings, context.memo.once)
     located, skeleton = locate_and_outline(family, context)
     plan = plan_adapter(skeleton, settings["lora"])
-    return TrainingInputs(cfg, settings, family, prepared, rows, held_out, located, skeleton, plan, metrics, kept)
+    return TrainingInputs(cfg, settings, family, prepared, rows, held_out, located, skeleton, plan, metrics, kept, mixing)
+
+
+def _check_order(settings: Settings, mixing: Mixing | None) -> None:
+    """Raises UserError for an order of rows that draws from the sources of a mix would not keep."""
+    order = settings["trainer"].get("train_sampling_strategy")
+    if mixing is not None and not mixing.every_row_once and order not in (None, "random", "group_by_length"):
+        raise UserError(
+            f"trainer.train_sampling_strategy={order}: rows that are drawn by weight come in a random order; use random or group_by_length,"
+            " or leave out the weights and data.draws"
+        )
 
 
 def locate_and_outline(family: Family, context: RunContext) -> tuple[Located, torch.nn.Module]:

@@ -19,7 +19,8 @@ from ..config.build import build
 from ..config.snapshot import snapshot
 from ..config.validate import to_plain
 from ..data.augment import build_transforms
-from ..data.prepared import describe
+from ..data.mix import PreparedMix
+from ..data.selection import parts_of
 from ..evaluation.kept import kept_results, merge
 from ..evaluation.measurement import Measurement, base_results, measure, tuned_results
 from ..loggers.base import Logger
@@ -124,7 +125,7 @@ class Training:
             terminal.show(terminal.plan_table(adapted.report))
         loop = TrainingLoop(TrainingJob(
             run=run, logger=self.logger, settings=inputs.settings, loaded=base.loaded, model=adapted.model, rewrites=adapted.rewrites, full=inputs.full,
-            collator=base.collator, rows=base.rows, lengths=base.checked.lengths, held_out=base.checked.held_out, evaluator=base.evaluator, listener=listener, cached=base.cached is not None,
+            collator=base.collator, rows=base.rows, lengths=base.checked.lengths, held_out=base.checked.held_out, evaluator=base.evaluator, listener=listener, mixing=base.mixing, cached=base.cached is not None,
             checkpoint=resumed.checkpoint if resumed else None, member=context.member, reporter=context.reporter, sharers=context.sharers,
         ))  # fmt: skip
         try:
@@ -135,6 +136,7 @@ class Training:
                 self.summary["eval_loss"] = loop.last_eval_loss()
             raise
         self.summary |= loop.finished_facts()
+        self._describe_sources(base)
         self.times["train"] = loop.seconds
         if imported and loop.first_step_at:  # what a user waits for; later runs of a process start warm
             self.times["to_first_step"] = loop.first_step_at - process_started()
@@ -143,6 +145,18 @@ class Training:
         if run.writes:
             settings = base.evaluator.generation_config() if base.evaluator else None
             save_trained(run.path, adapted.model, inputs.plan, base.loaded.processor, _base_of(inputs.located), settings, state_dict, adapted.initial)
+
+    def _describe_sources(self, base: Base) -> None:
+        """Add to each source of a mix what was planned, to what was trained; also sources that are only held out."""
+        if not isinstance(self.inputs.prepared, PreparedMix) or base.mixing is None:
+            return
+        trained, held_out = self.summary.get("sources") or {}, parts_of(base.checked.held_out or ())
+        self.summary["sources"] = {
+            name: {
+                "weight": source.weight, "training_rows": base.mixing.sizes.get(name, 0), "draws": base.mixing.counts.get(name, 0),
+                "held_out": len(held_out.get(name, ())), "rows": 0, "tokens": 0, **trained.get(name, {}),
+            } for name, source in self.inputs.prepared.mix.sources.items()
+        }  # fmt: skip
 
     def measure_tuned(self, base: Base, adapted: Adapted, before: Measurement | None, kept_before: dict[str, Measurement]) -> None:
         """Measure the tuned model on the same rows as the base."""
@@ -216,7 +230,7 @@ def train(cfg: DictConfig, overrides: list[str], context: RunContext, parent: Ma
     began = time.time()
     inputs = prepare_inputs(cfg, context)
     times["prepare"] = time.time() - began
-    need = disk_need(inputs.skeleton, inputs.plan, inputs.settings, inputs.located.folder, len(inputs.rows), len(inputs.held_out or ()))
+    need = disk_need(inputs.skeleton, inputs.plan, inputs.settings, inputs.located.folder, inputs.epoch_rows, len(inputs.held_out or ()))
     place = wanted or Path(cfg.output_dir)
     if earlier and (earlier / "env.json").is_file():
         check_base(inputs.located, Run(earlier).read_json("env.json")["model"], earlier)
@@ -225,7 +239,7 @@ def train(cfg: DictConfig, overrides: list[str], context: RunContext, parent: Ma
     words = [cfg.name or Path(inputs.located.path.split(":")[-1]).name, "" if cfg.name else inputs.prepared.manifest["name"]]
     run = resumed.run if resumed else Run(share(lambda: Run.create(cfg.output_dir, words, cfg.run_dir).path))
     log.info("run directory  %s", run.path)
-    for text in describe(inputs.prepared):
+    for text in inputs.prepared.describe():
         log.info("%-14s %s", "data", text)
     with run.locked(), listening(context.listener) as listener:
         if resumed is None:

@@ -18,7 +18,7 @@ BEST, CHEAPEST, NOISE = "best", "cheapest within 1 s.e.", "within noise of the b
 
 # Settings whose difference makes runs not comparable, and why.
 ORDER = ("seed", "trainer.per_device_train_batch_size", "trainer.gradient_accumulation_steps", "trainer.train_sampling_strategy")
-AMOUNT = ("trainer.max_steps", "trainer.num_train_epochs")
+AMOUNT = ("trainer.max_steps", "trainer.num_train_epochs", "data.draws")
 HELD_OUT = ("evaluation.split", "evaluation.max_samples")
 
 
@@ -207,6 +207,7 @@ def flag_conditions(board: Leaderboard) -> None:
             row.flags.append("other data")
         if row.summary.get("held_out_samples") != usual_count:
             row.flags.append(f"measured on {row.summary.get('held_out_samples')} rows, most on {usual_count}")
+    _flag_draws(rows)
     for key in board.differing:
         reason = _reason(key)
         if reason is None or key == "seed" and board.groups:
@@ -227,6 +228,19 @@ def flag_conditions(board: Leaderboard) -> None:
             " nothing about one setting against another (`hydra/launcher=basic` trains one after the other)."
         )
     _note_scale(board, rows)
+
+
+def _flag_draws(rows: Sequence[RankedRun]) -> None:
+    """Flag mixes whose epochs have another number of rows than those of most runs, where epochs decide how long a run trains."""
+    draws = {row.run: sum(source.get("draws", 0) for source in (row.summary.get("sources") or {}).values()) for row in rows}
+    usual = _usual(draws.values())
+    for row in rows:
+        if draws[row.run] != usual and not _positive(row.settings.get("trainer.max_steps", "")):
+            row.flags.append(f"other amount of training: {draws[row.run]} rows an epoch, most {usual}; data.draws makes them equal")
+
+
+def _positive(text: str) -> bool:
+    return text.lstrip("+").isdigit() and int(text) > 0
 
 
 def _reason(key: str) -> str | None:

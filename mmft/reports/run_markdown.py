@@ -14,7 +14,7 @@ from .answers import AnswerPair
 from .html import write_text
 from .run_files import flatten
 from .run_page import RUN_FILES, run_date, run_status
-from .tables import answer_notes, expert_notes, metric_rows, plan_rows
+from .tables import answer_notes, expert_notes, metric_rows, plan_rows, source_table
 
 MAX_SAMPLES = 12  # held-out samples shown, see answers.select
 
@@ -43,6 +43,9 @@ def markdown(run_dir: Path) -> str:
             parts += ["## Base against tuned" if kept is None else f"## Kept: {cell(kept)}, base against tuned"]
             parts += [table(head, [[m["label"], m["base"], m["tuned"], m["change"], m["interval"], m["p"]] for m in metrics])]
             parts += answer_notes(summary, kept)
+    by_source = source_table(summary)
+    if by_source is not None:
+        parts += ["## By source", table(("", *map(cell, by_source["sources"])), [[label, *cells] for label, _, cells in by_source["rows"]])]
     rows = plan_rows(plan)
     if rows:
         head = ("part", "layers adapted", "r", "scale", "trainable", "parameters")

@@ -20,7 +20,19 @@ from .loss_curve import write_curve
 from .numbers import is_number
 from .pictures import ShownPictures, shown_pictures
 from .run_files import flatten, read_answers, read_samples
-from .tables import answer_notes, change_kind, expert_notes, info_of, main_kept, main_metrics, metric_names, metric_rows, of_set, plan_rows
+from .tables import (
+    answer_notes,
+    change_kind,
+    expert_notes,
+    info_of,
+    main_kept,
+    main_metrics,
+    metric_names,
+    metric_rows,
+    of_set,
+    plan_rows,
+    source_table,
+)
 
 MAX_SAMPLES = 24  # held-out samples shown, see answers.select
 PICTURES_PER_SAMPLE = 4
@@ -117,6 +129,7 @@ def view(run_dir: Path) -> dict[str, Any]:
             {"title": f"Kept: {kept}, base against tuned" if kept else "Base against tuned", "metrics": rows, "notes": answer_notes(summary, kept)}
             for kept in (None, *(summary.get("keep") or {})) if (rows := metric_rows(summary, kept))
         ],
+        "by_source": source_table(summary),
         "measured": len(tuned or base),
         "plan": plan_rows(plan),
         "plan_total": plan,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar, cast
 
 from ..common.records import AnswerCounts, AnswerRecord, Difference, EvaluationSummary, MetricInfo, MetricValues, PlanReport, Summary
 from ..config.keep import own_scores, split_name
@@ -103,8 +103,13 @@ class PlanTableRow(TypedDict):
 
 
 def info_of(name: str, recorded: Mapping[str, MetricInfo]) -> MetricInfo:
-    """Label, direction and bar of a score. recorded: `metric_info` of summary.json, which older runs do not have."""
-    return recorded.get(name) or DEFAULT_INFO.get(name) or {"label": name, "higher_is_better": True, "top": None}
+    """Label, direction and bar of a score, also of one source of a mix. recorded: `metric_info` of summary.json, which older runs do not have."""
+    known = recorded.get(name) or DEFAULT_INFO.get(name)
+    metric, _, source = name.partition("/")
+    if known or not source:
+        return known or {"label": name, "higher_is_better": name != "loss", "top": None}
+    info = info_of(metric, recorded)
+    return {"label": f"{'Held-out loss' if metric == 'loss' else info['label']}, {source}", "higher_is_better": info["higher_is_better"], "top": info["top"]}
 
 
 def main_metrics(rows: Sequence[AnswerRecord], measured: Sequence[str]) -> Sequence[str]:
@@ -137,14 +142,17 @@ def metric_names(values: Sequence[Mapping[str, object]]) -> list[str]:
 
 
 def metric_rows(summary: Summary | EvaluationSummary, kept: str | None = None) -> list[MetricRow]:
-    """One row for each metric of either model, the held-out loss last. kept: on this set of evaluation.keep."""
+    """One row for each metric of either model, the held-out loss last; of a mix those over all sources, see `source_table`.
+
+    kept: on this set of evaluation.keep.
+    """
     base: MetricValues = of_set(summary.get("base_metrics") or {}, kept)
     tuned: MetricValues = of_set(summary.get("metrics") or {}, kept)
     gains, infos = of_set(summary.get("gains") or {}, kept), of_set(summary.get("metric_info") or {}, kept)
     losses = (summary.get("base_eval_loss"), summary.get("eval_loss")) if kept is None else (base.get("loss"), tuned.get("loss"))
     rows = []
     for name in metric_names([base, tuned]):
-        if kept is not None and name == "loss":
+        if kept is not None and name == "loss" or "/" in name:
             continue
         info = info_of(name, infos)
         label = info["label"].removeprefix(f"{kept}: ")
@@ -161,6 +169,44 @@ def _row(label: str, name: str, base: object, tuned: object, top: float | None, 
         "label": label, "name": name, "base": numbers.metric(base), "tuned": numbers.metric(tuned), "change": numbers.change(base, tuned),
         "kind": change_kind(base, tuned, higher_is_better, gap), "interval": numbers.interval(gap), "p": numbers.p_value(gap), "bars": bars,
     }  # fmt: skip
+
+
+class SourceTable(TypedDict):
+    """The sources of a mix side by side. rows: (label, name of the score or "", a cell for each source)."""
+
+    sources: list[str]
+    rows: list[tuple[str, str, list[str]]]
+
+
+FACTS = {"weight": "Weight", "training_rows": "Training rows", "draws": "Draws an epoch", "rows": "Rows trained", "tokens": "Tokens with loss trained",
+         "held_out": "Held-out rows"}  # fmt: skip
+
+
+def source_table(summary: Summary | EvaluationSummary, short: bool = False) -> SourceTable | None:
+    """What was trained and measured of each source, `base -> tuned`; None without a mix. short: no more than fits on a screen."""
+    base: MetricValues = of_set(summary.get("base_metrics") or {}, None)
+    tuned: MetricValues = of_set(summary.get("metrics") or {}, None)
+    names = [name for name in metric_names([base, tuned]) if "/" in name]
+    facts = cast(Summary, summary).get("sources") or {}
+    sources = list({**facts, **{name.partition("/")[2]: None for name in names}})
+    if not sources:
+        return None
+    rows = []
+    for key, label in FACTS.items():
+        if any(facts[s].get(key) is not None for s in facts) and not (short and key in ("weight", "training_rows", "tokens")):
+            rows.append((label, "", [numbers.plain(facts.get(s, {}).get(key)) if key == "weight" else numbers.count(facts.get(s, {}).get(key)) for s in sources]))
+    metrics = list(dict.fromkeys(name.partition("/")[0] for name in names))
+    shown = [m for m in metrics if m in (*main_metrics([], [m for m in metrics if m != "loss"]), "loss")] if short else metrics
+    for metric in sorted(shown, key=lambda m: m == "loss"):
+        info = info_of(metric, summary.get("metric_info") or {})
+        label = "Held-out loss" if metric == "loss" else info["label"]
+        cells = [_change(base.get(f"{metric}/{s}"), tuned.get(f"{metric}/{s}")) for s in sources]
+        rows.append((label if info["higher_is_better"] else f"{label} (lower is better)", metric, cells))
+    return {"sources": sources, "rows": rows}
+
+
+def _change(base: object, tuned: object) -> str:
+    return f"{numbers.metric(base)} \u2192 {numbers.metric(tuned)}" if is_number(base) else numbers.metric(tuned)
 
 
 def plan_rows(plan: PlanReport) -> list[PlanTableRow]:

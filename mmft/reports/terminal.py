@@ -11,7 +11,7 @@ from . import answers, numbers
 from .answers_page import Side, figure_rows, side_notes
 from .numbers import is_number
 from .ranking import BEST, CHEAPEST, NOISE, Leaderboard, RankedRun, SeedGroup
-from .tables import answer_notes, expert_notes, metric_rows, plan_rows
+from .tables import answer_notes, expert_notes, metric_rows, plan_rows, source_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,6 +44,19 @@ def _results_table(summary: Summary | EvaluationSummary, kept: str | None) -> Ta
         table.add_row(Text(name), row["base"], Text(row["tuned"], "bold"), Text(row["change"], COLOURS[row["kind"]]), *further)
     notes = answer_notes(summary, kept)
     table.caption = Text("\n".join(notes)) if notes else None
+    return table
+
+
+def sources_table(summary: Summary | EvaluationSummary) -> Table | None:
+    """The sources of a mix side by side; None without one."""
+    from rich.text import Text
+
+    shown = source_table(summary, short=True)
+    if shown is None:
+        return None
+    table = new_table("By source: base \u2192 tuned" if summary.get("base_metrics") else "By source", ("", *shown["sources"]))
+    for label, name, cells in shown["rows"]:
+        table.add_row(Text(name or label.lower()), *cells)
     return table
 
 

@@ -145,8 +145,8 @@ def run_config(path: str | Path, cfg: DictConfig, overrides: list[str]) -> tuple
         if auto and section.max_new_tokens is None:  # the limit that training derived
             section.max_new_tokens = (environment.get("kept_max_new_tokens") or {}).get(name)
     for word in overrides:
-        key = word.partition("=")[0].lstrip("+~")
-        head = key.split(".")[0].split("@")[0]
+        key = word.partition("=")[0].lstrip("+~").rpartition("@")[2]  # `data@data.sources.chat` is Hydra's name of `data.sources.chat`
+        head = key.split(".")[0]
         if key == MOVED:
             kept.model.path = cfg.model.path
         elif head in FIXED:

@@ -54,7 +54,7 @@ def share(compute: Callable[[], T]) -> T:
 
 
 def total(value: torch.Tensor | float) -> torch.Tensor | float:
-    """The sum of a 0-d tensor (or a number) over all processes."""
+    """The sum of a tensor (or a number) over all processes."""
     if world_size() == 1:
         return value
     import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import sys
@@ -19,7 +20,8 @@ from ..loggers.base import Logger
 from ..runs.directory import Run
 from ..system.distributed import share, world_size
 from ..system.signals import Listener
-from .sampling import LengthGroupedSampler
+from .sampling import LengthGroupedSampler, MixtureSampler
+from .source_meter import SourceMeter
 from .trainer import JointMember, SupervisedTrainer
 
 log = logging.getLogger("mmft")
@@ -186,7 +188,7 @@ class SaveAtEpochEnd(TrainerCallback):
 class SetEpoch(TrainerCallback):
     """Tell augmented rows and the sampler which epoch is trained, also in a resumed run."""
 
-    def __init__(self, targets: Sequence[Augmented | LengthGroupedSampler]):
+    def __init__(self, targets: Sequence[Augmented | LengthGroupedSampler | MixtureSampler]):
         self.targets, self.next_epoch = targets, 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader: Any = None, **kwargs: Any) -> None:
@@ -209,12 +211,12 @@ class FiniteStep(TrainerCallback):
         if mode not in ("stop", "skip"):
             raise UserError(f"trainer.nonfinite={mode}: must be stop or skip")
         self.trainer, self.mode, self.limit = trainer, mode, limit
-        self.before: tuple[torch.Tensor, torch.Tensor] | None = None  # loss and supervised tokens before the current step
+        self.before: tuple[torch.Tensor, torch.Tensor, SourceMeter | None] | None = None  # loss, supervised tokens and sources before the current step
         self.skipped = False  # whether the current step was skipped
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         meter = self.trainer.meter
-        self.before = meter.loss.clone(), torch.as_tensor(meter.supervised_tokens).clone()
+        self.before = meter.loss.clone(), torch.as_tensor(meter.supervised_tokens).clone(), copy.deepcopy(meter.sources)
 
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         trainer = self.trainer
@@ -234,6 +236,8 @@ class FiniteStep(TrainerCallback):
             meter.skipped += 1
             self.skipped = True
             meter.loss = self.before[0]  # a skipped step counts in no mean
+            if meter.sources is not None and self.before[2] is not None:
+                meter.sources.window = self.before[2].window
             trainer.model.zero_grad(set_to_none=True)  # an optimizer leaves a parameter without a gradient unchanged
             log.warning("%-14s %s, %s; left out, %d of at most %d", "skipped", what, named, meter.skipped, self.limit)
             return
@@ -253,4 +257,4 @@ class FiniteStep(TrainerCallback):
     def forget_step(self) -> None:
         """Take the loss and the tokens of an unfinished step out of the meter."""
         if self.before is not None:
-            self.trainer.meter.loss, self.trainer.meter.supervised_tokens = self.before
+            self.trainer.meter.loss, self.trainer.meter.supervised_tokens, self.trainer.meter.sources = self.before

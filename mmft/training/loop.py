@@ -19,6 +19,7 @@ from ..common.private_api import load_checkpoint_weights, save_checkpoint
 from ..common.records import OutOfMemoryEvent, Summary
 from ..config.settings import Settings
 from ..data.augment import Augmented
+from ..data.mixing import Mixing
 from ..evaluation.evaluate import Evaluator
 from ..loggers.base import Logger
 from ..models.device import mixed_precision
@@ -44,7 +45,7 @@ from .callbacks import (
     TrialReporter,
 )  # fmt: skip
 from .checkpoint_writer import CheckpointWriter, RestoreState
-from .sampling import LengthGroupedSampler
+from .sampling import LengthGroupedSampler, MixtureSampler
 from .trainer import JointMember, SupervisedTrainer
 
 log = logging.getLogger("mmft")
@@ -54,7 +55,7 @@ log = logging.getLogger("mmft")
 class TrainingJob:
     """What is trained, on what, and where it is written.
 
-    full: the whole model is trained. cached: batches come from the feature cache, so data workers have nothing to do. checkpoint: where
+    mixing: of a mix, the draws from its sources. full: the whole model is trained. cached: batches come from the feature cache, so data workers have nothing to do. checkpoint: where
     a resumed run goes on. member: the place in a group of jointly trained runs. reporter: of a run that is a trial of a search. sharers:
     processes that share the machine's memory.
     """
@@ -72,6 +73,7 @@ class TrainingJob:
     held_out: Sequence[Any] | None
     evaluator: Evaluator | None
     listener: Listener
+    mixing: Mixing | None = None
     cached: bool = False
     checkpoint: Path | None = None
     member: JointMember | None = None
@@ -156,6 +158,7 @@ class TrainingLoop:
             "samples_per_second": round(samples / max(self.seconds, 1e-9), 3),
             "trained_together": self.job.member.size if self.job.member else 1,  # time and memory are those of so many runs at once
             "supervised_tokens": int(total(self.trainer.meter.supervised_tokens)),
+            **({"sources": self.trainer.meter.sources.facts()} if self.trainer.meter.sources is not None else {}),
         }
 
     def last_eval_loss(self) -> float | None:
@@ -190,12 +193,12 @@ class TrainingLoop:
         if job.evaluator is not None:
             callbacks.append(SampleAnswers(job.run, job.logger, job.evaluator, evaluation["samples"], evaluation["sample_steps"]))
         sampler = self._sampler(args)
-        follows_epoch = [each for each in (job.rows, sampler) if isinstance(each, (Augmented, LengthGroupedSampler))]
+        follows_epoch = [each for each in (job.rows, sampler) if isinstance(each, (Augmented, LengthGroupedSampler, MixtureSampler))]
         if follows_epoch:
             callbacks.append(SetEpoch(follows_epoch))
         trainer = SupervisedTrainer(
             model=job.model, args=args, rows=job.rows, held_out=job.held_out, collator=job.collator, processor=job.loaded.processor, callbacks=callbacks,
-            rewrites=job.rewrites, sampler=sampler, evaluator=job.evaluator, generate=evaluation["generate"], member=job.member, merged_rows=merged_rows,
+            rewrites=job.rewrites, sampler=sampler, sources=tuple(job.mixing.sizes) if job.mixing else (), evaluator=job.evaluator, generate=evaluation["generate"], member=job.member, merged_rows=merged_rows,
         )  # fmt: skip
         finite = FiniteStep(trainer, self.arguments.get("nonfinite") or "stop", self.arguments.get("nonfinite_limit") or 0)
         restore, writer = RestoreState(trainer, self.checkpoint), CheckpointWriter(trainer, job.run, limit)
@@ -212,7 +215,8 @@ class TrainingLoop:
         """greater_is_better for metric_for_best_model, if that is a metric whose lower values are better and the config does not set it."""
         name = str(self.arguments.get("metric_for_best_model") or "").removeprefix("eval_")
         scores = self.job.evaluator.metrics.scores if self.job.evaluator else []
-        lower = any(score.name == name and not score.higher_is_better for score in scores)
+        metric, _, source = name.partition("/")  # of one source of a mix: loss/chat
+        lower = source and metric == "loss" or any(score.name == metric and not score.higher_is_better for score in scores)
         return {"greater_is_better": False} if lower and self.arguments.get("greater_is_better") is None else {}
 
     def _own_sampling(self) -> dict[str, str]:
@@ -222,11 +226,13 @@ class TrainingLoop:
     def _groups_by_length(self) -> bool:
         return str(self.arguments.get("train_sampling_strategy")) == "group_by_length"
 
-    def _sampler(self, args: TrainingArguments) -> LengthGroupedSampler | None:
-        if not self._groups_by_length():
-            return None
-        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return LengthGroupedSampler(self.job.lengths, step, self.job.settings["seed"])
+    def _sampler(self, args: TrainingArguments) -> LengthGroupedSampler | MixtureSampler | None:
+        seed, mixing = self.job.settings["seed"], self.job.mixing
+        drawn = mixing if mixing is not None and not mixing.every_row_once else None
+        if self._groups_by_length():
+            step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            return LengthGroupedSampler(self.job.lengths, step, seed, drawn)
+        return MixtureSampler(drawn, seed) if drawn is not None else None
 
     def _note(self, trainer: SupervisedTrainer) -> None:
         history = [h["loss"] for h in trainer.state.log_history if math.isfinite(h.get("loss", math.nan))]

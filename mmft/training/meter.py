@@ -9,6 +9,7 @@ from typing import TypedDict
 import torch
 
 from ..system.distributed import is_main
+from .source_meter import SourceMeter, SourceState
 
 
 class MeterState(TypedDict):
@@ -20,6 +21,7 @@ class MeterState(TypedDict):
     supervised_tokens: int
     skipped: int
     train_seconds: float
+    sources: SourceState | None  # of a mix
 
 
 @dataclass
@@ -27,7 +29,7 @@ class Meter:
     """Counts of one training, over all parts of a resumed run.
 
     loss: sum of the losses of the steps since the last log, summed in fp32 as the Trainer does. steps: how many these are. logged_loss:
-    sum of all losses before. earlier_seconds: training time of earlier parts. first_step: the step this part began at.
+    sum of all losses before. sources: of a mix, the same by source. earlier_seconds: training time of earlier parts. first_step: the step this part began at.
     """
 
     device: torch.device
@@ -35,6 +37,7 @@ class Meter:
     steps: int = 0
     logged_loss: float = 0.0
     supervised_tokens: torch.Tensor | int = 0
+    sources: SourceMeter | None = None
     skipped: int = 0
     earlier_seconds: float = 0.0
     first_step: int = 0
@@ -56,11 +59,11 @@ class Meter:
         self.steps = 0
         return mean
 
-    def state(self, supervised_tokens: int) -> MeterState:
-        """For a checkpoint. supervised_tokens: of all processes."""
+    def state(self, supervised_tokens: int, sources: SourceState | None) -> MeterState:
+        """For a checkpoint. supervised_tokens, sources: of all processes."""
         return {
             "loss": self.loss.item(), "steps": self.steps, "logged_loss": self.logged_loss, "supervised_tokens": supervised_tokens,
-            "skipped": self.skipped, "train_seconds": self.seconds,
+            "skipped": self.skipped, "train_seconds": self.seconds, "sources": sources,
         }  # fmt: skip
 
     def restore(self, state: MeterState) -> None:
@@ -69,3 +72,5 @@ class Meter:
         self.steps, self.logged_loss, self.skipped = state["steps"], state["logged_loss"], state["skipped"]
         self.supervised_tokens = state["supervised_tokens"] if is_main() else 0
         self.earlier_seconds = state["train_seconds"]
+        if self.sources is not None and (sources := state.get("sources")) is not None:
+            self.sources.restore(sources)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
@@ -15,13 +15,25 @@ from ..common.errors import UserError
 from ..common.tensors import to_device
 from ..data.augment import Augmented
 from ..evaluation.evaluate import Evaluator
-from ..losses.supervised import supervised_loss
+from ..losses.supervised import RowGroups, grouped_loss
 from ..rewrites.apply import Rewrites
 from ..system.distributed import share
 from . import checkpoints
 from .accumulation import micro_batches
 from .meter import Meter
-from .sampling import LengthGroupedSampler, set_sampler
+from .sampling import LengthGroupedSampler, MixtureSampler, set_sampler
+from .source_meter import SourceMeter
+
+
+class BatchLoss(NamedTuple):
+    """loss: sum over the supervised tokens, divided by the number of those of the step (`items`; None: of the batch). count: supervised tokens
+    of the batch. total: the undivided sum. by_group: see losses.supervised.group_sums.
+    """
+
+    loss: torch.Tensor
+    count: torch.Tensor
+    total: torch.Tensor
+    by_group: torch.Tensor | None
 
 
 class JointMember(Protocol):
@@ -32,8 +44,8 @@ class JointMember(Protocol):
         """The number of runs that are trained jointly."""
         ...
 
-    def step(self, trainer: SupervisedTrainer, inputs: dict[str, Any], items: torch.Tensor | int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """(loss of a micro-batch divided by `items`, its supervised tokens), after its gradients were added to the parameters."""
+    def step(self, trainer: SupervisedTrainer, inputs: dict[str, Any], items: torch.Tensor | int | None, groups: RowGroups | None) -> BatchLoss:
+        """The loss of a micro-batch, after its gradients were added to the parameters. items: see BatchLoss. groups: of its sequences."""
         ...
 
     def log_step(self, step: int, steps: int, loss: str, time_left: str) -> None:
@@ -44,7 +56,7 @@ class JointMember(Protocol):
 class SupervisedTrainer(Trainer):
     """Trainer whose loss is the mean over the supervised tokens of the whole (accumulated, distributed) batch.
 
-    sampler: the order of the rows, None for a random one. merged_rows: rows of each micro-batch that was merged into one batch
+    sampler: the order of the rows, None for a random one. sources: of a mix. merged_rows: rows of each micro-batch that was merged into one batch
     (training/accumulation.py), or None. member: the place in a
     group of jointly trained runs, or None.
     """
@@ -53,7 +65,7 @@ class SupervisedTrainer(Trainer):
 
     def __init__(
         self, *, model: Any, args: TrainingArguments, rows: Sequence[Any], held_out: Sequence[Any] | None, collator: BatchMaker, processor: Any,
-        callbacks: list[TrainerCallback], rewrites: Rewrites, sampler: LengthGroupedSampler | None = None, evaluator: Evaluator | None = None, generate: bool = False,
+        callbacks: list[TrainerCallback], rewrites: Rewrites, sampler: LengthGroupedSampler | MixtureSampler | None = None, sources: Sequence[str] = (), evaluator: Evaluator | None = None, generate: bool = False,
         member: JointMember | None = None, merged_rows: int | None = None,
     ):  # fmt: skip
         super().__init__(
@@ -63,7 +75,7 @@ class SupervisedTrainer(Trainer):
         self.rewrites, self.evaluator, self.generate, self.member, self.merged_rows = rewrites, evaluator, generate, member, merged_rows
         self.model_accepts_loss_kwargs = True  # have the Trainer count supervised tokens over the accumulated batch
         self.loss_is_scaled_for_ga = True  # compute_loss already divides by that count
-        self.meter = Meter(args.device)
+        self.meter = Meter(args.device, sources=SourceMeter(sources, args.device) if sources else None)
         self.phase: Literal["step", "update", "measure"] = "step"  # what an out-of-memory error interrupted
         self.losses: list[torch.Tensor] = []  # of the micro-batches since the last optimizer step
         self.row_ids: list[str] = []  # of the same
@@ -82,6 +94,10 @@ class SupervisedTrainer(Trainer):
             self.train_dataset.follow(loader)
         return loader
 
+    def num_examples(self, dataloader: Any) -> int:
+        """Rows of an epoch, from which the Trainer computes its speed."""
+        return len(self.sampler) if self.sampler is not None else super().num_examples(dataloader)
+
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
         if self.rewrites.dropout is not None:
             merged = micro_batches(inputs["attention_mask"], self.merged_rows) if self.merged_rows else []
@@ -99,22 +115,32 @@ class SupervisedTrainer(Trainer):
         if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers
             self.optimizer.train()
         inputs = to_device(inputs, self.args.device)
-        self.row_ids += inputs.pop("row_ids", [])
-        loss, count = member.step(self, inputs, items)
-        self.meter.supervised_tokens += count
-        self.losses.append(loss)
-        return loss
+        groups = self._count_rows(inputs)
+        batch = member.step(self, inputs, items, groups)
+        self._count_losses(batch, groups)
+        return batch.loss
+
+    def _count_rows(self, inputs: dict[str, Any]) -> RowGroups | None:
+        """Take the ids of the rows out of a batch; returns the sources of a mix that they come from."""
+        row_ids = inputs.pop("row_ids", [])
+        self.row_ids += row_ids
+        return self.meter.sources.groups(row_ids) if self.meter.sources is not None else None
+
+    def _count_losses(self, batch: BatchLoss, groups: RowGroups | None) -> None:
+        self.meter.supervised_tokens += batch.count.detach()
+        self.losses.append(batch.loss.detach())
+        if self.meter.sources is not None and groups is not None and batch.by_group is not None:
+            self.meter.sources.add(batch.by_group, batch.total.detach(), batch.count, groups)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        self.row_ids += inputs.pop("row_ids", [])
-        loss, count = supervised_loss(model, inputs, self.args.label_smoothing_factor)
-        loss = loss / (count if num_items_in_batch is None else num_items_in_batch)
+        groups = self._count_rows(inputs)
+        whole, count, by_group = grouped_loss(model, inputs, self.args.label_smoothing_factor, groups)
+        loss = whole / (count if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # the gradient is averaged over processes afterwards
-        self.meter.supervised_tokens += count.detach()
-        self.losses.append(loss.detach())
+        self._count_losses(BatchLoss(loss, count, whole, by_group), groups)
         return loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -132,6 +158,8 @@ class SupervisedTrainer(Trainer):
         if "loss" in logs:
             mean = self.meter.drain(self._over_processes(self.meter.loss))
             logs = {k: v for k, v in logs.items() if k != "loss"} if mean is None else {**logs, "loss": mean}
+            if self.meter.sources is not None:
+                logs |= self.meter.sources.drain()
         if "train_loss" in logs:  # the last log
             logs = self._whole_run(logs)
             self._check_best_checkpoint()
@@ -165,10 +193,10 @@ class SupervisedTrainer(Trainer):
             raise UserError("trainer.eval_strategy: there are no held-out rows to evaluate; set evaluation.split, or eval_strategy=no")
         self.phase = "measure"
         # every process measures all rows: weights spread over processes are gathered in step, and it takes no longer
-        measured = {f"{metric_key_prefix}_loss": self.evaluator.loss(self.model)}
+        loss, values = self.evaluator.losses(self.model)
         if self.generate:
-            values, _ = self.evaluator.measure(self.model)
-            measured |= {f"{metric_key_prefix}_{key}": value for key, value in values.items()}
+            values |= self.evaluator.measure(self.model)[0]
+        measured = {f"{metric_key_prefix}_{key}": value for key, value in {"loss": loss, **values}.items()}
         metrics = share(lambda: measured)  # if a last digit differs, one process must not stop early while another goes on
         self.phase = "step"
         self.log(dict(metrics))

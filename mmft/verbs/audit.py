@@ -50,7 +50,8 @@ class Audit:
         from ..audit.checks import check_augmentation, raise_failed
         from ..audit.counts import count_tokens
         from ..data.augment import build_transforms
-        from ..data.prepared import describe
+        from ..data.mix import mixing_of
+        from ..data.selection import alternating
         from ..models.quantization import prepare_for_training
         from ..reports import terminal
         from ..rewrites.apply import rewrite_for_training
@@ -65,10 +66,11 @@ class Audit:
         prepared = prepared_data(cfg)
         if not prepared.splits.get("train"):
             raise UserError(f"{prepared.path}: the set has no training rows; it holds {prepared.splits}")
-        rows = prepared.split("train")
+        rows = alternating(prepared.split("train"))
+        mixing = mixing_of(prepared, prepared.split("train"))
         located = locate_model(family)
         plan = plan_adapter(load_skeleton(family, located), settings["lora"])
-        for text in describe(prepared):
+        for text in prepared.describe():
             log.info("%-14s %s", "data", text)
 
         set_seed(cfg.seed)
@@ -91,7 +93,7 @@ class Audit:
             result.estimate, result.gpu = audit.estimate_cost(
                 model, collator, usable or [rows[0]], counts, settings, loaded.quantization, self.gpu_memory_gb, self.gpu_tflops
             )
-            result.cost = page.cost_lines(result.estimate, counts.rows, settings["trainer"], result.gpu)
+            result.cost = page.cost_lines(result.estimate, counts.rows if mixing is None else mixing.draws, settings["trainer"], result.gpu)
             terminal.show(terminal.pairs_table("What training takes", result.cost))
 
         target = self._page(Path(settings["output_dir"]), name)

@@ -93,7 +93,8 @@ class Evaluate:
             run = new_directory(run_cfg, overrides, opened, prepared)
         written = write(run, summary, answers)
         run.record("evaluate", overrides, written)
-        terminal.show(*(terminal.results_tables(summary) if self.base else metrics_tables(summary)))
+        sources = terminal.sources_table(summary)
+        terminal.show(*(terminal.results_tables(summary) if self.base else metrics_tables(summary)), *([] if sources is None else [sources]))
         log.info("\nanswers  %s\npage     %s", written[0], written[-1])
         return summary
 

@@ -16,8 +16,6 @@ class Prepare:
 
     def __call__(self, cfg: DictConfig, overrides: list[str]) -> PreparedData:
         """Prepare the configured data set below output_dir/data and print what is in it. Raises UserError."""
-        from ..data.prepared import describe
-
         prepared = prepared_data(cfg, download=True)
-        print("\n".join(describe(prepared)))
+        print("\n".join(prepared.describe()))
         return prepared

@@ -15,7 +15,7 @@ from small import Given, all_rows, caption_row, make, pictures, png, report
 from mmft.common.errors import UserError
 from mmft.data import prepare
 from mmft.data.examine import Examiner
-from mmft.data.prepared import PreparedData, describe
+from mmft.data.prepared import PreparedData
 from mmft.data.sample import BadRow, Row, assistant_turn, user_turn
 
 REPOSITORY = Path(__file__).parents[2]
@@ -97,7 +97,7 @@ def test_every_fault_is_dropped_counted_and_named(tmp_path):
         line = lines[f"list.csv:{i}"]
         assert line["action"] == "dropped" and line["reason"].startswith(reason), line
     assert prepared.manifest["dropped"] == len(faults) == sum(prepared.manifest["reasons"].values())
-    assert any(f"{len(faults)} rows dropped" in line for line in describe(prepared))
+    assert any(f"{len(faults)} rows dropped" in line for line in prepared.describe())
     # the copies of dropped rows' bytes do not stay
     assert not list(prepared.path.glob("images/*/*"))
 

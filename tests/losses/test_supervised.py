@@ -9,7 +9,7 @@ from mmft.adapters.attach import attach_adapter
 from mmft.adapters.plan import plan_adapter
 from mmft.collators.base import IGNORE
 from mmft.common.errors import UserError
-from mmft.losses.supervised import sequence_losses, supervised_loss, takes_logits_to_keep
+from mmft.losses.supervised import RowGroups, check_sum, grouped_loss, sequence_losses, supervised_loss, takes_logits_to_keep
 
 
 def rows(small, kind):
@@ -121,6 +121,29 @@ def test_label_smoothing_equals_that_of_torch(small):
     labels = batch["labels"][0, 1:]
     expected = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, label_smoothing=0.1)
     assert (smooth / count).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_of_a_group_is_that_of_its_rows_alone(small, kind, smoothing):
+    """Rows with one image, two and none in a batch; every group but the first has one row."""
+    import torch
+
+    model, collator, _ = small.load(kind)
+    samples = rows(small, kind)
+    place = {sample.id: n for n, sample in enumerate(samples)}
+    batch = collator(samples)
+    groups = RowGroups(torch.tensor([place[row] for row in batch["row_ids"]]), len(samples) + 1)
+    with torch.no_grad():
+        whole, count, sums = grouped_loss(model, batch, smoothing, groups)
+        alone = [supervised_loss(model, collator([sample]), smoothing) for sample in samples]
+    assert sums[-1].tolist() == [0, 0], "a group without rows"
+    assert sums[:-1, 1].tolist() == [int(n) for _, n in alone] and int(sums[:, 1].sum()) == int(count)
+    assert sums[:-1, 0].tolist() == pytest.approx([loss.item() for loss, _ in alone], rel=1e-4)
+    assert float(sums[:, 0].sum()) == pytest.approx(whole.item(), rel=1e-5)
+    assert whole.item() == supervised_loss(model, batch, smoothing)[0].item(), "groups change no bit of the loss"
+    with pytest.raises(RuntimeError, match="add up to"):
+        check_sum(float(sums[0, 0]), whole.item())
 
 
 # --- in the Trainer -------------------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ from . import moved_targets
 
 # Further packages whose objects a `_target_` may name. Set in the user's environment; a file cannot set it.
 PACKAGES_VARIABLE = "MMFT_PACKAGES"
-# The base class of each section. It does not suffice that an object is mmft's: some of its functions remove folders, some classes
+# The base classes of each section. It does not suffice that an object is mmft's: some of its functions remove folders, some classes
 # open files for writing.
 BASES = {
-    "data": "mmft.data.sources.base.BaseSource", "model": "mmft.models.families.base.Family", "collator": "mmft.collators.base.Collator",
-    "logger": "mmft.loggers.base.Logger", "metrics": "mmft.evaluation.metrics.base.Metric",
+    "data": ("mmft.data.sources.base.BaseSource", "mmft.data.mix.Mix"), "model": ("mmft.models.families.base.Family",), "collator": ("mmft.collators.base.Collator",),
+    "logger": ("mmft.loggers.base.Logger",), "metrics": ("mmft.evaluation.metrics.base.Metric",),
 }  # fmt: skip
 VERBS = "mmft.verbs."
 HYDRA_PARTS = ("mmft.sweeps.optuna_study.Search", "mmft.joint.launcher.Joint")  # mmft's own classes for Hydra's section
@@ -84,7 +84,7 @@ def _fits(candidate: Any, section: str) -> bool:
         return is_verb
     if section in ("hydra", "config") and f"{candidate.__module__}.{candidate.__qualname__}" in HYDRA_PARTS:
         return True
-    return BASES[section] in kinds if section in BASES else is_verb or bool(kinds & set(BASES.values()))
+    return bool(kinds.intersection(BASES[section])) if section in BASES else is_verb or any(kinds.intersection(bases) for bases in BASES.values())
 
 
 def parameters(target: Any) -> dict[str, str]:

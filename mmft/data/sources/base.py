@@ -86,6 +86,7 @@ class BaseSource:
     unusable. root: the folder that image paths are relative to and must lie below (null: the source's default). limit: use only the
     first rows. text_only: keep rows without images. max_pixels: width times height; larger images are dropped. too_long: what training does
     with rows longer than collator.max_length, refuse or drop. download: see Download; null: rows that name an image by URL are dropped.
+    weight: of a source of a mix, its part of the draws; 0: only its held-out rows are used.
 
     `notes` receives lines for the user while rows are read.
     """
@@ -99,6 +100,7 @@ class BaseSource:
     max_pixels: int = MAX_PIXELS
     too_long: str = "refuse"
     download: Mapping[str, Any] | Download | None = None
+    weight: float | None = None
 
     def __post_init__(self) -> None:
         self.notes: list[str] = []
@@ -164,7 +166,7 @@ class BaseSource:
     def settings(self) -> Settings:
         """All keys as JSON values, for the manifest and the key of the prepared set."""
         keys = dataclasses.asdict(self)
-        del keys["too_long"]  # does not change the prepared set
+        del keys["too_long"], keys["weight"]  # they do not change the prepared set
         if self.download is None:
             del keys["download"]  # sets prepared before this key existed keep their key
         return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **keys}

@@ -87,6 +87,14 @@ def means(names: Iterable[str], values: Sequence[MetricValues]) -> MetricValues:
     return result
 
 
+def _whole_sources(problems: Sequence[tuple[str, str]], samples: Sequence[Sample]) -> str:
+    """` (all of chat)`: the sources of a mix of which no row is left."""
+    left_out = {row for row, _ in problems}
+    kept = {sample.source for sample in samples if sample.id not in left_out}
+    sources = [source for source in dict.fromkeys(sample.source for sample in samples) if source not in kept]
+    return f" (all of {', '.join(sources)})" if any(sources) else ""
+
+
 @dataclass
 class MetricSet:
     """The metrics of a run, by the names of their config sections. Raises UserError for a missing library and a name used twice."""
@@ -134,7 +142,8 @@ class MetricSet:
             if problems and len(problems) == len(samples):
                 raise UserError(f"{choice}: {key} can score none of the {len(samples)} rows: row {problems[0][0]} {problems[0][1]}; leave {key} out of {choice}=[...]")
             if problems:
-                log.info("%-14s %s leaves out %d of %d rows, e.g. %s, which %s", "metrics", key, len(problems), len(samples), *problems[0])
+                rows = f"{len(problems)} of {len(samples)} rows{_whole_sources(problems, samples)}"
+                log.info("%-14s %s leaves out %s, e.g. %s, which %s", "metrics", key, rows, *problems[0])
 
     def row(self, row: AnswerRecord) -> MetricValues:
         """All scores of one row. A metric that raises is named with the row, and its value is missing."""
@@ -148,8 +157,18 @@ class MetricSet:
                 self.fail(key, f"row {row.get('id', row.get('index'))}", error)
         return values
 
+    def with_sources(self, rows: Sequence[AnswerRecord]) -> MetricValues:
+        """All scores over rows whose `metrics` are those of `row`, of a mix also those of each source as `SCORE/SOURCE`.
+
+        Raises UserError if there is no row with an answer.
+        """
+        values = self.corpus(rows)
+        for source in dict.fromkeys(row["source"] for row in rows if row.get("source") and row.get("prediction") is not None):
+            values |= {f"{name}/{source}": value for name, value in self.corpus([row for row in rows if row.get("source") == source]).items()}
+        return values
+
     def corpus(self, rows: Sequence[AnswerRecord]) -> MetricValues:
-        """All scores over rows whose `metrics` are those of `row`. Raises UserError if there is no row."""
+        """All scores over rows whose `metrics` are those of `row`. Raises UserError if there is no row with an answer."""
         answered = [r for r in rows if r.get("prediction") is not None]
         if not answered:
             raise UserError("metrics: no predictions to measure; is the evaluation split empty?")

@@ -1,0 +1,184 @@
+"""Mix: the keys of `data=mix`, several data sets in one run. PreparedMix: their prepared sets, read as one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..common.errors import UserError, nearest
+from ..config.build import in_place
+from .mixing import Mixing, mixing
+from .prepared import FORMAT, ImageFile, Manifest, PreparedData, SplitCounts
+from .sample import Sample
+from .selection import MixedRows, Selection
+from .sources.base import BaseSource
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+ADD = "add data.sources.NAME=OPTION with any name and an option of data, e.g. data.sources.captions=coco"
+
+
+@dataclass(kw_only=True)
+class Mix:
+    """name: of run directories and reports. sources: name -> data source. draws: training rows drawn in an epoch (null: as many as
+    there are). The rows lie in the order of the sources' names. Raises UserError for sources that cannot be mixed.
+    """
+
+    name: str = "mix"
+    sources: Mapping[str, BaseSource] = field(default_factory=dict)
+    draws: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sources, Mapping):
+            raise UserError(f"data.sources={self.sources}: must be data sets by name; {ADD}")
+        known = [name for name, source in self.sources.items() if isinstance(source, BaseSource)]
+        for name, source in self.sources.items():
+            if not NAME.fullmatch(str(name)):
+                raise UserError(f"data.sources: {name!r} cannot name a source: use letters, digits, - and _")
+            if isinstance(source, Mix):
+                raise UserError(f"data.sources.{name}=mix: a mix cannot be a source of a mix; name its sources here")
+            if not isinstance(source, BaseSource):
+                raise UserError(f"data.sources.{name}: no data set is chosen for this source.{nearest(str(name), known)} Choose one with data.sources.{name}=OPTION")
+            _check_weight(name, source.weight)
+        self.sources = dict(sorted(self.sources.items()))  # the order in which they are typed changes nothing
+        if self.sources and not self.trained:
+            raise UserError("data.sources: every weight is 0, so nothing would be trained; give one source a weight above 0, or none")
+        if self.draws is not None and (isinstance(self.draws, bool) or not isinstance(self.draws, int) or self.draws < 1):
+            raise UserError(f"data.draws={self.draws}: must be a whole number of rows above 0, or null for as many as there are")
+
+    @property
+    def trained(self) -> list[str]:
+        """The sources whose training rows are used."""
+        return [name for name, source in self.sources.items() if source.weight != 0]
+
+    def mixing(self, sizes: Mapping[str, int]) -> Mixing:
+        """sizes: training rows of each trained source."""
+        return mixing(sizes, {name: self.sources[name].weight for name in sizes}, self.draws)
+
+    def prepare(self, prepare: Callable[[BaseSource], PreparedData]) -> PreparedMix:
+        """Every source prepared by itself, in order. Raises UserError that names the source; the sets of the others stay."""
+        if not self.sources:
+            raise UserError(f"data=mix: there are no sources; {ADD}")
+        parts = {}
+        for name, source in self.sources.items():
+            where = f"data.sources.{name}"
+            try:
+                parts[name] = prepare(source)
+            except UserError as error:
+                raise UserError(f"{where}: {in_place(str(error), where, vars(source))}") from None
+        return PreparedMix(self, parts)
+
+
+def _check_weight(name: str, weight: object) -> None:
+    if weight is None:
+        return
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
+        raise UserError(f"data.sources.{name}.weight={weight}: must be a number, 0 or above (0: the rows are only held out), or null")
+
+
+class PreparedMix(PreparedData):
+    """The prepared sets of a mix as one set: each split holds the rows of all sources, one source after another.
+
+    parts: source -> its prepared set. A training row that shows a held-out image of another source is left out. The fingerprint is one
+    hash of the names and fingerprints of the sources: weights do not change it, since the held-out rows stay the same.
+    Raises UserError if no training row of a source is left.
+    """
+
+    def __init__(self, mix: Mix, parts: Mapping[str, PreparedData]) -> None:
+        self.mix, self.parts = mix, dict(parts)
+        self.path = next(iter(self.parts.values())).path.parent
+        self.fingerprint = _hash({name: part.fingerprint for name, part in self.parts.items()})
+        self._kept: dict[str, list[int]] = {}  # training rows of the sources that lose some
+        self._notes: list[str] = []
+        held_out = {name: part.held_out_images() for name, part in self.parts.items()}
+        for name in mix.trained:
+            self._leave_out(name, {other: images for other, images in held_out.items() if other != name})
+        self.splits = {}
+        for name in ("train", "validation", "test"):
+            if self._sources(name):
+                self.splits[name] = len(self.split(name))
+        self.manifest = self._manifest()
+
+    def split(self, name: str) -> Sequence[Sample]:
+        if not self._sources(name):
+            raise UserError(f"data={self.mix.name}: no source has a {name} split; hold rows out with data.sources.NAME.splits.{name}=...")
+        return MixedRows({source: self._rows(source, name) for source in self._sources(name)})
+
+    def images(self) -> Iterator[ImageFile]:
+        for part in self.parts.values():
+            yield from part.images()
+
+    def close(self) -> None:
+        for part in self.parts.values():
+            part.close()
+
+    def describe(self) -> list[str]:
+        lines = [f"{name}: {line}" for name, part in self.parts.items() for line in part.describe()]
+        sizes = {name: len(self._rows(name, "train")) for name in self.mix.trained}
+        held_out_only = [f"{name}: only held out (weight 0)" for name in self.parts if name not in self.mix.trained]
+        return [*lines, *self._notes, *self.mix.mixing(sizes).describe(), *held_out_only]
+
+    def mixing(self, rows: Sequence[Sample]) -> Mixing:
+        """The draws from training rows that may have lost some since they were prepared. rows: a MixedRows."""
+        assert isinstance(rows, MixedRows)
+        return self.mix.mixing({name: len(part) for name, part in rows.parts.items()})
+
+    def _sources(self, split: str) -> list[str]:
+        """The sources that have rows in a split."""
+        names = self.mix.trained if split == "train" else list(self.parts)
+        return [name for name in names if self.parts[name].splits.get(split)]
+
+    def _rows(self, source: str, split: str) -> Sequence[Sample]:
+        rows = self.parts[source].split(split)
+        return Selection(rows, self._kept[source]) if split == "train" and source in self._kept else rows
+
+    def _leave_out(self, source: str, held_out: Mapping[str, pa.Array]) -> None:
+        """Leave out the training rows of a source that show an image which another one holds out."""
+        leaks = {name: self.parts[source].rows_that_show(images) for name, images in held_out.items()}
+        left_out = set().union(*leaks.values())
+        if not left_out:
+            return
+        size = self.parts[source].splits["train"]
+        self._kept[source] = [i for i in range(size) if i not in left_out]
+        others = ", ".join(name for name, rows in leaks.items() if rows)
+        if not self._kept[source]:
+            raise UserError(f"data.sources.{source}: every training row shows an image that {others} holds out; hold out fewer rows there, or set data.sources.{source}.weight=0")
+        first = self.parts[source].split("train")[min(left_out)].id
+        rows = f"{len(left_out)} training row{'s are' if len(left_out) > 1 else ' is'} left out"
+        self._notes.append(f"{source}: {rows}, because {others} holds out an image that it shows (the first: {source}/{first})")
+
+    def _manifest(self) -> Manifest:
+        """The counts of all sources together."""
+        manifests = {name: part.manifest for name, part in self.parts.items()}
+        splits: dict[str, SplitCounts] = {
+            split: {"rows": rows, "images": sum(manifests[name]["splits"][split]["images"] for name in self._sources(split))} for split, rows in self.splits.items()
+        }
+        reasons: Counter[str] = Counter()
+        for manifest in manifests.values():
+            reasons.update(manifest["reasons"])
+        every = list(manifests.values())
+        return {
+            "format": FORMAT, "name": self.mix.name, "key": _hash({name: m["key"] for name, m in manifests.items()})[:12],
+            "source": {name: m["source"] for name, m in manifests.items()}, "stamp": {name: m["stamp"] for name, m in manifests.items()},
+            "fingerprint": self.fingerprint, "root": None, "splits": splits, "images": sum(m["images"] for m in every),
+            "rows_read": sum(m["rows_read"] for m in every), "dropped": sum(m["dropped"] for m in every), "changed": sum(m["changed"] for m in every),
+            "merged": sum(m["merged"] for m in every), "archives": None, "reasons": dict(sorted(reasons.items())), "notes": self._notes,
+            "created": max(m["created"] for m in every), "versions": every[0]["versions"],
+        }  # fmt: skip
+
+
+def mixing_of(prepared: PreparedData, rows: Sequence[Sample]) -> Mixing | None:
+    """The draws of an epoch from training rows of `prepared`; None for a single data set."""
+    return prepared.mixing(rows) if isinstance(prepared, PreparedMix) else None
+
+
+def _hash(values: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(list(values.items())).encode()).hexdigest()
