@@ -12,7 +12,7 @@ import yaml
 from ..common.files import read_json, read_text, read_yaml
 from ..common.records import Environment, ModelIdentity, PlanReport, Summary
 from ..reports import numbers
-from ..reports.tables import answer_notes, metric_rows
+from ..reports.tables import answer_notes, metric_rows, source_table
 from ..runs.directory import Run
 
 KINDS = {"adapter": "LoRA adapter", "model": "fine-tuned model", "merged": "fine-tuned model (a LoRA adapter merged into its base)"}
@@ -88,6 +88,10 @@ def _figures(summary: Summary) -> str:
     if not metric_rows(summary):
         return "Not measured: the run held no rows out." + "".join(f"\n\n{_table(summary, kept)}" for kept in summary.get("keep") or {})
     own = f"On {summary.get('held_out_samples')} held-out rows, none of whose pictures was trained on. Fractions of 1; CIDEr goes to 10.\n\n{_table(summary)}"
+    if (by_source := source_table(summary)) is not None:
+        head = ["", *by_source["sources"]]
+        lines = [head, ["---"] + ["---:"] * len(by_source["sources"]), *([label, *cells] for label, _, cells in by_source["rows"])]
+        own += "\n\nBy source:\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return "\n\n".join([own, *(f"What was to be kept, `{kept}`:\n\n{_table(summary, kept)}" for kept in summary.get("keep") or {})])
 
 

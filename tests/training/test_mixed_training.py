@@ -108,7 +108,7 @@ def test_reports_show_every_source(weighted):
         assert "By source" in text and "Draws an epoch" in text and all(s in text for s in SOURCES)
         assert f"{summary(weighted)['metrics']['loss/chat']:.3f}" in text
     card = (weighted / "adapter" / "README.md").read_text(encoding="utf-8")
-    assert "source chat: `messages`, 8 rows trained" in card and "exact_match/caps" in card
+    assert "source chat: `messages`, 8 rows trained" in card and "| Exact match |" in card
 
 
 @pytest.mark.parametrize("step", [4, 6])  # in the middle of the first epoch and at its end
