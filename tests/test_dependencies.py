@@ -23,8 +23,8 @@ IMPORTED_AS = {
 # Dependencies that another library imports for mmft: (the library's file, the words in it that import them).
 USED_THROUGH = {
     "num2words": ("transformers/models/smolvlm/processing_smolvlm.py", "num2words"),
-    "timm": ("transformers/models/timm_wrapper/modeling_timm_wrapper.py", "import timm"),
     "tensorboard": ("torch/utils/tensorboard/__init__.py", "import tensorboard"),
+    "timm": ("transformers/models/timm_wrapper/modeling_timm_wrapper.py", "import timm"),
     "pyarrow": ("datasets/arrow_dataset.py", "import pyarrow"),
 }
 # Libraries that come with a declared one and are imported through it: name -> the declared dependency that brings it.

@@ -15,6 +15,7 @@ from small_models import MORE
 from mmft.common.errors import UserError
 from mmft.config.build import build
 from mmft.config.compose import compose
+from mmft.config.guard.targets import resolve
 from mmft.conformance.checks import run_checks
 from mmft.conformance.subject import Subject
 from mmft.models import checkpoint_format
@@ -27,7 +28,9 @@ from mmft.models.unsupported import UNSUPPORTED
 
 # One type for each kind of architecture; tests/test_conformance.py has dense, tiled, deepstack, native resolution, pooled projector, Q-Former and
 # an encoder-decoder already. `pytest -m long` checks all types.
-CHECKED: tuple[str, ...] = ("qwen3_vl_moe", "qwen3_5", "glm4v_moe", "lfm2_vl", "pp_chart2table")
+CHECKED: tuple[str, ...] = (
+    "qwen3_vl_moe", "qwen3_5", "glm4v_moe", "lfm2_vl", "pp_chart2table", "mllama", "florence2", "paligemma", "gemma4", "molmo2", "llama4", "fuyu",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", CHECKED)
@@ -90,6 +93,12 @@ def test_a_setting_of_the_image_processor_acts_although_the_processor_has_a_defa
         family = Family(path=str(tmp_path), processor={"crop_to_patches": tiled})
         processor = load_processor(family, locate_model(family))
         assert len(processor(text=["<image>"], images=[[Image.new("RGB", (96, 64))]])["pixel_values"]) == tiles
+
+
+@pytest.mark.parametrize("kind", [k for k, made in TYPES.items() if made.group != "auto"])
+def test_the_preset_of_a_type_has_its_family(kind):
+    target = compose([f"model={TYPES[kind].group}", "model.path=x"]).model._target_
+    assert resolve(target, "model") is (family_class(kind) or Family)
 
 
 # --- refusals, before weights are read ---------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ from .experts import choosing_layers, planned_parameters, unreachable_layers
 if TYPE_CHECKING:
     import torch
 
-# What all-linear leaves out, beside routers: the language head, and indexers, which choose tokens and get no gradient.
-NOT_LINEAR = {"lm_head", "indexer"}
+# What all-linear leaves out, beside routers: the language head; indexers, which choose tokens and get no gradient; and Gemma 3n's mixing of its
+# parallel inputs, part of which reads its weights around an adapter.
+NOT_LINEAR = {"lm_head", "indexer", "altup"}
 # Rows have no sound and answers no images: what reads or makes them stays as it is.
 SCOPES = {"language": {"language"}, "vision": {"vision"}, "connector": {"connector"}, "all": set(PARTS) - {"audio", "generator"}}
 

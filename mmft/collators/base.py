@@ -61,6 +61,13 @@ class Collator:
         [row], _ = self.encode([sample], [sample.load_images()], generation=False)
         return measured(row)
 
+    def check_row(self, sample: Sample) -> None:
+        """Raises RowError for a row whose image places do not fit its images, or that has more or fewer images than the family can take."""
+        check_placeholders(sample)
+        wanted = self.family.images_per_row
+        if wanted is not None and len(sample.images) != wanted:
+            raise RowError(sample.id, f"{len(sample.images)} images; this model takes rows of {wanted}: rows with unequal numbers of images would change each other in a batch")
+
     def report_once(self, topic: str, message: str) -> None:
         """Log a message about the rows, the first time it applies."""
         if topic not in self._reported:
@@ -108,9 +115,10 @@ class Collator:
     def encode_checked(self, samples: Sequence[Sample], generation: bool) -> tuple[list[list[Encoded]], Tensors]:
         """Encode samples and check each row: images, length, loss. Raises RowError."""
         for sample in samples:
-            check_placeholders(sample)
+            self.check_row(sample)
         images = [self.sized_images(sample) for sample in samples]
         rows, tensors = self.encode(samples, images, generation)
+        tensors = self._in_own_precision(tensors)
         for sample, row in zip(samples, rows, strict=True):
             tokens = max(len(sequence.ids) for sequence in row)
             if self.max_length is not None and tokens > self.max_length:
@@ -134,6 +142,7 @@ class Collator:
         else:  # lets an error message name the rows of a step
             batch["row_ids"] = [sample.id for sample, row in zip(samples, rows, strict=True) for _ in row]
         batch.update(tensors)
+        batch.update(self.family.batch_inputs(batch, self.model_config))
         return batch
 
     def image_keys(self, sample: Sample) -> list[str]:
@@ -172,6 +181,14 @@ class Collator:
 
     def _batch(self, samples: Sequence[Sample], generation: bool) -> Batch:
         return self.assemble(samples, *self.encode_checked(samples, generation), generation)
+
+    def _in_own_precision(self, tensors: Tensors) -> Tensors:
+        """Images that the processor gives in half precision (Llama 4's) in the precision of the model, which not every tower sees to itself."""
+        import torch
+
+        dtype = getattr(self.model_config, "dtype", None)
+        half = {k for k, v in tensors.items() if isinstance(v, torch.Tensor) and v.dtype in (torch.bfloat16, torch.float16)}
+        return {k: v.to(dtype) if k in half and dtype is not None else v for k, v in tensors.items()}
 
     def _check_images(self, samples: Sequence[Sample], rows: list[list[Encoded]], tensors: Tensors) -> None:
         """Each sequence must hold as many image tokens as its own images have features. Raises RowError.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.errors import RowError, UserError
 from ..common.model_parts import is_encoder_decoder
-from .base import IGNORE, Collator, check_placeholders, measured
+from .base import IGNORE, Collator, measured
 from .types import Encoded, FamilyRules, Measure
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ class CaptionCollator(Collator):
         return {"qformer_input_ids": tokens["input_ids"], "qformer_attention_mask": tokens["attention_mask"]}
 
     def _prompt(self, sample: Sample) -> str:
-        return _text(next(m for m in sample.messages if m["role"] != "system")) if self.fixed_prompt is None else self.fixed_prompt
+        return plain_text(next(m for m in sample.messages if m["role"] != "system")) if self.fixed_prompt is None else self.fixed_prompt
 
     def measure(self, sample: Sample) -> Measure:
-        check_placeholders(sample)
+        self.check_row(sample)
         return measured([self._sequence(sample, generation=False)])
 
     def _sequence(self, sample: Sample, generation: bool) -> Encoded:
@@ -74,7 +74,7 @@ class CaptionCollator(Collator):
         if len(turns) != 2:
             raise RowError(sample.id, f"{len(turns)} messages; the caption format takes one question and one answer")
         prompt = self._prompt(sample)
-        answer = _text(turns[1])
+        answer = plain_text(turns[1])
         prefix = [self.image_token_id] * self.processor.num_query_tokens + self._bos() + self._plain(prompt) + self._encoder_end()
         if generation:
             return Encoded(prefix, [IGNORE] * len(prefix), {}, 1)
@@ -96,5 +96,5 @@ class CaptionCollator(Collator):
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
 
 
-def _text(message: Message) -> str:
+def plain_text(message: Message) -> str:
     return " ".join(p["text"].strip() for p in message["content"] if p["type"] == "text").strip()

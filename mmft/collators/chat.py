@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, groupby
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from ..common.errors import RowError, UserError, nearest
-from .base import IGNORE, PER_TOKEN, Collator, check_placeholders
+from .base import IGNORE, PER_TOKEN, Collator
 from .chat_template import ChatTemplate, Rendered, Turn
 from .control_tokens import Span, Tokens, frame_tokens, hide, mark, pixel_tokens, unhide
 from .scan import image_file_sizes
-from .types import Encoded, FamilyRules, Measure
+from .types import Encoded, FamilyRules, Measure, Replacement
 
 if TYPE_CHECKING:
     import torch
@@ -25,13 +26,6 @@ if TYPE_CHECKING:
 Sizes = tuple[tuple[int, int], ...]  # (width, height) of some images
 # Processors that cut images into tiles, or keep their shape, tell at least two of these apart.
 TRIAL_SIZES: Sizes = ((64, 64), (1024, 1024), (1600, 200), (200, 1600), (900, 1200), (1200, 900), (500, 375))
-
-
-class Replacement(TypedDict):
-    """One image placeholder that a processor expanded: its characters in the text, and the text written instead."""
-
-    span: Span
-    replacement: str
 
 
 @dataclass(frozen=True)
@@ -73,16 +67,16 @@ class ChatCollator(Collator):
         template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
         self.template = template.get("default") if isinstance(template, dict) else template
         if not self.template:
-            raise UserError("collator=chat: this model's processor has no chat template; use collator=caption, or add chat_template.jinja")
+            raise UserError("collator=chat: this model's processor has no chat template; use collator=completion (BLIP-2: caption), or add chat_template.jinja")
         self.system = system
         self.tokens = Tokens(self.tokenizer, self.template)
-        self.chat = ChatTemplate(processor, self.template, self.tokens, self._image_text())
-        if not (self.chat.ending or self.tokenizer.eos_token):
-            raise UserError("collator=chat: neither the chat template nor the tokenizer has an end token, so no answer would ever end")
-        self.end_token_id = self.tokens.encode(self.chat.ending or self.tokenizer.eos_token)[0][-1]
         rope = getattr(getattr(model_config, "text_config", None), "rope_parameters", None) or {}
         # rotary positions that differ for image tokens; some processors give the tokens' types only if they are asked to
         self._has_multimodal_positions = "mrope_section" in rope and "mm_token_type_ids" in processor.model_input_names
+        self.chat = ChatTemplate(processor, self.template, self.tokens, self._image_text(), self._opening())
+        if not (self.chat.ending or self.tokenizer.eos_token):
+            raise UserError("collator=chat: neither the chat template nor the tokenizer has an end token, so no answer would ever end")
+        self.end_token_id = self.tokens.encode(self.chat.ending or self.tokenizer.eos_token)[0][-1]
         self._choose_tokens(answer_tokens, prompt_tokens)
         self._expansions: dict[tuple[Sizes, bool], list[Expansion]] = {}
 
@@ -113,6 +107,14 @@ class ChatCollator(Collator):
             start, end = self.tokenizer.convert_ids_to_tokens(edges)
             return f"{start}{token}{end}"
         return token
+
+    def _opening(self) -> str:
+        """The special token that the processor itself puts before a text that lacks it (Molmo 2, Llama 3.2 Vision); "" for others."""
+        with suppress(RowError, TypeError, KeyError, IndexError):  # of processors that take no text without an image
+            first, *rest = self._call(["a"], [[]], "a text", False)["input_ids"][0]
+            if first in self.tokenizer.all_special_ids and rest == self.tokenizer("a", add_special_tokens=False)["input_ids"]:
+                return str(self.tokenizer.convert_ids_to_tokens(int(first)))
+        return ""
 
     def decode(self, ids: torch.Tensor | list[list[int]]) -> list[str]:
         """Generated ids (B, T) as texts, without special tokens (but for `answer_tokens`) and surrounding white space."""
@@ -153,7 +155,7 @@ class ChatCollator(Collator):
     # --- size ---------------------------------------------------------------------------------------------------
 
     def measure(self, sample: Sample) -> Measure:
-        check_placeholders(sample)
+        self.check_row(sample)
         texts = self._rendered(sample, generation=False)
         sizes = image_file_sizes(sample)
         final = self.row_sizes(sample, sizes) or self._final_sizes(sizes)
@@ -233,7 +235,7 @@ class ChatCollator(Collator):
             encoded, tensors = self._process([samples[i] for i in indices], [rendered[i] for i in indices], [images[i] for i in indices], keep_size)
             rows += encoded
             parts.append(tensors)
-        return rows, parts[0] if len(parts) == 1 else _joined(parts)
+        return rows, parts[0] if len(parts) == 1 else joined_tensors(parts)
 
     def _process(
         self, samples: list[Sample], rendered: list[list[Rendered]], images: list[Images], keep_size: bool
@@ -244,11 +246,11 @@ class ChatCollator(Collator):
         try:
             out = self._call(texts, [own for *_, own in flat], ", ".join(s.id for s in samples), keep_size)
         except RowError:
-            if len(samples) == 1:
+            if len(samples) == 1 or not self.family.images_apart:
                 raise
             # some processors take no rows of different lengths; and if one row is at fault, it is named
             alone = [self._process([s], [r], [i], keep_size) for s, r, i in zip(samples, rendered, images, strict=True)]
-            return [row for rows, _ in alone for row in rows], _joined([tensors for _, tensors in alone])
+            return [row for rows, _ in alone for row in rows], joined_tensors([tensors for _, tensors in alone])
         replaced: list[list[Replacement]] = out.pop("text_replacement_offsets", None) or self._replaced(texts, out)
         per_token = {key: out.pop(key) for key in [*out] if key in PER_TOKEN or key.endswith("type_ids")}
         sequences: Iterator[Encoded] = iter([
@@ -277,12 +279,13 @@ class ChatCollator(Collator):
                 return_text_replacement_offsets=True,
                 text_kwargs={"return_tensors": None},  # the texts differ in length, and some processors ask for tensors by default
                 **({"return_mm_token_type_ids": True} if self._has_multimodal_positions else {}),
+                images_kwargs={"return_tensors": "pt"},  # as in use; without, Llama 4's tiles are not joined
                 **({"do_resize": False} if keep_size else {}),
             )
         except ValueError as error:
             raise RowError(names, f"the processor refuses this batch: {str(error).strip().splitlines()[0]}") from None
         if any(images) and not any(out.get("text_replacement_offsets") or []):
-            out["text_replacement_offsets"] = [self._written_by_template(text) for text in texts]
+            out["text_replacement_offsets"] = [self.family.replacements(text, self.processor) or self._written_by_template(text) for text in texts]
         return out
 
     def _written_by_template(self, text: str) -> list[Replacement]:
@@ -356,7 +359,7 @@ def _expand(text: str, spans: list[Span], replaced: list[Replacement]) -> tuple[
     return "".join(pieces) + text[last:], [(moved(a), moved(b)) for a, b in spans]
 
 
-def _joined(parts: list[Tensors]) -> Tensors:
+def joined_tensors(parts: list[Tensors]) -> Tensors:
     """Image tensors of several processor calls, in order; each has one entry per image or patch in its first dimension."""
     import torch
 

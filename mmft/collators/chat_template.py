@@ -65,9 +65,12 @@ class ChatTemplate:
     the generation prompt opens a think block. think: the marks of such a block. ending: the end token it writes after an answer ("" if it writes none).
     """
 
-    def __init__(self, processor: Any, template: str, tokens: Tokens, image_text: str) -> None:
-        """image_text: what stands for an image in a string. Raises UserError for a template that cannot be used."""
-        self.processor, self.template, self.tokens, self.image_text = processor, template, tokens, image_text
+    def __init__(self, processor: Any, template: str, tokens: Tokens, image_text: str, opening: str = "") -> None:
+        """image_text: what stands for an image in a string. opening: what the processor puts before a text that does not begin with it.
+
+        Raises UserError for a template that cannot be used.
+        """
+        self.processor, self.template, self.tokens, self.image_text, self.opening = processor, template, tokens, image_text, opening
         self.think = next((block for block in THINK_BLOCKS if block[1] in template or block[0] in template), THINK_BLOCKS[0])
         self.writes_reasoning, self.opens = False, False
         self.form = self._choose_form()
@@ -129,9 +132,10 @@ class ChatTemplate:
 
         messages = [self._message(turn) for turn in turns]
         try:
-            return self.processor.apply_chat_template(
+            text: str = self.processor.apply_chat_template(
                 messages, chat_template=self.template, tokenize=False, add_generation_prompt=generation
             )
+            return text if text.startswith(self.opening) else self.opening + text
         except TemplateError as error:  # a template calls raise_exception for conversations its model was not trained on
             raise RowError(row, f"the chat template refuses this conversation: {_line(error)}") from None
         except (TypeError, AttributeError, KeyError) as error:

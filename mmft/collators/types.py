@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypedDict
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +41,31 @@ class Measure:
     sequences: int = 1
 
 
+class Replacement(TypedDict):
+    """One image placeholder that a processor expanded: its characters in the text, and the text written instead."""
+
+    span: tuple[int, int]
+    replacement: str
+
+
 class FamilyRules(Protocol):
     """What a collator needs to know about a model family; mmft.models.families.base.Family implements it."""
+
+    images_per_row: ClassVar[int | None]  # the number of images that every row must have
+    images_apart: ClassVar[bool]  # whether the image inputs of two batches, one behind the other, are those of one batch
+    answer_values: ClassVar[Mapping[str, int]]  # inputs with one value per token that are not 0 at the tokens of an answer: that value
+
+    def replacements(self, text: str, processor: Any) -> list[Replacement] | None:
+        """What the processor writes for each image placeholder of a text; None if the processor itself tells."""
+        ...
+
+    def image_places(self, batch: dict[str, Any], config: Any) -> list[int]:
+        """The number of places for image features in each sequence of a batch."""
+        ...
+
+    def batch_inputs(self, batch: dict[str, Any], config: Any) -> dict[str, torch.Tensor]:
+        """Inputs of the model that follow from a whole batch, such as masks between tokens and images."""
+        ...
 
     def arranged(self, images: list[Images]) -> Any:
         """The images of several texts in the form the processor takes them."""

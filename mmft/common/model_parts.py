@@ -9,23 +9,23 @@ if TYPE_CHECKING:
 
 PARTS = ("audio", "vision", "connector", "qformer", "language", "generator", "other")
 
-# Names that transformers' models give their parts. Earlier entries win, since a connector may lie inside the tower
-# (Qwen2-VL's `visual.merger`).
+# Names that transformers' models give their parts, some with the module they lie in. Earlier entries win, since a connector may lie
+# inside the tower (Qwen2-VL's `visual.merger`).
 NAMES = {
-    "audio": ("audio_tower", "audio_model", "audio_encoder"),
+    "audio": ("audio_tower", "audio_model", "audio_encoder", "embed_audio", "audio_tokenizer"),
     "connector": (
         "multi_modal_projector", "mm_projector", "projector", "resampler_model", "connector", "merger", "merger_list", "deepstack_merger_list",
         "language_projection", "image_newline", "aligner", "vision_projection", "visual_embeddings_table", "view_separator", "layerwise_projectors",
-        "spatial_projectors", "density_router",
+        "spatial_projectors", "density_router", "embed_vision", "vision_adapter", "vision_embed_tokens", "vision_embedder", "image_to_text_projection",
     ),
     "qformer": ("qformer", "query_tokens"),
     "vision": (
         "visual", "vision_tower", "vision_model", "vision_encoder", "image_tower", "video_tower", "high_res_vision_model", "high_res_vision_neck",
-        "high_res_vision_proj", "high_res_vision_alpha", "vqmodel",
+        "high_res_vision_proj", "high_res_vision_alpha", "vqmodel", "vision_tokenizer",
     ),
     "generator": ("generation_embeddings", "generation_aligner", "generation_head"),
-    "language": ("language_model", "text_model", "lm_head", "embed_tokens", "output_projection"),
-}
+    "language": ("language_model", "text_model", "lm_head", "embed_tokens", "output_projection", "model.layers", "model.norm", "model.decoder"),
+}  # fmt: skip
 
 
 def is_encoder_decoder(config: object) -> bool:
@@ -35,8 +35,8 @@ def is_encoder_decoder(config: object) -> bool:
 
 def part_of(name: str) -> str:
     """The part of a module or parameter, by its dotted name."""
-    pieces = set(name.split("."))
-    return next((part for part, names in NAMES.items() if not pieces.isdisjoint(names)), "other")
+    dotted = f".{name}."
+    return next((part for part, names in NAMES.items() if any(f".{known}." in dotted for known in names)), "other")
 
 
 def parameter_counts(model: torch.nn.Module) -> dict[str, int]:

@@ -91,10 +91,11 @@ def image_tokens(subject: Subject) -> str:
         names = feature_arguments(model)
         with torch.no_grad():
             output = model.get_image_features(**{k: v for k, v in batch.items() if k in names}, return_dict=True)
-        # without a pooled output, the features are pairs of a layer and what is added there, as many for each layer
-        features = output.pooler_output if output.pooler_output is not None else output.deepstack_features[0][1]
+        # without a pooled output, the features are the tower's, or pairs of a layer and what is added there, as many for each layer
+        pooled, deep = getattr(output, "pooler_output", None), getattr(output, "deepstack_features", None)
+        features = pooled if pooled is not None else deep[0][1] if deep else output.last_hidden_state
         n_features = sum(f.reshape(-1, f.shape[-1]).shape[0] for f in features)
-        n_tokens = int((batch["input_ids"] == subject.collator.image_token_id).sum())
+        n_tokens = sum(subject.family.image_places(batch, model.config))
         if n_features != n_tokens or not n_tokens:
             raise Failed(f"{n_tokens} image tokens in the text and {n_features} image features")
         counts.append(str(n_tokens))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SIZES = ((64, 64), (96, 64), (64, 96))  # width and height of the three images, in pixels
 QUESTIONS = ("What is this?", "Which colours do you see?")
+MASKED = -1e30  # logits of tokens that a model never writes (Chameleon: image tokens)
 ANSWERS = ("a red square", "two dogs and a blue circle")
 
 
@@ -61,7 +62,8 @@ class Subject:
 
         model = self.model if model is None else model
         with torch.no_grad(), eval_mode(model):
-            return supervised_logits(model, self.batch(rows))[0].float()
+            logits = supervised_logits(model, self.batch(rows))[0].float()
+        return logits.masked_fill(logits < MASKED, 0.0)  # beside them, no difference would be seen
 
     @contextmanager
     def copy_of_model(self) -> Iterator[Any]:

@@ -22,8 +22,10 @@ class Uncacheable(Exception):
 def takes_features(model: Any) -> bool:
     """Whether `forward` takes precomputed features (transformers 5.19 and newer, most families) that depend on the image alone.
 
-    InstructBLIP's Q-Former reads the prompt too.
+    InstructBLIP's Q-Former reads the prompt too, and the features of models with a codebook (Emu3) are rows of the token table.
     """
+    if hasattr(model, "get_image_tokens") or hasattr(getattr(model, "model", None), "get_image_tokens"):
+        return False
     if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters or not hasattr(model, "get_image_features"):
         return False
     return "qformer_input_ids" not in inspect.signature(type(model).get_image_features).parameters

@@ -125,13 +125,16 @@ def _why_alone_by_plan(candidate: Candidate, context: SweepContext) -> str | Non
     settings = candidate.settings
     try:
         candidate.device = choose_device(str(settings["model"].get("device") or "auto"))
-        _, outline = locate_and_outline(build(settings["model"], "model"), context)
+        family = build(settings["model"], "model")
+        _, outline = locate_and_outline(family, context)
         skeleton: Any = outline
         plan = plan_adapter(skeleton, settings["lora"])
     except UserError as error:  # the point's own run says it again
         return str(error)
     if is_encoder_decoder(skeleton.config):
         return "model.path: an encoder-decoder model reads prompts and answers in two places"
+    if not family.images_apart:
+        return "model.path: the image inputs of its batches cannot be joined"
     if saved_quantization(skeleton.config):
         return "model.path: preparing a base that is saved quantised for training changes it"
     head = skeleton.get_output_embeddings()

@@ -230,7 +230,8 @@ def stack_batches(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
         elif key == "mm_encoder_outputs":
             out[key] = {kind: _join_features([p[kind] for p in parts]) for kind in parts[0]}
         elif parts[0].shape[:2] == having[0]["input_ids"].shape:
-            out[key] = torch.cat([F.pad(p, (0, length - p.shape[1]), value=FILL.get(key, 0)) for p in parts])
+            behind = (0, 0) * (parts[0].dim() - 2)  # F.pad begins with the last dimension; masks between tokens and images have four
+            out[key] = torch.cat([F.pad(p, (*behind, 0, length - p.shape[1]), value=FILL.get(key, 0)) for p in parts])
         else:
             out[key] = torch.cat(parts)
     return out

@@ -6,6 +6,7 @@ Collators lay out every row as prompt and answer in one sequence, which is what 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..collators.base import IGNORE
@@ -23,16 +24,16 @@ def splits_rows(model: Any) -> bool:
 
 def decoder_logits(model: Any, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
     """Logits (n, V) of the n supervised tokens of a batch in the one-sequence layout, in the order of `labels` (B, S)."""
-    config = getattr(getattr(model, "module", model), "config", None)
-    encoder, decoder_labels = split_batch(inputs, labels, *_special_ids(config))
+    encoder, decoder_labels = split_batch(inputs, labels, *_special_ids(getattr(model, "module", model)))
     logits = model(**inputs | encoder, use_cache=False).logits
     return logits[decoder_labels != IGNORE]
 
 
-def split_batch(inputs: dict[str, Any], labels: torch.Tensor, start: int, pad: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def split_batch(inputs: dict[str, Any], labels: torch.Tensor, start: Sequence[int], pad: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """(input_ids and attention_mask (B, S') of the encoder with decoder_input_ids (B, T), the decoder's labels (B, T)).
 
-    Each row's supervised tokens are its last ones. start: the token that begins every text of the decoder. pad: fills shorter rows.
+    Each row's supervised tokens are its last ones. start: the tokens that begin every text of the decoder; the first answer token is
+    predicted at the last of them. pad: fills shorter rows.
     """
     import torch
 
@@ -45,14 +46,18 @@ def split_batch(inputs: dict[str, Any], labels: torch.Tensor, start: int, pad: i
     width = int(mask.sum(1).max())
     targets = labels.new_full((labels.shape[0], length), IGNORE)
     targets[torch.arange(length, device=labels.device) < supervised.sum(1, keepdim=True)] = labels[supervised]
-    decoder_ids = torch.cat([targets.new_full((len(targets), 1), start), targets[:, :-1]], 1).masked_fill_(
-        torch.cat([targets.new_zeros((len(targets), 1)), targets[:, :-1]], 1) == IGNORE, pad
-    )
+    begin = targets.new_tensor(start).expand(len(targets), -1)
+    decoder_ids = torch.cat([begin, targets[:, :-1].masked_fill(targets[:, :-1] == IGNORE, pad)], 1)
+    targets = torch.cat([torch.full_like(begin[:, 1:], IGNORE), targets], 1)
     return {"input_ids": ids[:, :width], "attention_mask": mask[:, :width], "decoder_input_ids": decoder_ids}, targets
 
 
-def _special_ids(config: Any) -> tuple[int, int]:
-    """(decoder_start_token_id, pad_token_id) of the language model."""
+def _special_ids(model: Any) -> tuple[list[int], int]:
+    """(tokens that begin every text of the decoder, pad_token_id) of the language model.
+
+    They are decoder_start_token_id and, for models of BART's kind (Florence-2), the token that generation is forced to write first.
+    """
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     candidates = (text, getattr(config, "text_config", None), config)
 
@@ -61,4 +66,6 @@ def _special_ids(config: Any) -> tuple[int, int]:
 
     pad = first("pad_token_id")
     start = first("decoder_start_token_id")
-    return (start if start is not None else pad if pad is not None else 0), (pad if pad is not None else 0)
+    forced = getattr(getattr(model, "generation_config", None), "forced_bos_token_id", None)
+    begin = [start if start is not None else pad if pad is not None else 0]
+    return [*begin, *([forced] if forced is not None else [])], (pad if pad is not None else 0)

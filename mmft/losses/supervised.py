@@ -109,6 +109,10 @@ def supervised_logits(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, 
     return logits, targets, keep
 
 
+# Model types whose forward writes to logits (B, S, V) and so cannot give (n, V).
+WHOLE_LOGITS = ("chameleon",)
+
+
 def takes_logits_to_keep(model: Any) -> bool:
     """Whether the model, under adapters and wrappers, passes a mask `logits_to_keep` (B, S) to its language head."""
     from transformers import modeling_utils
@@ -117,6 +121,8 @@ def takes_logits_to_keep(model: Any) -> bool:
         return False
     inner = getattr(model, "module", model)  # DistributedDataParallel
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    if getattr(getattr(inner, "config", None), "model_type", None) in WHOLE_LOGITS:
+        return False
     parameters = inspect.signature(type(inner).forward).parameters
     # BLIP-2 takes **kwargs and passes them to its language model as long as no labels are given
     return "logits_to_keep" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

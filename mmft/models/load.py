@@ -150,6 +150,7 @@ def load_model(family: Family, *, full_training: bool = False, located: Located 
         model.to(device)
     elif device == "cpu":
         _keep_4bit_trainable_on_cpu(model)
+    family.fix_model(model)
     rewrite_loaded(model, family.rewrites)
     model.eval()
     return Loaded(model, processor, located, device, dtype, quantization, notes)

@@ -319,7 +319,7 @@ def test_a_processor_without_a_template_is_a_users_error(small):
     processor, old, olds = collator.processor, collator.processor.chat_template, collator.tokenizer.chat_template
     processor.chat_template = processor.tokenizer.chat_template = None
     try:
-        with pytest.raises(UserError, match="no chat template; use collator=caption"):
+        with pytest.raises(UserError, match="no chat template; use collator=completion"):
             type(collator)(processor=processor, family=collator.family, model_config=collator.model_config, end_token_ids=[1])
     finally:
         processor.chat_template, processor.tokenizer.chat_template = old, olds
