@@ -98,5 +98,22 @@ def test_rows_that_are_answered_leave_no_tensors(small):
     for n, _ in enumerate(evaluator.answers(model, rows(small, "qwen2vl", 120))):
         if n % 20 == 19:
             gc.collect()
-            counts.append(sum(isinstance(o, torch.Tensor) for o in gc.get_objects()))
+            counts.append(sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()))
     assert max(counts[2:]) <= counts[1] * 1.05
+
+
+@pytest.mark.parametrize("kind, reason", [("exaone4_5", "counts positions by its cache"), ("qwen3_5", "keeps more than keys and values of its tokens")])
+def test_models_whose_rows_cannot_move_in_the_batch_take_transformers_own_loop(kind, reason, tmp_path, caplog):
+    from model_types import TYPES, load
+
+    from mmft.conformance.subject import Subject
+
+    TYPES[kind].build(tmp_path / "model")
+    subject = Subject.create(*load(TYPES[kind], tmp_path / "model"), tmp_path / "images")
+    model, collator = subject.model, many_ends(subject.collator, subject.model)
+    samples = [subject.row(f"r{i}", (i % 3,), TEXTS[i % 3] + " dogs" * i, "a red square") for i in range(6)]
+    wanted = one_by_one(model, collator, samples)
+    with caplog.at_level(logging.INFO, "mmft"):
+        got = Evaluator(samples, collator, {"max_new_tokens": LIMIT, "do_sample": False}, 3).generate(model)
+    assert [(a.text, a.truncated) for a in got] == wanted and len(set(wanted)) > 2
+    assert reason in caplog.text
