@@ -178,3 +178,65 @@ def test_every_family_accumulation_and_workers(mmft, small, tmp_path, kind, accu
         text = (changed / "snapshot.yaml").read_text(encoding="utf-8")
         (changed / "snapshot.yaml").write_text(text.replace(f"dataloader_num_workers: {workers}", f"dataloader_num_workers: {2 - workers}"), encoding="utf-8")
         assert mmft("resume", f"run={changed.as_posix()}")[0] == 0 and final(changed) == final(whole), f"workers changed at step {step}"
+
+
+def boxed(tmp_path, node, seed=1):
+    """A picture of one black block with its box and its centre, as an augmented row."""
+    import numpy as np
+    from PIL import Image
+
+    from mmft.data.augment import Augmented, build_transforms
+    from mmft.data.sample import Sample, user_turn
+
+    pixels = np.full((80, 120, 3), 255, np.uint8)
+    pixels[20:40, 30:70] = 0
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    regions = [{"label": "block", "image": 0, "box": [30.0, 20.0, 70.0, 40.0]}, {"label": "middle", "image": 0, "point": [50.0, 30.0]}]
+    row = Sample("a", ("a.png",), [user_turn(1, "Where?"), {"role": "assistant", "content": [{"type": "regions", "regions": regions}]}], ("-",), str(tmp_path))
+    return Augmented([row], build_transforms(node), seed)
+
+
+@pytest.mark.parametrize("node", [
+    {"RandomHorizontalFlip": {"p": 1.0}}, {"RandomResizedCrop": {"scale": [0.3, 0.9]}}, {"RandomRotation": {"degrees": [90, 90], "fill": 255}},
+    {"RandomResizedCrop": {"scale": [0.5, 1.0]}, "RandomHorizontalFlip": {"p": 0.5}, "ColorJitter": {"brightness": 0.1}},
+])  # fmt: skip
+def test_boxes_move_with_their_picture(tmp_path, node):
+    """Where the block is, is seen in the changed pixels."""
+    import numpy as np
+
+    rows, moved = boxed(tmp_path, node), 0
+    for epoch in range(12):
+        one = rows[epoch, 0]
+        [image] = one.load_images()
+        box, point = one.regions
+        dark = np.asarray(image.convert("L")) < 128
+        ys, xs = np.nonzero(dark)
+        assert box["box"] == pytest.approx([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], abs=1.6)
+        assert dark[min(int(point["point"][1]), 79), min(int(point["point"][0]), 119)], "the point is still on the block"
+        moved += box["box"] != [30, 20, 70, 40]
+        assert one.messages[0] == rows.rows[0].messages[0] and rows[epoch, 0].regions == one.regions, "drawn again the same"
+    assert moved >= 6 and rows.rows[0].regions[0]["box"] == [30, 20, 70, 40], "the row itself is not changed"
+
+
+def test_a_draw_that_cuts_a_box_away_is_drawn_again(tmp_path):
+    rows = boxed(tmp_path, {"RandomResizedCrop": {"scale": [0.05, 0.2]}})
+    for epoch in range(20):
+        box, point = rows[epoch, 0].regions
+        left, top, right, bottom = box["box"]
+        assert right > left and bottom > top and left <= point["point"][0] <= right and top <= point["point"][1] <= bottom
+
+
+def test_numbers_in_the_batch_are_those_of_the_changed_picture(tmp_path):
+    from mmft.collators.chat import ChatCollator
+    from mmft.models.families.qwen2vl import Qwen2VL
+    from mmft.models.load import end_token_ids, load_model
+
+    family = Qwen2VL(path="mmft:tiny", device="cpu", boxes="thousandths")
+    loaded = load_model(family)
+    chat = ChatCollator(processor=loaded.processor, family=family, model_config=loaded.model.config, end_token_ids=end_token_ids(family, loaded))
+    rows = boxed(tmp_path, {"RandomHorizontalFlip": {"p": 1.0}})
+    labels = chat([rows[0, 0]])["labels"][0]
+    # 120 wide: 30..70 becomes 50..90, 50 becomes 70
+    assert chat.decode([labels[labels >= 0].tolist()]) == ["block [417, 250, 750, 500]; middle [583, 375]"]
+    labels = chat([rows[0]])["labels"][0]
+    assert chat.decode([labels[labels >= 0].tolist()]) == ["block [250, 250, 583, 500]; middle [417, 375]"], "by index alone: the picture as it is"

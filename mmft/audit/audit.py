@@ -23,6 +23,7 @@ from .page import ShownRow, shown_row
 if TYPE_CHECKING:
     import torch
 
+    from ..common.records import Region
     from ..data.sample import Sample
 
 log = logging.getLogger("mmft")
@@ -74,8 +75,13 @@ def look_at_rows(result: AuditResult, model: torch.nn.Module, collator: BatchMak
     shown = [by_id[row] for row in batch["row_ids"]]  # a row of several sequences is shown once for each
     rows = [tokens.pieces(collator, batch, i) for i in range(len(shown))]
     print_rows(shown, rows)
-    result.rows = [shown_row(sample, pieces) for sample, pieces in zip(shown, rows, strict=True)]
+    result.rows = [shown_row(sample, pieces, _taught(collator, sample)) for sample, pieces in zip(shown, rows, strict=True)]
     result.checks += [check_end_token(collator, batch), check_blindness(model, collator, usable[:2])]
+
+
+def _taught(collator: BatchMaker, sample: Sample) -> list[Region]:
+    """The boxes in the text that a row trains, read as those of a generated answer."""
+    return collator.regions_in(collator.written(sample).answer_text, sample) if sample.regions else []
 
 
 def print_rows(samples: list[Sample], rows: list[list[tokens.Piece]]) -> None:

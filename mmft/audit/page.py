@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -17,8 +18,10 @@ from .tokens import Piece
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ..common.records import Region
     from ..data.prepared import PreparedData
     from ..data.sample import Sample
+    from ..reports.pictures import Marked, ShownPicture
     from .audit import AuditResult
 
 PICTURE_SIDE = 300  # pixels
@@ -34,24 +37,26 @@ class ShownPiece(TypedDict):
 
 
 class ShownRow(TypedDict):
-    """One row token by token. pictures: data URIs. tokens: without padding. supervised: tokens with loss."""
+    """One row token by token. pictures: with the boxes that the answer names. tokens: without padding. supervised: tokens with loss."""
 
     id: str
-    pictures: list[str]
+    pictures: list[ShownPicture]
     tokens: int
     image_tokens: int
     supervised: int
     pieces: list[ShownPiece]
 
 
-def shown_row(sample: Sample, pieces: list[Piece]) -> ShownRow:
-    """A row as the page shows it, with small pictures."""
-    from ..reports.pictures import data_uri
+def shown_row(sample: Sample, pieces: list[Piece], taught: Sequence[Region]) -> ShownRow:
+    """A row as the page shows it, with small pictures. taught: the boxes that its answer's text means, read back from that text."""
+    from ..reports.pictures import SMALL, data_uri, overlay
 
-    pictures = []
-    for picture in sample.load_images():
+    pictures: list[ShownPicture] = []
+    drawn: list[Marked] = [("reference", "row", sample.regions), ("tuned", "text of the answer", taught)]
+    for number, picture in enumerate(sample.load_images()):
+        size = picture.size
         picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-        pictures.append(data_uri(picture))
+        pictures.append({"name": sample.images[number], "uri": data_uri(picture), "small": max(picture.size) < SMALL, "overlay": overlay(size, number, drawn)})
     size = {kind: sum(len(p.ids) for p in pieces if p.kind == kind) for kind in ("prompt", "image", "loss", "pad")}
     return {
         "id": sample.id, "pictures": pictures, "tokens": sum(size.values()) - size["pad"], "image_tokens": size["image"], "supervised": size["loss"],

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..common.errors import RowError
+from ..common.errors import RowError, UserError
 from ..common.model_parts import is_encoder_decoder
+from ..data.sample import Sample, has_regions
+from .box_styles import BoxStyle, check_whole_images, find_style, no_style
+from .image_sizes import image_file_sizes
 from .types import SIZE_KEYS, Batch, Encoded, FamilyRules, Measure
 
 if TYPE_CHECKING:
     import torch
 
-    from ..data.sample import Sample
+    from ..common.records import Region
+    from ..data.sample import Message, Part
     from .types import Images, Tensors
 
 log = logging.getLogger("mmft")
@@ -99,6 +104,81 @@ class Collator:
         """(reasoning, answer) of a reference, or of a text that the model has generated; metrics compare the answers."""
         return "", text
 
+    # --- boxes ----------------------------------------------------------------------------------------------------
+
+    def box_style(self) -> BoxStyle:
+        """How this model writes boxes. Raises UserError if that is not known, or if the model would not see whole images."""
+        style = find_style(self.family.boxes, self.model_config.model_type)
+        if style is None:
+            raise UserError(no_style(self.model_config.model_type))
+        check_whole_images(self.processor)
+        return style
+
+    def written(self, sample: Sample, sizes: Sequence[tuple[int, int]] | None = None) -> Sample:
+        """The sample with its boxes as texts that the model writes; a sample without boxes as it is.
+
+        sizes: (width, height) of its images; None: those of the files. Raises RowError, UserError.
+        """
+        if not has_regions(sample.messages):
+            return sample
+        style, sizes = self.box_style(), list(sizes or image_file_sizes(sample))
+        resized = self._resized(style, sample, sizes)
+
+        def text(region: Region) -> tuple[str, list[float]]:
+            return region["label"], style.numbers(region, sizes[region["image"]], resized[region["image"]])
+
+        def part(one: Part) -> Part:
+            if one["type"] == "ref":
+                return {"type": "text", "text": style.ref(one["text"]), "tokens": True}
+            if one["type"] == "box":
+                return {"type": "text", "text": style.box(text(one["region"])[1]), "tokens": True}
+            if one["type"] == "regions":
+                return {"type": "text", "text": style.listing([text(r) for r in one["regions"]]), "tokens": True}
+            return one
+
+        messages: list[Message] = [{**m, "content": _joined([part(one) for one in m["content"]], m["role"])} for m in sample.messages]
+        result = Sample(sample.id, sample.images, messages, sample.references, sample.root, sample.sha256, sample.max_pixels)
+        # other references have their boxes in pixels of the file, which is not how this model writes them
+        return replace(result, references=(result.answer_text,)) if sample.regions else result
+
+    def regions_in(self, text: str, sample: Sample) -> list[Region]:
+        """The boxes and points in a generated text, in pixels of the sample's image files; [] if the family writes none.
+
+        In a row of several images they belong to the one of the row's own boxes, or to the first.
+        """
+        style = find_style(self.family.boxes, self.model_config.model_type)
+        found = style.read(text) if style is not None and sample.images else []
+        if style is None or not found:
+            return []
+        sizes = image_file_sizes(sample)
+        resized = self._resized(style, sample, sizes)
+        own = {region["image"] for region in sample.regions}
+        image = own.pop() if len(own) == 1 else 0
+        regions: list[Region] = []
+        for label, numbers in found:
+            region: Region = {"label": label, "image": image}
+            region["box" if len(numbers) == 4 else "point"] = [round(v, 2) for v in style.pixels(numbers, sizes[image], resized[image])]
+            regions.append(region)
+        return regions
+
+    def _resized(self, style: BoxStyle, sample: Sample, sizes: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+        """The sizes of the images as the model sees them, where the style counts their pixels; else the given ones. Raises RowError."""
+        if style.steps is not None:
+            return sizes
+        resized = self.row_sizes(sample, sizes) or self.final_sizes(sizes)
+        if resized is None:
+            raise RowError(sample.id, "its boxes are to be written in pixels of the resized image, and this model family does not tell that size;"
+                                      " use model.boxes=thousandths")  # fmt: skip
+        return resized
+
+    def final_sizes(self, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]] | None:
+        """The sizes to which the processor will resize images of these sizes, if the family can tell."""
+        try:
+            final = [self.family.image_size(*size, {}, self.processor.image_processor) for size in sizes]
+        except ValueError:
+            return None
+        return [size for size in final if size is not None] if None not in final else None
+
     @property
     def end_ids(self) -> list[int]:
         """Every id that ends a generated text: the trained one, then those of the model's generation config."""
@@ -116,7 +196,9 @@ class Collator:
         """Encode samples and check each row: images, length, loss. Raises RowError."""
         for sample in samples:
             self.check_row(sample)
-        images = [self.sized_images(sample) for sample in samples]
+        loaded = [sample.load_images() for sample in samples]
+        samples = [self.written(sample, [i.size for i in images]) for sample, images in zip(samples, loaded, strict=True)]
+        images = [self.sized_images(sample, images) for sample, images in zip(samples, loaded, strict=True)]
         rows, tensors = self.encode(samples, images, generation)
         tensors = self._in_own_precision(tensors)
         for sample, row in zip(samples, rows, strict=True):
@@ -150,9 +232,8 @@ class Collator:
         sizes = size_keys(sample)
         return [f"{sha256}{json.dumps(size, sort_keys=True)}" if size else sha256 for sha256, size in zip(sample.sha256, sizes)]
 
-    def sized_images(self, sample: Sample) -> Images:
-        """The images of a row, resized where the row sets their sizes (SIZE_KEYS). Raises RowError, ImageError."""
-        images = sample.load_images()
+    def sized_images(self, sample: Sample, images: Images) -> Images:
+        """The images of a row, resized where the row sets their sizes (SIZE_KEYS). Raises RowError."""
         sizes = self.row_sizes(sample, [image.size for image in images])
         return images if sizes is None else [image.resize(size) for image, size in zip(images, sizes, strict=True)]
 
@@ -233,6 +314,18 @@ class Collator:
 
 
 NO_LOSS = "no token of this row carries loss; its answer is empty"
+
+
+def _joined(parts: Sequence[Part], role: str) -> list[Part]:
+    """The parts with neighbouring texts of an answer joined: some chat templates write only the first text of an answer."""
+    joined: list[Part] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if role == "assistant" and last is not None and last["type"] == "text" and part["type"] == "text":
+            joined[-1] = {"type": "text", "text": last["text"] + part["text"]}
+        else:
+            joined.append(part)
+    return joined
 
 
 def check_placeholders(sample: Sample) -> None:

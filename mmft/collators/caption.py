@@ -63,7 +63,7 @@ class CaptionCollator(Collator):
 
     def measure(self, sample: Sample) -> Measure:
         self.check_row(sample)
-        return measured([self._sequence(sample, generation=False)])
+        return measured([self._sequence(self.written(sample), generation=False)])
 
     def _sequence(self, sample: Sample, generation: bool) -> Encoded:
         if len(sample.images) != 1:

@@ -13,7 +13,7 @@ from ..common.errors import RowError, UserError, nearest
 from .base import IGNORE, PER_TOKEN, Collator
 from .chat_template import ChatTemplate, Rendered, Turn
 from .control_tokens import Span, Tokens, frame_tokens, hide, mark, pixel_tokens, unhide
-from .scan import image_file_sizes
+from .image_sizes import image_file_sizes
 from .types import Encoded, FamilyRules, Measure, Replacement
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class ChatCollator(Collator):
             turns.append(Turn("system", (mark(self.system, self.prompt_control),)))
         for message in sample.messages:
             control = self.answer_control if message["role"] == "assistant" else self.prompt_control
-            content = tuple(mark(p["text"], control) if p["type"] == "text" else None for p in message["content"])
+            content = tuple(mark(p["text"], self.answer_control if p.get("tokens") else control) if p["type"] == "text" else None for p in message["content"])
             reasoning = mark(str(message.get("reasoning_content") or ""), control).strip()
             turns.append(Turn(message["role"], content, reasoning, message.get("loss") is not False))
         return turns
@@ -156,19 +156,12 @@ class ChatCollator(Collator):
 
     def measure(self, sample: Sample) -> Measure:
         self.check_row(sample)
-        texts = self._rendered(sample, generation=False)
         sizes = image_file_sizes(sample)
-        final = self.row_sizes(sample, sizes) or self._final_sizes(sizes)
+        sample = self.written(sample, sizes)
+        texts = self._rendered(sample, generation=False)
+        final = self.row_sizes(sample, sizes) or self.final_sizes(sizes)
         counts = [self._count(sample, text, tuple(final or sizes)[: text.n_images], final is not None) for text in texts]
         return Measure(max(tokens for tokens, _ in counts), sum(loss for _, loss in counts), len(texts))
-
-    def _final_sizes(self, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]] | None:
-        """The sizes to which the processor will resize images of these sizes, if the family can tell."""
-        try:
-            final = [self.family.image_size(*size, {}, self.processor.image_processor) for size in sizes]
-        except ValueError:
-            return None
-        return [size for size in final if size is not None] if None not in final else None
 
     def _count(self, sample: Sample, rendered: Rendered, sizes: Sizes, final: bool) -> tuple[int, int]:
         """(tokens, tokens with loss) of a text whose images have these sizes; final: the processor will not resize them."""

@@ -12,7 +12,6 @@ from .base import NO_LOSS, Collator, size_keys
 if TYPE_CHECKING:
     from ..data.sample import Sample
 
-ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 LISTED = 50  # rows named in a message
 
 
@@ -85,21 +84,6 @@ def scan(collator: Collator, rows: Sequence[Sample], progress: bool = False) -> 
         elif not size.loss_tokens:
             result.without_loss.append(Problem(i, row.id, size.tokens, NO_LOSS))
     return result
-
-
-def image_file_sizes(sample: Sample) -> list[tuple[int, int]]:
-    """(width, height) of each image as it will be opened, from the headers of the files. Raises ImageError."""
-    from PIL import Image
-
-    sizes = []
-    try:
-        for path in sample.image_paths:
-            with Image.open(path) as image:
-                width, height = image.size
-                sizes.append((height, width) if image.getexif().get(0x0112) in ROTATED else (width, height))
-    except Exception:  # whatever is wrong with a file, opening it in full says it better
-        return [image.size for image in sample.load_images()]
-    return sizes
 
 
 def _listed(rows: list[str]) -> str:

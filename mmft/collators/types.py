@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from ..common.records import Region
     from ..data.sample import Sample
 
     Images = list[Image.Image]  # the images of one row, in the order of its image parts
@@ -49,7 +50,12 @@ class Replacement(TypedDict):
 
 
 class FamilyRules(Protocol):
-    """What a collator needs to know about a model family; mmft.models.families.base.Family implements it."""
+    """What a collator needs to know about a model family; mmft.models.families.base.Family implements it.
+
+    boxes: how the model writes boxes, see mmft.collators.box_styles.
+    """
+
+    boxes: str
 
     images_per_row: ClassVar[int | None]  # the number of images that every row must have
     images_apart: ClassVar[bool]  # whether the image inputs of two batches, one behind the other, are those of one batch
@@ -126,4 +132,12 @@ class BatchMaker(Protocol):
 
     def split_answer(self, text: str, generated: bool = False) -> tuple[str, str]:
         """(reasoning, answer) of a reference, or of a generated text."""
+        ...
+
+    def written(self, sample: Sample) -> Sample:
+        """The sample with its boxes as the model writes them."""
+        ...
+
+    def regions_in(self, text: str, sample: Sample) -> list[Region]:
+        """The boxes and points in a generated text, in pixels of the sample's image files."""
         ...

@@ -6,7 +6,10 @@ configuration stay `dict[str, Any]`.
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    from typing import NotRequired  # Python 3.11; in 3.10 only mypy reads it
 
 MetricValues = dict[str, float]  # metric name -> value over a set of rows; of a mix also `NAME/SOURCE`, and `loss/SOURCE`
 
@@ -18,6 +21,18 @@ class FirstAndLast(TypedDict):
     last: float | None
 
 
+class Region(TypedDict):
+    """A box [left, top, right, bottom] or a point [x, y], in pixels of the image file. label: "" where none is known.
+
+    image: number of the image in its row, from 0.
+    """
+
+    label: str
+    image: int
+    box: NotRequired[list[float]]
+    point: NotRequired[list[float]]
+
+
 class AnswerRecord(TypedDict, total=False):
     """One row of eval/*.jsonl: a held-out row, or an input of `predict`, and the model's answer to it.
 
@@ -25,6 +40,7 @@ class AnswerRecord(TypedDict, total=False):
     wrote before it, in a think block.
     truncated: the answer reached generation.max_new_tokens without an end token. metrics: the metrics that one row has by itself.
     loss: of the reference, summed over its `loss_tokens` supervised tokens. source: of a mix.
+    boxes: what the answer marks in the images. reference_boxes: what it should mark.
     """
 
     index: int
@@ -41,6 +57,8 @@ class AnswerRecord(TypedDict, total=False):
     loss_tokens: int
     error: str
     source: str
+    boxes: list[Region]
+    reference_boxes: list[Region]
 
 
 class AnswerCounts(TypedDict):

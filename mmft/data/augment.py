@@ -6,6 +6,7 @@ evaluation, prediction and reports see the original images.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import re
@@ -14,10 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
+from ..common.records import Region
 from ..config.choices import AUGMENT_TRANSFORMS
-from .sample import Sample, message_text
+from .sample import Message, Sample, has_regions, message_text, regions_of
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
 Section = Mapping[str, Any] | None  # the config's section `augment`: transform -> its keys
@@ -27,6 +30,8 @@ log = logging.getLogger("mmft")
 
 SIDES = re.compile(r"\b(left|right|clockwise|anticlockwise|counterclockwise)\b|[左右]", re.IGNORECASE)
 CHECKED_ROWS = 2000  # rows that are searched for words naming a side
+LEAST_SHARE = 0.5  # of a box's area that must stay in the image, else the transforms are drawn again
+DRAWS = 10  # of the transforms for one image; then it stays as it is
 
 
 def active_transforms(node: Section) -> dict[str, dict[str, Any]]:
@@ -114,11 +119,35 @@ class Augmented(Sequence[Any]):
 
     def change(self, image: Image.Image, *key: int) -> Image.Image:
         """The image augmented with random numbers drawn from `key` (epoch, row, number in the row); global random state is kept."""
+        return self._changed(image, [], *key)[0]
+
+    def change_with(self, image: Image.Image, regions: Sequence[Region], *key: int) -> tuple[Image.Image, list[Region]]:
+        """`change`, and where the boxes and points of the image then are, cut to it.
+
+        A draw that takes a point, or half of a box, out of the image is drawn again; after DRAWS draws the image stays as it is.
+        """
+        from torchvision.tv_tensors import BoundingBoxes, KeyPoints
+
+        if not regions:
+            return self.change(image, *key), []
+        size = (image.height, image.width)
+        # not clamped, so that it can be told how much of a box has left the image
+        boxes = [BoundingBoxes([r["box"]], format="XYXY", canvas_size=size, clamping_mode=None) if "box" in r else KeyPoints([r["point"]], canvas_size=size, clamping_mode=None) for r in regions]
+        for draw in range(DRAWS):
+            changed, moved = self._changed(image, boxes, *key, *([draw] if draw else []))
+            kept = [_cut(region, box.flatten().tolist(), image.size) for region, box in zip(regions, moved, strict=True)]
+            if None not in kept:
+                return changed, [region for region in kept if region is not None]
+        return image, list(regions)
+
+    def _changed(self, image: Image.Image, boxes: Sequence[torch.Tensor], *key: int) -> tuple[Image.Image, list[torch.Tensor]]:
+        """One draw of all transforms, for the image and its boxes together."""
         import torch
         from torchvision.transforms.v2 import functional
 
         state = torch.default_generator.get_state()
         digest = hashlib.sha256(" ".join(map(str, (self.seed, *key))).encode()).digest()
+        moved = list(boxes)
         # not torch.manual_seed, which would also seed the devices
         torch.default_generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         try:
@@ -126,19 +155,33 @@ class Augmented(Sequence[Any]):
                 if name == "RandomResizedCrop":
                     width, height = image.size
                     draw = type(transform)(image.size[::-1], scale=transform.scale, ratio=[r * width / height for r in transform.ratio])
-                    image = functional.resized_crop(image, **draw.make_params([image]), size=[height, width])
+                    cut = {**draw.make_params([image]), "size": [height, width]}
+                    image, *moved = (functional.resized_crop(one, **cut) for one in (image, *moved))
+                elif moved:
+                    image, *moved = transform(image, *moved)
                 else:
                     image = transform(image)
         finally:
             torch.default_generator.set_state(state)
-        return image
+        return image, moved
+
+
+def _cut(region: Region, values: list[float], size: tuple[int, int]) -> Region | None:
+    """The region with these coordinates, cut to the image; None if too little of it is in the image."""
+    inside = [round(min(max(v, 0.0), float(size[i % 2])), 3) for i, v in enumerate(values)]
+    if len(values) == 2:
+        return {**region, "point": inside} if all(abs(a - b) < 0.001 for a, b in zip(values, inside)) else None
+    area = (values[2] - values[0]) * (values[3] - values[1])
+    left = (inside[2] - inside[0]) * (inside[3] - inside[1])
+    return {**region, "box": inside} if left > 0 and left >= LEAST_SHARE * area else None
 
 
 class AugmentedSample:
-    """A sample whose load_images returns augmented images; all other attributes are the sample's."""
+    """A sample whose load_images returns augmented images, with boxes that moved with them; all other attributes are the sample's."""
 
     def __init__(self, row: Sample, rows: Augmented, epoch: int, index: int) -> None:
         self._row, self._rows, self._key = row, rows, (epoch, index)
+        self._moved: tuple[list[Image.Image], list[Message]] | None = None  # images and messages of a row with boxes
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # while a copy is unpickled, it has no row yet
@@ -146,7 +189,31 @@ class AugmentedSample:
         return getattr(self._row, name)
 
     def load_images(self) -> list[Image.Image]:
+        if has_regions(self._row.messages):
+            return self._with_boxes()[0]
         return [self._rows.change(image, *self._key, number) for number, image in enumerate(self._row.load_images())]
+
+    @property
+    def messages(self) -> list[Message]:
+        return self._with_boxes()[1] if has_regions(self._row.messages) else self._row.messages
+
+    @property
+    def regions(self) -> list[Region]:
+        return regions_of(self.messages[-1]["content"])
+
+    def _with_boxes(self) -> tuple[list[Image.Image], list[Message]]:
+        if self._moved is None:
+            messages = copy.deepcopy(self._row.messages)
+            regions = [region for message in messages for region in regions_of(message["content"])]
+            images = []
+            for number, image in enumerate(self._row.load_images()):
+                own = [region for region in regions if region["image"] == number]
+                changed, moved = self._rows.change_with(image, own, *self._key, number)
+                images.append(changed)
+                for region, new in zip(own, moved, strict=True):
+                    region.update(new)
+            self._moved = images, messages
+        return self._moved
 
 
 class WithEpoch:

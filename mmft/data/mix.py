@@ -166,7 +166,7 @@ class PreparedMix(PreparedData):
             reasons.update(manifest["reasons"])
         every = list(manifests.values())
         return {
-            "format": FORMAT, "name": self.mix.name, "key": _hash({name: m["key"] for name, m in manifests.items()})[:12],
+            "boxes": sum(m.get("boxes", 0) for m in every), "format": FORMAT, "name": self.mix.name, "key": _hash({name: m["key"] for name, m in manifests.items()})[:12],
             "source": {name: m["source"] for name, m in manifests.items()}, "stamp": {name: m["stamp"] for name, m in manifests.items()},
             "fingerprint": self.fingerprint, "root": None, "splits": splits, "images": sum(m["images"] for m in every),
             "rows_read": sum(m["rows_read"] for m in every), "dropped": sum(m["dropped"] for m in every), "changed": sum(m["changed"] for m in every),

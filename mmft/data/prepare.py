@@ -29,6 +29,7 @@ from .examine import Examiner
 from .image_index import ImageIndex, ImageRecord
 from .mix import Mix
 from .prepared import FORMAT, Manifest, PreparedData
+from .regions import UnitWatch, settle_regions
 from .row_checks import problem, strip_texts
 from .sample import BadRow, Row
 from .sources.base import Settings, Source, Stamp
@@ -133,6 +134,7 @@ class _Preparation:
     first_reasons: list[str] = field(default_factory=list)
     row_notes: Counter[str] = field(default_factory=Counter)
     uses_archives: bool = False
+    units: UnitWatch = field(default_factory=UnitWatch)
 
     def __post_init__(self) -> None:
         self.root = self.source.data_root()
@@ -163,6 +165,8 @@ class _Preparation:
         parts, fingerprint, images = divide(self.folder, self.rows.path, assignment, self.index, self.report, shared)
         merged = int((assignment.codes == splits.MERGED).sum())
         notes = [*self.source.notes, *self.archives.unreadable, *(_counted(note, count) for note, count in self.row_notes.items())]
+        if (unit := self.units.note()) is not None and self.source.boxes_unit == "pixels":
+            notes.append(unit)
         if merged:
             notes.append(f"{merged + int(kept.sum())} rows became {int(kept.sum())}, one for each of their images and prompts (data.captions=group)")
         elif shared:
@@ -180,7 +184,7 @@ class _Preparation:
             "fingerprint": fingerprint, "root": self.root.resolve().as_posix() if self.root else None, "splits": parts,
             "images": images, "rows_read": self.rows_read, "dropped": actions["dropped"], "changed": actions["changed"],
             "merged": merged, "archives": archive_states(self.archives) if self.uses_archives or missing else None,
-            "reasons": dict(sorted(self.report.kinds.items())), "notes": notes,
+            "reasons": dict(sorted(self.report.kinds.items())), "notes": notes, "boxes": self.units.rows,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": _versions(),
         }
 
@@ -253,6 +257,12 @@ class _Preparation:
         if error is not None:
             self._drop(BadRow(row.where, error, row.id))
             return
+        sizes = [(r.width, r.height) for r in records]
+        reason = settle_regions(row, sizes, self.source.boxes_unit)
+        if reason is not None:
+            self._drop(BadRow(row.where, reason, row.id))
+            return
+        self.units.see(row, sizes)
         name = self.index.unique_id(str(row.id))
         if name != str(row.id):
             self.report.add(row.where, str(row.id), "changed", f"duplicate id: {shown(row.id)} is used before; this row is now {shown(name)}")

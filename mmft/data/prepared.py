@@ -14,6 +14,8 @@ from .images import MAX_PIXELS
 from .sample import Sample
 
 if TYPE_CHECKING:
+    from typing import NotRequired  # Python 3.11; in 3.10 only mypy reads it
+
     import pyarrow as pa
 
 FORMAT = 2  # of the files below; a set with another number is prepared again
@@ -28,7 +30,7 @@ class Manifest(TypedDict):
     """manifest.json: what the set was made of, and its counts.
 
     merged: rows that became part of another row (data.captions=group). archives: size and time of the archives beside the table,
-    if images were read from one or are missing.
+    if images were read from one or are missing. boxes: rows with boxes or points; absent in sets of earlier versions, which had none.
     """
 
     format: int
@@ -47,6 +49,7 @@ class Manifest(TypedDict):
     archives: dict[str, list[int]] | None
     reasons: dict[str, int]
     notes: list[str]
+    boxes: NotRequired[int]
     created: str
     versions: dict[str, str]
 

@@ -9,10 +9,13 @@ from .wording import shown
 def strip_texts(row: Row) -> None:
     """Strip white space around the answers and references, and put the training answer first among the references if it is missing."""
     for message in row.messages:
-        texts = [p for p in message["content"] if p["type"] == "text"]
-        if message["role"] == "assistant" and texts:
-            texts[0]["text"] = texts[0]["text"].lstrip()
-            texts[-1]["text"] = texts[-1]["text"].rstrip()
+        parts = [p for p in message["content"] if p["type"] != "image"]
+        if message["role"] == "assistant" and parts:
+            first, last = parts[0], parts[-1]
+            if first["type"] == "text":
+                first["text"] = first["text"].lstrip()
+            if last["type"] == "text":
+                last["text"] = last["text"].rstrip()
         message["content"] = [p for p in message["content"] if p["type"] != "text" or p["text"]]
     answer = message_text(row.messages[-1]) if row.messages else ""
     references = [text for r in row.references if (text := r.strip())]

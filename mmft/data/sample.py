@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
+from ..common.records import Region
 from .images import MAX_PIXELS, open_image
 
 if TYPE_CHECKING:
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
 
 
 class TextPart(TypedDict):
+    """tokens: the text was written by a box convention, so special tokens in it are read as such (mmft/collators/box_styles.py)."""
+
     type: Literal["text"]
     text: str
+    tokens: NotRequired[bool]
 
 
 class ImageSize(TypedDict, total=False):
@@ -38,7 +42,28 @@ class ImagePart(ImageSize):
     type: Required[Literal["image"]]
 
 
-Part = TextPart | ImagePart
+class RefPart(TypedDict):
+    """The name of an object in a text with boxes; model families mark it in their own way."""
+
+    type: Literal["ref"]
+    text: str
+
+
+class BoxPart(TypedDict):
+    """A box or point at this place of the text."""
+
+    type: Literal["box"]
+    region: Region
+
+
+class ListPart(TypedDict):
+    """Boxes or points with their labels, as the list that a model family writes."""
+
+    type: Literal["regions"]
+    regions: list[Region]
+
+
+Part = TextPart | ImagePart | RefPart | BoxPart | ListPart
 
 
 class Message(TypedDict):
@@ -71,8 +96,40 @@ def assistant_turn(text: str) -> Message:
 
 
 def text_of(parts: Iterable[Part]) -> str:
-    """The text parts joined without a separator."""
-    return "".join(part["text"] for part in parts if part["type"] == "text")
+    """The text parts joined without a separator; boxes as `[left, top, right, bottom]` in pixels of the image file."""
+    return "".join(map(_part_text, parts))
+
+
+def _part_text(part: Part) -> str:
+    if part["type"] == "text" or part["type"] == "ref":
+        return part["text"]
+    if part["type"] == "box":
+        return _pixels(part["region"])
+    return "; ".join(f"{r['label']} {_pixels(r)}".strip() for r in part["regions"]) if part["type"] == "regions" else ""
+
+
+def _pixels(region: Region) -> str:
+    return f"[{', '.join(f'{v:g}' for v in coordinates(region))}]"
+
+
+def coordinates(region: Region) -> list[float]:
+    """The two numbers of a point or the four of a box."""
+    return region["box"] if "box" in region else region["point"]
+
+
+def regions_of(parts: Iterable[Part]) -> list[Region]:
+    """The boxes and points of a message, in order."""
+    found: list[Region] = []
+    for part in parts:
+        if part["type"] == "box":
+            found.append(part["region"])
+        elif part["type"] == "regions":
+            found += part["regions"]
+    return found
+
+
+def has_regions(messages: Iterable[Message]) -> bool:
+    return any(part["type"] in ("ref", "box", "regions") for message in messages for part in message["content"])
 
 
 def message_text(message: Message) -> str:
@@ -115,6 +172,11 @@ class Sample:
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
+    def regions(self) -> list[Region]:
+        """The boxes and points that the model is trained to write, in pixels of the image files."""
+        return regions_of(self.messages[-1]["content"])
+
+    @property
     def answer_text(self) -> str:
         """The text of the last message, which the model is trained to write."""
         return message_text(self.messages[-1])
@@ -131,7 +193,8 @@ class Row:
 
     images: paths (absolute, or relative to the source's data root) or the encoded bytes of an image file.
     where: names the row in messages to the user: `captions.csv:17`. notes: what the user should know about how the row was
-    read; `prepare` reports each note once, with the number of rows ("12 rows " + note).
+    read; `prepare` reports each note once, with the number of rows ("12 rows " + note). boxes_unit: of its boxes, where the row says it
+    (mmft/data/regions.py).
     """
 
     images: list[str | bytes]
@@ -141,6 +204,7 @@ class Row:
     split: str | None = None
     where: str = ""
     notes: tuple[str, ...] = ()
+    boxes_unit: str | None = None
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,8 @@ def _record(evaluator: Evaluator, position: int, asked: Asked, answer: Answer | 
     }  # fmt: skip
     if reasoning:
         record["reasoning"] = reasoning
+    if text and (boxes := evaluator.collator.regions_in(text, sample)):
+        record["boxes"] = boxes
     if error:
         record["error"] = error
     return record

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 SUFFIXES = (".csv", ".jsonl")
-COLUMNS = ("image", "prompt", "prediction", "error", "references", "truncated")  # of the CSV; several images or references: a JSON list
+# of the CSV; several images or references: a JSON list; boxes: a JSON list of {label, image, box | point} in pixels of the image file
+COLUMNS = ("image", "prompt", "prediction", "error", "references", "truncated", "boxes")
 
 
 class AnswerFile:
@@ -148,7 +149,8 @@ def _cells(row: AnswerRecord) -> tuple[str, ...]:
     folder = Path(row.get("root") or "")
     images = [(folder / i).as_posix() for i in row.get("images", ())]
     cells = (_cell(images or [row["id"]]), row.get("prompt", ""), row["prediction"] or "", row.get("error", ""), _cell(row.get("references", [])))
-    return (*cells, "true" if row.get("truncated") else "")
+    boxes = row.get("boxes")
+    return (*cells, "true" if row.get("truncated") else "", json.dumps(boxes, ensure_ascii=False) if boxes else "")
 
 
 def _cell(values: Sequence[str]) -> str:

@@ -52,7 +52,7 @@ class Evaluator:
     limit: TokenLimit = field(init=False)
 
     def __post_init__(self) -> None:
-        self.limit = token_limit(self.generation, self.rows, self.collator.tokenizer)
+        self.limit = token_limit(self.generation, map(self.collator.written, self.rows), self.collator.tokenizer)
         self.generation = {**self.generation, "max_new_tokens": self.limit.max_new_tokens}
 
     def loss(self, model: torch.nn.Module) -> float:
@@ -149,15 +149,18 @@ class Evaluator:
     def record(self, index: int, sample: Sample, answer: Answer) -> AnswerRecord:
         """One row of eval/*.jsonl. Reasoning is kept apart: the metrics compare the answers."""
         reasoning, text = self.collator.split_answer(answer.text, generated=True)
-        references = [self.collator.split_answer(reference)[1] for reference in sample.references]
+        written = self.collator.written(sample)
+        references = [self.collator.split_answer(reference)[1] for reference in written.references]
         record: AnswerRecord = {
-            "index": index, "id": sample.id, "root": sample.root, "images": list(sample.images), "prompt": sample.prompt_text,
+            "index": index, "id": sample.id, "root": sample.root, "images": list(sample.images), "prompt": written.prompt_text,
             "references": references, "prediction": text, "truncated": answer.truncated,
         }  # fmt: skip
         if reasoning:
             record["reasoning"] = reasoning
         if sample.source:
             record["source"] = sample.source
+        if sample.regions:
+            record |= {"boxes": self.collator.regions_in(text, sample), "reference_boxes": sample.regions}
         return {**record, "metrics": self.metrics.row(record)}
 
     def _batches(self, rows: Sequence[Sample], size: int, what: str) -> Iterator[list[Sample]]:

@@ -75,7 +75,7 @@ def load_base(inputs: TrainingInputs, context: RunContext, audit: bool) -> Base:
     if checked.held_out is not None:
         evaluator = Evaluator(checked.held_out, collator, settings["generation"], batch_size, loss_batch_size, is_main(), inputs.metrics)
     kept = [(k, Evaluator(own, collator, k.generation, batch_size, loss_batch_size, is_main(), k.metrics)) for k, own in checked_kept]
-    limit = evaluator.limit if evaluator else token_limit(settings["generation"], spread(inputs.prepared.split("train")), collator.tokenizer)
+    limit = evaluator.limit if evaluator else token_limit(settings["generation"], map(collator.written, spread(inputs.prepared.split("train"))), collator.tokenizer)
     log.info("%-14s %s", "generation", limit.note)
     for one, its in kept:
         log.info("%-14s %s: %d rows of %s, %s", "kept", one.name, len(its.rows), one.split, its.limit.note)

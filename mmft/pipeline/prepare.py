@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from ..adapters.plan import AdapterPlan, plan_adapter
+from ..collators.box_styles import check_whole_images, find_style, no_style
 from ..common.errors import UserError
 from ..common.hashing import key_of
 from ..config.build import build
@@ -25,7 +26,7 @@ from ..evaluation.metrics.base import MetricSet
 from ..evaluation.metrics.defaults import metric_set
 from ..models.families.base import Family
 from ..models.hub import Located
-from ..models.load import load_skeleton, locate_model
+from ..models.load import load_processor, load_skeleton, locate_model
 from .context import RunContext
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def prepare_inputs(cfg: DictConfig, context: RunContext) -> TrainingInputs:
     metrics.check(held_out or ())
     kept = kept_sets(settings, context.memo.once)
     located, skeleton = locate_and_outline(family, context)
+    check_boxes(prepared, family, located, skeleton.config.model_type)
     plan = plan_adapter(skeleton, settings["lora"])
     return TrainingInputs(cfg, settings, family, prepared, rows, held_out, located, skeleton, plan, metrics, kept, mixing)
 
@@ -89,6 +91,15 @@ def _check_order(settings: Settings, mixing: Mixing | None) -> None:
             f"trainer.train_sampling_strategy={order}: rows that are drawn by weight come in a random order; use random or group_by_length,"
             " or leave out the weights and data.draws"
         )
+
+
+def check_boxes(prepared: PreparedData, family: Family, located: Located, model_type: str) -> None:
+    """Raises UserError if rows hold boxes and it is not known how the model writes them, or it would not see whole images; or for an unknown model.boxes."""
+    style, rows = find_style(family.boxes, model_type), prepared.manifest.get("boxes", 0)
+    if style is None and rows:
+        raise UserError(f"{prepared.manifest['name']}: {rows} rows hold boxes, and {no_style(model_type)}")
+    if rows:
+        check_whole_images(load_processor(family, located))
 
 
 def locate_and_outline(family: Family, context: RunContext) -> tuple[Located, torch.nn.Module]:

@@ -112,6 +112,9 @@ def verdict(row: AnswerRecord | None) -> Verdict:
     if not s:
         return "none", "", "no text"
     cut = ", cut off" if row and row.get("truncated") else ""
+    if "mean_iou" in s:
+        iou = s["mean_iou"]
+        return ("good", "\u2713", f"IoU {iou:.2f}{cut}") if iou >= 0.5 else ("near", "\u2248", f"IoU {iou:.2f}{cut}") if iou > 0 else ("bad", "\u2717", f"IoU 0{cut}")
     if s.get("exact_match"):
         return "good", "\u2713", f"exact{cut}"
     if s.get("exact_match_normalized"):

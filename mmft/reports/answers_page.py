@@ -12,7 +12,7 @@ from . import answers, numbers
 from .confusion import ConfusionTable, confusion_table
 from .html import render
 from .numbers import is_number
-from .pictures import shown_pictures
+from .pictures import boxes_of, shown_pictures
 from .run_page import HEADINGS, MAX_SAMPLES, PICTURE_SIDE, PICTURES_PER_SAMPLE, SampleCard, ShownAnswer
 from .tables import PlanTableRow, answer_notes, change_kind, info_of, interval_notes, metric_names, metric_notes, rows_note
 
@@ -124,7 +124,7 @@ def card(row: AnswerRecord, sides: Sequence[tuple[Side, AnswerRecord | None]], h
         references = [nearest, *(r for r in references if r != nearest)]
     name = row.get("id", row.get("index", ""))
     return {"id": f"{row['index']} · {name}" if "index" in row else str(name), "heading": heading, "prompt": str(row.get("prompt") or ""),
-            "references": references, "texts": shown, **shown_pictures(row, PICTURE_SIDE, PICTURES_PER_SAMPLE)}  # fmt: skip
+            "references": references, "texts": shown, **shown_pictures(row, PICTURE_SIDE, PICTURES_PER_SAMPLE, [boxes_of(side.kind, side.label, answer) for side, answer in sides])}  # fmt: skip
 
 
 def side_notes(sides: Sequence[Side]) -> list[str]:

@@ -18,7 +18,7 @@ from .confusion import confusion_table
 from .html import render, write_text
 from .loss_curve import write_curve
 from .numbers import is_number
-from .pictures import ShownPictures, shown_pictures
+from .pictures import ShownPictures, boxes_of, shown_pictures
 from .run_files import flatten, read_answers, read_samples
 from .tables import (
     answer_notes,
@@ -210,7 +210,7 @@ def sample_card(pair: AnswerPair) -> SampleCard:
     if texts and references:  # the reference that the last text is compared with comes first; the others are folded
         references = [nearest, *(r for r in references if r != nearest)]
     return {"id": str(row.get("id", pair.index)), "heading": HEADINGS[pair.reason], "prompt": str(row.get("prompt") or ""),
-            "references": references, "texts": texts, **shown_pictures(row, PICTURE_SIDE, PICTURES_PER_SAMPLE)}  # fmt: skip
+            "references": references, "texts": texts, **shown_pictures(row, PICTURE_SIDE, PICTURES_PER_SAMPLE, [boxes_of(name, name, answer) for name, answer in pair.answers])}  # fmt: skip
 
 
 def training_samples(entries: Sequence[SamplesEntry]) -> list[TrainingSample]:

@@ -140,8 +140,9 @@ def build(models: Sequence[Model], prepared: PreparedData, split: str | None) ->
     def answer(sample: Sample, controls: Sequence[float]) -> Iterator[str]:
         *numbers, seed = controls
         try:
+            references = models[-1].opened.collator.written(sample).references
             for state in bench.answers(sample, generation_keys(*numbers), int(seed or 0)):
-                yield page_html.answers_html(models, state, list(sample.references), beams=int(numbers[3]))
+                yield page_html.answers_html(models, state, list(references), int(numbers[3]), sample)
         except UserError as error:
             yield page_html.error_html(reason(error))
 

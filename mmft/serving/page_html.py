@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING, cast
 
 from ..common.files import read_json
-from ..common.records import PlanReport
+from ..common.records import AnswerRecord, PlanReport
 from ..data.sample import Sample
 from ..reports import answers, numbers, pictures
 from ..reports.answers import Verdict
@@ -31,6 +31,9 @@ CSS = """
 .mmft .about b { color: var(--tuned); } .mmft .about b.base { color: var(--base); }
 .mmft-pictures { display: flex; flex-wrap: wrap; gap: 8px; }
 .mmft-pictures img { max-width: 100%; max-height: 340px; border: 1px solid var(--border-color-primary); border-radius: 8px; object-fit: contain; } .mmft-pictures img.small { width: 240px; image-rendering: pixelated; }
+.framed { position: relative; display: inline-block; } .framed svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible; }
+.framed rect { fill: transparent; } .framed rect, .framed path { stroke: #0072b2; stroke-width: 2px; vector-effect: non-scaling-stroke; } .framed path { stroke-width: 9px; stroke-linecap: round; }
+.framed .reference { stroke: #0b7a55; stroke-dasharray: 5 3; } .framed .base { stroke: #7c858e; }
 .mmft .line { margin: 8px 0 0; overflow-wrap: anywhere; white-space: pre-line; } .mmft .tag { display: inline-block; opacity: 0.6; font-size: 12px; margin-right: 8px; }
 .mmft-columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 12px; }
 .mmft-answer { border: 1px solid var(--border-color-primary); border-top: 3px solid var(--tuned); border-radius: 8px; padding: 12px 14px; min-height: 130px; background: var(--background-fill-primary); }
@@ -55,10 +58,17 @@ def head_html(models: Sequence[Model]) -> str:
 
 def sample_html(sample: Sample) -> str:
     """The pictures, the question and the references of a row of the data set."""
-    opened = [p for image in sample.images if (p := pictures.open_small(sample.root, image, SIDE)) is not None]
-    shown = pictures_html(opened) if opened else error_html("its picture cannot be opened")
+    shown = marked_html(sample, [("reference", "reference", sample.regions)]) or error_html("its picture cannot be opened")
     lines = [("prompt", sample.prompt_text or "(none)"), *(("reference", r) for r in sample.references), ("id", sample.id)]
     return shown + '<div class="mmft">' + "".join(f'<p class="line"><span class="tag">{k}</span>{escape(v)}</p>' for k, v in lines) + "</div>"
+
+
+def marked_html(sample: Sample, drawn: Sequence[pictures.Marked]) -> str:
+    """The pictures of a row with boxes over them; "" if none can be opened."""
+    row: AnswerRecord = {"root": sample.root, "images": list(sample.images)}
+    shown = pictures.shown_pictures(row, SIDE, len(sample.images), drawn)["pictures"]
+    images = [f'<span class="framed"><img src="{p["uri"]}" alt=""{" class=small" if p["small"] else ""}>{p["overlay"]}</span>' for p in shown if p["uri"]]
+    return f'<div class="mmft-pictures">{"".join(images)}</div>' if images else ""
 
 
 def pictures_html(opened: Sequence[Image]) -> str:
@@ -71,8 +81,11 @@ def pictures_html(opened: Sequence[Image]) -> str:
     return f'<div class="mmft-pictures">{"".join(images)}</div>' if images else ""
 
 
-def answers_html(models: Sequence[Model], state: Sequence[AnswerState] | None, references: Sequence[str], beams: int = 1) -> str:
-    """Every model's text so far (state None: nothing asked yet); a finished one is marked against the nearest reference."""
+def answers_html(models: Sequence[Model], state: Sequence[AnswerState] | None, references: Sequence[str], beams: int = 1, sample: Sample | None = None) -> str:
+    """Every model's text so far (state None: nothing asked yet); a finished one is marked against the nearest reference.
+
+    sample: what was asked; boxes in a finished answer are drawn over its pictures.
+    """
     first = state[0] if state else (None, False)
     columns = []
     for i, model in enumerate(models):
@@ -89,9 +102,16 @@ def answers_html(models: Sequence[Model], state: Sequence[AnswerState] | None, r
             body = "".join(escape(p) if kind == "same" else f'<mark class="{kind}">{escape(p)}</mark>' for kind, p in answers.difference(text, against))
             body = body or '<span class="wait">nothing written</span>'
             kind, mark, words = verdict(text, references) if references else ("none", "", "the same text" if i and text == first[0] else "")
+            body += boxes_html(model, text, sample) if sample is not None else ""
             badge = f'<span class="verdict {kind}">{mark} {escape(words)}</span>' if words else ""
         columns.append(f'<div class="mmft-answer {model.kind}"><header><span>{escape(model.label)}</span>{badge}</header><div class="text">{body}</div></div>')
     return f'<div class="mmft"><div class="mmft-columns">{"".join(columns)}</div>{legend(references) if state and all(d for _, d in state) else ""}</div>'
+
+
+def boxes_html(model: Model, text: str, sample: Sample) -> str:
+    """The pictures with the boxes of an answer and of the reference; "" for an answer without boxes."""
+    found = model.opened.collator.regions_in(text, sample)
+    return marked_html(sample, [("reference", "reference", sample.regions), (model.kind, model.label, found)]) if found else ""
 
 
 def legend(references: Sequence[str]) -> str:

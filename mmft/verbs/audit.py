@@ -53,6 +53,7 @@ class Audit:
         from ..data.mix import mixing_of
         from ..data.selection import alternating
         from ..models.quantization import prepare_for_training
+        from ..pipeline.prepare import check_boxes
         from ..reports import terminal
         from ..rewrites.apply import rewrite_for_training
         from ..training.arguments import training_settings
@@ -69,7 +70,9 @@ class Audit:
         rows = alternating(prepared.split("train"))
         mixing = mixing_of(prepared, prepared.split("train"))
         located = locate_model(family)
-        plan = plan_adapter(load_skeleton(family, located), settings["lora"])
+        skeleton = load_skeleton(family, located)
+        check_boxes(prepared, family, located, skeleton.config.model_type)
+        plan = plan_adapter(skeleton, settings["lora"])
         for text in prepared.describe():
             log.info("%-14s %s", "data", text)
 

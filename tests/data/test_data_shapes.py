@@ -18,7 +18,7 @@ import pytest
 from small import png
 
 from mmft.data.prepared import PreparedData
-from mmft.data.sample import Sample
+from mmft.data.sample import Sample, text_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 
@@ -103,7 +103,7 @@ def prepared_by(mmft, folder: Path, words: list[str]) -> tuple[PreparedData | No
 
 
 def first(sample: Sample) -> tuple[str, str]:
-    texts = ["".join("[image]" if p["type"] == "image" else p["text"] for p in m["content"]) for m in sample.messages]
+    texts = ["".join("[image]" if p["type"] == "image" else text_of([p]) for p in m["content"]) for m in sample.messages]
     return texts[0], texts[1]
 
 

@@ -14,7 +14,9 @@ from ..download import Download
 from ..images import MAX_PIXELS, MOST_PIXELS
 from ..readers import files
 from ..readers.files import ReadOptions
+from ..regions import UNITS
 from ..sample import BadRow, Row, Sample
+from .objects import FORMS
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -63,6 +65,7 @@ class Source(Protocol):
     max_bad_share: float
     max_pixels: int
     text_only: bool
+    boxes_unit: str
 
     @property
     def downloader(self) -> Download | None: ...
@@ -85,7 +88,8 @@ class BaseSource:
     name: the data set's name in file names. splits: see Splits. max_bad_share: preparation stops if a larger share of the rows is
     unusable. root: the folder that image paths are relative to and must lie below (null: the source's default). limit: use only the
     first rows. text_only: keep rows without images. max_pixels: width times height; larger images are dropped. too_long: what training does
-    with rows longer than collator.max_length, refuse or drop. download: see Download; null: rows that name an image by URL are dropped.
+    with rows longer than collator.max_length, refuse or drop. boxes: what the four numbers of a box are (objects.FORMS). boxes_unit: what
+    the numbers of boxes and points count (regions.UNITS). download: see Download; null: rows that name an image by URL are dropped.
     weight: of a source of a mix, its part of the draws; 0: only its held-out rows are used.
 
     `notes` receives lines for the user while rows are read.
@@ -99,6 +103,8 @@ class BaseSource:
     text_only: bool = False
     max_pixels: int = MAX_PIXELS
     too_long: str = "refuse"
+    boxes: str = "xyxy"
+    boxes_unit: str = "pixels"
     download: Mapping[str, Any] | Download | None = None
     weight: float | None = None
 
@@ -114,6 +120,9 @@ class BaseSource:
             raise UserError(f"data.max_bad_share={self.max_bad_share}: must lie between 0 and 1")
         if self.too_long not in ("refuse", "drop"):
             raise UserError(f"data.too_long={self.too_long}: must be refuse or drop")
+        for key, value, known in (("boxes", self.boxes, FORMS), ("boxes_unit", self.boxes_unit, UNITS)):
+            if value not in known:
+                raise UserError(f"data.{key}={value}: must be {' or '.join(known)}.{nearest(str(value), known)}")
         if self.limit is not None and (isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 1):
             raise UserError(f"data.limit={self.limit}: must be a whole number above 0, or null for all")
         if not self.name or any(c in '<>:"/\\|?*' or ord(c) < 32 for c in self.name) or self.name.strip(". ") != self.name:
@@ -168,7 +177,10 @@ class BaseSource:
         keys = dataclasses.asdict(self)
         del keys["too_long"], keys["weight"]  # they do not change the prepared set
         if self.download is None:
-            del keys["download"]  # sets prepared before this key existed keep their key
+            del keys["download"]  # sets prepared before these keys existed keep their key
+        for key, default in (("boxes", "xyxy"), ("boxes_unit", "pixels")):
+            if keys[key] == default:
+                del keys[key]
         return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **keys}
 
 

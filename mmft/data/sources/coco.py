@@ -104,21 +104,8 @@ class CocoCaptions(BaseSource):
                 if not image.get("file_name"):
                     yield BadRow(where, "missing image: the entry has no file_name", name)
                     continue
-                folder = folder or self._image_folder(image["file_name"])
+                folder = folder or image_folder(self.path or "", self.images, image["file_name"])
                 yield from self._rows_of(name, str(folder / image["file_name"]), captions.of(name), where)
-
-    def _image_folder(self, first: str) -> Path:
-        """The absolute path of the folder with the first image. Raises UserError if there is none."""
-        base = files.existing(self.path or "", folder=True).resolve()
-        if self.images:
-            return files.existing(base / self.images, "data.images", folder=True)
-        for name in IMAGE_FOLDERS:
-            if (base / name / first).is_file():
-                return base / name
-        present = next((n for n in IMAGE_FOLDERS[:-1] if (base / n).is_dir()), None)
-        if present:  # only the first image may be missing; every missing one is reported by name
-            return base / present
-        raise UserError(f"data.path={self.path}: no folder of pictures (looked for {first} in {', '.join(IMAGE_FOLDERS[:5])}); name it with data.images=...")
 
     # -- a hub --
 
@@ -165,3 +152,17 @@ class CocoCaptions(BaseSource):
                 text = json.dumps({"id": f"identity_{number}", "conversations": turns}, ensure_ascii=False, indent=2)
                 chat.write(("" if number == 1 else ",") + "\n  " + text.replace("\n", "\n  "))
             chat.write("\n]\n")
+
+
+def image_folder(path: str, images: str | None, first: str) -> Path:
+    """The absolute path of the folder with the first image of a COCO folder. images: the folder that the user named. Raises UserError if there is none."""
+    base = files.existing(path, folder=True).resolve()
+    if images:
+        return files.existing(base / images, "data.images", folder=True)
+    for name in IMAGE_FOLDERS:
+        if (base / name / first).is_file():
+            return base / name
+    present = next((n for n in IMAGE_FOLDERS[:-1] if (base / n).is_dir()), None)
+    if present:  # only the first image may be missing; every missing one is reported by name
+        return base / present
+    raise UserError(f"data.path={path}: no folder of pictures (looked for {first} in {', '.join(IMAGE_FOLDERS[:5])}); name it with data.images=...")

@@ -11,6 +11,7 @@ from ..sample import BadRow, Message, Row, assistant_turn, text_part
 from ..wording import listed
 from .base import BaseSource, from_keys
 from .cells import LIST_NOTE, UnusableRow, image_cells, structure_in_text, texts
+from .objects import place_objects, read_objects
 from .turns import POSITIONS, conversation_row, prompt_turn
 
 CAPTIONS = ("first", "all", "group")
@@ -26,7 +27,8 @@ class Columns:
     """Names of columns; null for a column that the table does not have.
 
     image: a path, the bytes of a file, or a list of these. text: the caption or answer, or a list of them. prompt: the user's
-    text. references: all known answers. messages: a conversation instead of prompt and text.
+    text. references: all known answers. messages: a conversation instead of prompt and text. objects: boxes and points (objects.py).
+    label: the text for `<ref-object>` and the label of boxes that have none, or a list of such texts.
     """
 
     image: str | None = "image"
@@ -37,13 +39,15 @@ class Columns:
     id: str | None = None
     split: str | None = None
     messages: str | None = None
+    objects: str | None = None
+    label: str | None = None
 
     def check(self, available: Iterable[str], where: str) -> None:
         """Raises UserError naming the key whose column does not exist, and the nearest existing one."""
         names = list(available)
         for f in fields(self):
             column = getattr(self, f.name)
-            if column is None or column in names or (f.name == "text" and self.messages):
+            if column is None or column in names or (f.name == "text" and (self.messages or self.objects)):
                 continue
             raise UserError(f"data.columns.{f.name}={column}: {where} has no such column.{nearest(column, names)} "
                             f"It has: {listed(names)}.")
@@ -53,14 +57,17 @@ class Columns:
         return next(self.rows(record, where, prompt, position))
 
     def rows(self, record: Mapping[str, Any], where: str, prompt: str | None = None, position: str = "kept",
-             captions: str = "first") -> Iterator[Row | BadRow]:
-        """One record as a row, or with captions=`all` as one row for each of its texts. In both cases all texts are references."""
+             captions: str = "first", boxes: str = "xyxy") -> Iterator[Row | BadRow]:
+        """One record as a row, or with captions=`all` as one row for each of its texts. In both cases all texts are references.
+
+        boxes: the form of the numbers of a box (objects.FORMS).
+        """
         name, split = (record.get(column) if column else None for column in (self.id, self.split))
         common: _Common = {"id": None if name is None else str(name), "split": str(split).strip() or None if split is not None else None}
-        images, cell = (record.get(column) if column else None for column in (self.image, self.text))
+        images, cell, objects = (record.get(column) if column else None for column in (self.image, self.text, self.objects))
         conversation = record.get(self.messages) if self.messages else _completion(record.get(self.prompt) if self.prompt else None, cell)
         if self.messages or conversation is not None:
-            yield conversation_row(conversation, images, where, position=position, **common)
+            yield conversation_row(conversation, images, where, position=position, objects=objects, boxes=boxes, **common)
             return
         try:
             paths = image_cells(images)
@@ -74,21 +81,30 @@ class Columns:
             words = next(iter(texts(question, f"column {self.prompt}", optional=True)), None)
             messages: list[Message] = [prompt_turn(paths, words or prompt, shared=not words, position=position)]
             system = next(iter(texts(record.get(self.system), f"column {self.system}", optional=True)), None) if self.system else None
-            references = answers + (texts(record.get(self.references), f"column {self.references}", optional=True) if self.references else [])
+            labels = texts(record.get(self.label), f"column {self.label}", optional=True) if self.label else []
+            found = read_objects(objects, boxes)
+            references = ([] if found else answers) + (texts(record.get(self.references), f"column {self.references}", optional=True) if self.references else [])
         except UnusableRow as error:
             yield BadRow(where, str(error), common["id"])
             return
-        if not answers:
+        if not answers and not found:
             yield BadRow(where, f"empty answer: column {self.text} is empty", common["id"])
             return
         if system:
             messages.insert(0, {"role": "system", "content": [text_part(system)]})
         notes = (LIST_NOTE,) if isinstance(cell, str) and answers != [cell.strip()] else ()
-        for number, answer in enumerate(answers if captions == "all" else answers[:1], 1):
-            copies: list[Message] = [{"role": m["role"], "content": list(m["content"])} for m in messages]
-            name = common["id"] if common["id"] is None or captions != "all" or len(answers) == 1 else f"{common['id']}-{number}"
-            yield Row(list(paths), [*copies, assistant_turn(answer)], list(dict.fromkeys([answer, *references])), name, common["split"], where,
-                      notes if number == 1 else ())  # fmt: skip
+        # objects without a text: a row for each of their labels (RefCOCO has several phrases for one box)
+        variants = [(answer, labels) for answer in answers] or [("", [label]) for label in labels] or [("", labels)]
+        for number, (answer, names) in enumerate(variants if captions == "all" else variants[:1], 1):
+            turns: list[Message] = [{"role": m["role"], "content": list(m["content"])} for m in messages]
+            name = common["id"] if common["id"] is None or captions != "all" or len(variants) == 1 else f"{common['id']}-{number}"
+            try:
+                place_objects(turns := [*turns, *([assistant_turn(answer)] if answer else [])], found.named(names))
+            except UnusableRow as error:
+                yield BadRow(where, str(error), name)
+                continue
+            yield Row(list(paths), turns, list(dict.fromkeys([*([answer] if answer and not found else []), *references])), name, common["split"], where,
+                      notes if number == 1 else (), found.unit)  # fmt: skip
 
 
 def _completion(prompt: Any, text: Any) -> list[Any] | None:

@@ -53,4 +53,4 @@ class Conversations(FileKeys, PositionKey):
             raise UserError(f"{where}: has no {self.turns_key!r}.{nearest(self.turns_key, values)} It has: {listed(values)}.")
 
     def _convert(self, values: dict[str, Any], where: str) -> Iterator[Row | BadRow]:
-        yield record_row(values, values.get(self.turns_key), where, self.image_position)
+        yield record_row(values, values.get(self.turns_key), where, self.image_position, self.boxes)

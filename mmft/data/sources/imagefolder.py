@@ -60,7 +60,7 @@ class ImageFolder(FileKeys, ColumnKeys):
     def _convert(self, part: str, values: dict[str, Any], where: str) -> Iterator[Row | BadRow]:
         """part: the subfolder of the metadata file, which names the split; "" for the folder itself."""
         inner = f"{part}/" if part else ""
-        for row in self.columns.rows(values, inner + where, self.prompt, captions=self.captions):
+        for row in self.columns.rows(values, inner + where, self.prompt, captions=self.captions, boxes=self.boxes):
             if isinstance(row, Row) and part:
                 row.images = [inner + image if isinstance(image, str) and image else image for image in row.images]
                 row.split = row.split or part

@@ -45,7 +45,7 @@ class OpenAIMessages(FileKeys, PositionKey):
 
     def _convert(self, values: dict[str, Any], where: str) -> Iterator[Row | BadRow]:
         turns = values["messages"] if "messages" in values else _turns(values.get("prompt"), values.get("completion"))
-        yield record_row(values, turns, where, self.image_position)
+        yield record_row(values, turns, where, self.image_position, self.boxes)
 
 
 def _turns(prompt: Any, completion: Any) -> list[Any]:

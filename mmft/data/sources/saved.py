@@ -75,7 +75,7 @@ def dataset_rows(dataset: Any, split: str | None, keys: ColumnKeys, position: st
     for number, record in enumerate(records(dataset, fetch), 1):
         if number == 1:
             keys.columns.check(record, label)
-        for row in keys.columns.rows(record, f"{label}[{number}]", keys.prompt, position, keys.captions):
+        for row in keys.columns.rows(record, f"{label}[{number}]", keys.prompt, position, keys.captions, keys.boxes):
             if isinstance(row, Row) and split is not None:
                 row.split = split
             yield row

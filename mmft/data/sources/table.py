@@ -45,4 +45,4 @@ class Table(FileKeys, ColumnKeys, PositionKey):
         self.columns.check(values, name)
 
     def _convert(self, values: dict[str, Any], where: str) -> Iterator[Row | BadRow]:
-        return self.columns.rows(values, where, self.prompt, self.image_position, self.captions)
+        return self.columns.rows(values, where, self.prompt, self.image_position, self.captions, self.boxes)

@@ -10,6 +10,7 @@ from typing import Any
 from ..sample import BadRow, ImageSize, Message, Part, Row, image_parts, text_of, text_part, user_turn
 from ..wording import shown
 from .cells import UnusableRow, image_address, image_cells, pairs_of, plain_text, structure_in_text, texts
+from .objects import place_objects, read_objects
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system", "tool": "tool",
          "function_call": "assistant", "observation": "tool"}  # fmt: skip
@@ -37,22 +38,29 @@ class Conversation:
 
 def conversation_row(turns: Any, images: Any, where: str, *, id: str | None = None,
                      split: str | None = None, position: str = "kept", roles: Mapping[str, str] = ROLES,
-                     role_key: str | None = None, text_key: str | None = None, system: str | None = None) -> Row | BadRow:
-    """A row from `turns` (see read_turns) and the row's `images`: None, one, or a list of paths, bytes or {bytes, path}."""
+                     role_key: str | None = None, text_key: str | None = None, system: str | None = None,
+                     objects: Any = None, boxes: str = "xyxy") -> Row | BadRow:
+    """A row from `turns` (see read_turns) and the row's `images`: None, one, or a list of paths, bytes or {bytes, path}.
+
+    objects: its boxes and points, `boxes` the form of their numbers (objects.py).
+    """
     try:
+        found = read_objects(objects, boxes)
         read = read_turns(turns, image_cells(images), position=position, roles=roles, role_key=role_key, text_key=text_key)
+        place_objects(read.messages, found)
     except UnusableRow as error:
         return BadRow(where, str(error), id)
     if system:
         read.messages.insert(0, {"role": "system", "content": [text_part(system)]})
-    return Row(read.images, read.messages, read.references, id, split, where, tuple(read.notes))
+    return Row(read.images, read.messages, read.references, id, split, where, tuple(read.notes), found.unit)
 
 
-def record_row(values: Mapping[str, Any], turns: Any, where: str, position: str) -> Row | BadRow:
-    """The row of a record with `image` or `images`, and optionally `id` and `split`; see conversation_row."""
+def record_row(values: Mapping[str, Any], turns: Any, where: str, position: str, boxes: str) -> Row | BadRow:
+    """The row of a record with `image` or `images`, and optionally `id`, `split` and `objects`; see conversation_row."""
     name = values.get("id")
     images = values.get("images") if values.get("image") is None else values["image"]
-    return conversation_row(turns, images, where, id=None if name is None else str(name), split=values.get("split"), position=position)
+    return conversation_row(turns, images, where, id=None if name is None else str(name), split=values.get("split"), position=position,
+                            objects=values.get("objects"), boxes=boxes)
 
 
 def read_turns(turns: Any, images: list[str | bytes], *, position: str = "kept", roles: Mapping[str, str] = ROLES,
@@ -167,7 +175,7 @@ def _answers(turn: Any) -> list[str]:
 
 
 def _images_first(parts: list[Part]) -> list[Part]:
-    images = [p for p in parts if p["type"] == "image"]
+    images: list[Part] = [p for p in parts if p["type"] == "image"]
     text = text_of(parts).strip()
     if not images:
         return parts

@@ -137,7 +137,8 @@ class MetricSet:
         for key, metric in self.metrics.items():
             problems: list[tuple[str, str]] = []
             for sample in samples:
-                if (problem := metric.problem({"id": sample.id, "prompt": sample.prompt_text, "references": list(sample.references)})) is not None:
+                row: AnswerRecord = {"id": sample.id, "prompt": sample.prompt_text, "references": list(sample.references), "reference_boxes": sample.regions}
+                if (problem := metric.problem(row)) is not None:
                     problems.append((sample.id, problem))
             if problems and len(problems) == len(samples):
                 raise UserError(f"{choice}: {key} can score none of the {len(samples)} rows: row {problems[0][0]} {problems[0][1]}; leave {key} out of {choice}=[...]")

@@ -21,7 +21,7 @@ class Family:
     commit. dtype: auto | bf16 | fp16 | fp32. device: auto | cuda | cpu | mps. attn_implementation: a name that transformers
     knows (null: its default). quantization: keys of BitsAndBytesConfig. processor: keyword arguments of the processor, such
     as min_pixels and max_pixels (pixels of the resized image). rewrites: auto | off, faster equal forms of modules
-    (mmft/rewrites/).
+    (mmft/rewrites/). boxes: how the model writes boxes and points (mmft/collators/box_styles.py); auto: as its type was trained to.
 
     model_types: the model types of transformers that need this class; a checkpoint of one is refused with any other class
     (mmft/models/family_choice.py). Family itself names none: it serves every type without quirks.
@@ -44,6 +44,7 @@ class Family:
     quantization: dict[str, Any] | None = None
     processor: dict[str, Any] | None = None
     rewrites: str = "auto"
+    boxes: str = "auto"
 
     def fix_processor(self, processor: ProcessorMixin, config: PretrainedConfig) -> None:
         """Set values that the model needs and that its saved processor lacks. Raises UserError if they cannot be derived."""
