@@ -126,13 +126,13 @@ class Augmented(Sequence[Any]):
 
         A draw that takes a point, or half of a box, out of the image is drawn again; after DRAWS draws the image stays as it is.
         """
-        from torchvision.tv_tensors import BoundingBoxes, KeyPoints
+        from torchvision.tv_tensors import BoundingBoxes
 
         if not regions:
             return self.change(image, *key), []
         size = (image.height, image.width)
-        # not clamped, so that it can be told how much of a box has left the image
-        boxes = [BoundingBoxes([r["box"]], format="XYXY", canvas_size=size, clamping_mode=None) if "box" in r else KeyPoints([r["point"]], canvas_size=size, clamping_mode=None) for r in regions]
+        # not clamped, so that it can be told how much of a box has left the image; torchvision's key points always are, so a point is a small box
+        boxes = [BoundingBoxes([r["box"] if "box" in r else _around(r["point"])], format="XYXY", canvas_size=size, clamping_mode=None) for r in regions]
         for draw in range(DRAWS):
             changed, moved = self._changed(image, boxes, *key, *([draw] if draw else []))
             kept = [_cut(region, box.flatten().tolist(), image.size) for region, box in zip(regions, moved, strict=True)]
@@ -166,10 +166,18 @@ class Augmented(Sequence[Any]):
         return image, moved
 
 
+def _around(point: Sequence[float]) -> list[float]:
+    """A box whose centre is the point."""
+    x, y = point
+    return [x - 0.5, y - 0.5, x + 0.5, y + 0.5]
+
+
 def _cut(region: Region, values: list[float], size: tuple[int, int]) -> Region | None:
     """The region with these coordinates, cut to the image; None if too little of it is in the image."""
+    if "point" in region:
+        values = [(values[0] + values[2]) / 2, (values[1] + values[3]) / 2]
     inside = [round(min(max(v, 0.0), float(size[i % 2])), 3) for i, v in enumerate(values)]
-    if len(values) == 2:
+    if "point" in region:
         return {**region, "point": inside} if all(abs(a - b) < 0.001 for a, b in zip(values, inside)) else None
     area = (values[2] - values[0]) * (values[3] - values[1])
     left = (inside[2] - inside[0]) * (inside[3] - inside[1])
