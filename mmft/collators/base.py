@@ -63,7 +63,7 @@ class Collator:
 
     def measure(self, sample: Sample) -> Measure:
         """The size of a row. Subclasses do it without decoding images. Raises RowError, ImageError."""
-        [row], _ = self.encode([sample], [sample.load_images()], generation=False)
+        [row], _ = self.encode([self.written(sample)], [sample.load_images()], generation=False)
         return measured(row)
 
     def check_row(self, sample: Sample) -> None:

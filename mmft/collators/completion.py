@@ -12,7 +12,7 @@ from .base import IGNORE, PER_TOKEN, Collator, measured
 from .caption import plain_text
 from .chat import joined_tensors
 from .control_tokens import Tokens, frame_tokens, mark, pixel_tokens
-from .scan import image_file_sizes
+from .image_sizes import image_file_sizes
 from .types import Encoded, FamilyRules, Measure
 
 if TYPE_CHECKING:
@@ -121,8 +121,9 @@ class CompletionCollator(Collator):
         from PIL import Image
 
         self.check_row(sample)
-        blank = [Image.new("RGB", size) for size in image_file_sizes(sample)]  # the processor counts by size
-        [row], _ = self.encode([sample], [blank], generation=False)
+        sizes = image_file_sizes(sample)
+        blank = [Image.new("RGB", size) for size in sizes]  # the processor counts by size
+        [row], _ = self.encode([self.written(sample, sizes)], [blank], generation=False)
         return measured(row)
 
     def decode(self, ids: torch.Tensor | list[list[int]]) -> list[str]:
