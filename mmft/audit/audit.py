@@ -11,6 +11,7 @@ from ..collators.types import BatchMaker
 from ..common.errors import UserError
 from ..common.records import AnswerRecord, PlanReport
 from ..config.settings import Settings
+from ..evaluation.choose import Chooser, check_choices
 from ..evaluation.evaluate import Evaluator
 from ..evaluation.metrics.defaults import metric_set
 from ..models.quantization import Quantization, uses_checkpointing
@@ -105,7 +106,9 @@ def untrained_answers(model: torch.nn.Module, collator: BatchMaker, settings: Se
     """Let the untrained model answer these rows, and print the answers."""
     if not rows:
         return []
-    evaluator = Evaluator(rows, collator, settings["generation"], settings["evaluation"]["batch_size"], metrics=metric_set(settings.get("metrics")))
+    check_choices(settings["evaluation"], rows, "the audited rows")
+    evaluator = Evaluator(rows, collator, settings["generation"], settings["evaluation"]["batch_size"], metrics=metric_set(settings.get("metrics")),
+                          chooser=Chooser.from_settings(settings["evaluation"]))  # fmt: skip
     texts = evaluator.generate(model)
     answers = [evaluator.record(i, sample, text) for i, (sample, text) in enumerate(zip(rows, texts, strict=True))]
     log.info("\nThe untrained model's answers")

@@ -48,7 +48,8 @@ keys
 flags
   --config-dir DIR   your own groups beside the shipped ones     --config-name NAME
   --cfg job          print the resolved config                   --multirun, -m
-  --trust-remote-code   run the Python code that comes with a model (no file can say so)
+  --judge https://HOST/v1   the host of metrics=[judge] (no file can name it)
+  --trust-remote-code       run the Python code that comes with a model (no file can say so)
   --help, --version, --info, --hydra-help, --shell-completion
 """
 

@@ -7,6 +7,7 @@ import os
 
 from .. import __version__
 from ..common.errors import UserError, nearest
+from ..config.choices import JUDGE_VARIABLE
 from ..config.command import Command
 from ..config.groups import verb_keys
 from ..config.guard.remote_code import TRUST_VARIABLE
@@ -37,6 +38,7 @@ def parse(argv: list[str]) -> Command:
     parser.add_argument("--info", "-i", nargs="?", const="all", choices=["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"])
     parser.add_argument("--hydra-help", action="store_true")
     parser.add_argument("--trust-remote-code", action="store_true")
+    parser.add_argument("--judge")
     parser.add_argument("--shell-completion", "-sc", action="store_true")
     try:
         args, unknown = parser.parse_known_intermixed_args(argv)
@@ -47,6 +49,8 @@ def parse(argv: list[str]) -> Command:
         raise UserError(f"{unknown[0]}: no such flag.{nearest(unknown[0], flags)} Settings are written key=value, without dashes.")
     if args.trust_remote_code:
         os.environ[TRUST_VARIABLE] = "1"  # the processes of a sweep inherit it
+    if args.judge:
+        os.environ[JUDGE_VARIABLE] = args.judge
     command = Command(
         config_dir=args.config_dir, config_name=args.config_name.removesuffix(".yaml"), multirun=args.multirun, help=args.help
     )

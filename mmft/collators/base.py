@@ -66,6 +66,14 @@ class Collator:
         [row], _ = self.encode([self.written(sample)], [sample.load_images()], generation=False)
         return measured(row)
 
+    def answer_ids(self, sample: Sample) -> list[int]:
+        """The ids that the model has to write for the last answer, its end token included. Raises RowError.
+
+        Subclasses do it without decoding images. The answer must carry loss.
+        """
+        [row], _ = self.encode([self.written(sample)], [sample.load_images()], generation=False)
+        return last_answer(row[-1].ids, row[-1].labels)
+
     def check_row(self, sample: Sample) -> None:
         """Raises RowError for a row whose image places do not fit its images, or that has more or fewer images than the family can take."""
         check_placeholders(sample)
@@ -88,6 +96,10 @@ class Collator:
         Raises RowError for a row that is too long, has no token with loss, or whose image tokens do not match its images.
         """
         return self._batch(samples, generation=False)
+
+    def uncached(self, samples: Sequence[Sample]) -> Batch:
+        """The training batch; a feature cache around this collator does not keep these rows."""
+        return self(samples)
 
     def prompt(self, samples: Sequence[Sample]) -> Batch:
         """The batch to generate from: one sequence per row, up to the last answer, without labels. Raises RowError.
@@ -339,6 +351,13 @@ def size_keys(sample: Sample) -> list[dict[str, int]]:
     """For each image of a row the SIZE_KEYS of its image part."""
     parts: list[dict[str, Any]] = [dict(part) for message in sample.messages for part in message["content"] if part["type"] == "image"]
     return [{key: part[key] for key in SIZE_KEYS if part.get(key) is not None} for part in parts]
+
+
+def last_answer(ids: Sequence[int], labels: Sequence[int]) -> list[int]:
+    """The last run of ids that carry loss."""
+    end = max((i + 1 for i, label in enumerate(labels) if label != IGNORE), default=0)
+    start = next((i + 1 for i in range(end - 1, -1, -1) if labels[i] == IGNORE), 0)
+    return list(ids[start:end])
 
 
 def measured(row: list[Encoded]) -> Measure:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.errors import RowError, UserError
 from ..common.model_parts import is_encoder_decoder
-from .base import IGNORE, Collator, measured
+from .base import IGNORE, Collator, last_answer, measured
 from .types import Encoded, FamilyRules, Measure
 
 if TYPE_CHECKING:
@@ -64,6 +64,10 @@ class CaptionCollator(Collator):
     def measure(self, sample: Sample) -> Measure:
         self.check_row(sample)
         return measured([self._sequence(self.written(sample), generation=False)])
+
+    def answer_ids(self, sample: Sample) -> list[int]:
+        sequence = self._sequence(self.written(sample), generation=False)
+        return last_answer(sequence.ids, sequence.labels)
 
     def _sequence(self, sample: Sample, generation: bool) -> Encoded:
         if len(sample.images) != 1:

@@ -10,7 +10,7 @@ from itertools import count, groupby
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import RowError, UserError, nearest
-from .base import IGNORE, PER_TOKEN, Collator
+from .base import IGNORE, PER_TOKEN, Collator, last_answer
 from .chat_template import ChatTemplate, Rendered, Turn
 from .control_tokens import Span, Tokens, frame_tokens, hide, mark, pixel_tokens, unhide
 from .image_sizes import image_file_sizes
@@ -162,6 +162,10 @@ class ChatCollator(Collator):
         final = self.row_sizes(sample, sizes) or self.final_sizes(sizes)
         counts = [self._count(sample, text, tuple(final or sizes)[: text.n_images], final is not None) for text in texts]
         return Measure(max(tokens for tokens, _ in counts), sum(loss for _, loss in counts), len(texts))
+
+    def answer_ids(self, sample: Sample) -> list[int]:
+        text = self._rendered(self.written(sample), generation=False)[-1]  # the answer's tokens do not depend on what stands for an image
+        return last_answer(*self._labelled(text.text, text.spans, *self.tokens.encode(text.text)))
 
     def _count(self, sample: Sample, rendered: Rendered, sizes: Sizes, final: bool) -> tuple[int, int]:
         """(tokens, tokens with loss) of a text whose images have these sizes; final: the processor will not resize them."""

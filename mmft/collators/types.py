@@ -118,12 +118,20 @@ class BatchMaker(Protocol):
         """The training batch."""
         ...
 
+    def uncached(self, samples: Sequence[Sample]) -> Batch:
+        """The training batch of rows that no cache should keep."""
+        ...
+
     def prompt(self, samples: Sequence[Sample]) -> Batch:
         """The batch to generate from."""
         ...
 
     def measure(self, sample: Sample) -> Measure:
         """The size of a row, without decoding its images."""
+        ...
+
+    def answer_ids(self, sample: Sample) -> list[int]:
+        """The ids that the model has to write for the last answer."""
         ...
 
     def decode(self, ids: torch.Tensor | list[list[int]]) -> list[str]:

@@ -41,6 +41,7 @@ class AnswerRecord(TypedDict, total=False):
     truncated: the answer reached generation.max_new_tokens without an end token. metrics: the metrics that one row has by itself.
     loss: of the reference, summed over its `loss_tokens` supervised tokens. source: of a mix.
     boxes: what the answer marks in the images. reference_boxes: what it should mark.
+    choices: of the row, before it is answered. probabilities: of each choice, where the prediction was chosen.
     """
 
     index: int
@@ -59,6 +60,8 @@ class AnswerRecord(TypedDict, total=False):
     source: str
     boxes: list[Region]
     reference_boxes: list[Region]
+    choices: list[str]
+    probabilities: dict[str, float]
 
 
 class AnswerCounts(TypedDict):
@@ -233,7 +236,8 @@ class Summary(Measured, total=False):
 class EvaluationSummary(Measured, total=False):
     """eval/NAME.json: the result of `mmft evaluate`.
 
-    name: the common name of the evaluation's files. rows: number of rows measured. fingerprint: of the prepared data.
+    name: the common name of the evaluation's files. rows: number of rows measured. fingerprint: of the prepared data. answer, choice_norm:
+    of the config's section `evaluation`, where answers were chosen.
     """
 
     name: str
@@ -243,6 +247,8 @@ class EvaluationSummary(Measured, total=False):
     checkpoint: int | None
     base: bool
     generation: dict[str, Any]
+    answer: str
+    choice_norm: str
     data: str
     model: str
     method: str

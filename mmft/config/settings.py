@@ -28,6 +28,8 @@ class EvaluationSettings(TypedDict):
     generate: bool
     keep: dict[str, KeptSection] | None
     keep_metrics: None  # compose has put them into the sections of `keep`
+    answer: str
+    choice_norm: str
 
 
 class Settings(TypedDict):

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..common.errors import UserError, nearest
 from . import keep, key_table, library_keys
 from .build import build
-from .choices import AUGMENT_TRANSFORMS, TRAINER_METRICS
+from .choices import ANSWERS, AUGMENT_TRANSFORMS, CHOICE_NORMS, TRAINER_METRICS
 from .groups import CONFIG_DIR, GROUPS
 from .guard import remote_code, secrets
 from .guard.targets import parameters, resolve
@@ -33,6 +33,7 @@ def check(cfg: DictConfig) -> None:
     check_keys("", plain, {k: "" for k in (*defaults, *GROUPS)})
     check_keys("evaluation", plain["evaluation"], {k: "" for k in defaults["evaluation"]})
     keep.check(plain["evaluation"].get("keep"))
+    check_choosing(plain["evaluation"])
     check_augment(plain.get("augment"))
     check_generation(plain["generation"])
     directions = score_directions(plain) if not overlays_run else {}
@@ -63,6 +64,14 @@ def check_generation(generation: dict[str, Any]) -> None:
     limit = generation.get("max_new_tokens")
     if limit is not None and limit != "auto" and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise UserError(f"generation.max_new_tokens={limit}: must be a whole number of tokens above 0, or auto (from the lengths of the references)")
+
+
+def check_choosing(evaluation: Mapping[str, Any]) -> None:
+    """Check how answers are made. Raises UserError."""
+    for name, known in (("answer", ANSWERS), ("choice_norm", CHOICE_NORMS)):
+        value = evaluation.get(name, known[0])
+        if value not in known:
+            raise UserError(f"evaluation.{name}={value}: must be {', '.join(known[:-1])} or {known[-1]}.{nearest(str(value), known)}")
 
 
 def metric_directions(section: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> dict[str, bool]:

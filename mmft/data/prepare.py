@@ -24,6 +24,7 @@ import numpy as np
 from ..common.errors import UserError
 from . import splits
 from .archives import Archives
+from .choices import add_choices
 from .download import is_url
 from .examine import Examiner
 from .image_index import ImageIndex, ImageRecord
@@ -223,7 +224,7 @@ class _Preparation:
         if item.id is None or not str(item.id).strip():
             item.id = str(self.rows_read)
         strip_texts(item)
-        reason = problem(item, self.source.text_only)
+        reason = problem(item, self.source.text_only) or add_choices(item, self.source.choices)
         if reason is None and item.split is not None and str(item.split).lower() not in splits.ALIASES:
             reason = f"unknown split: {shown(item.split)!r}; use train, validation or test"
         if reason is not None:

@@ -173,7 +173,7 @@ class Rows(Sequence[Sample]):
         # images that came as bytes lie in the prepared directory, wherever that is now
         root = str(self.path.resolve().as_posix()) if row["stored"] else self._root or ""
         return Sample(row["id"], tuple(row["images"]), json.loads(row["messages"]), tuple(row["references"]), root, tuple(row["sha256"]),
-                      self._max_pixels)  # fmt: skip
+                      self._max_pixels, choices=tuple(row.get("choices") or ()))  # fmt: skip
 
     def _row(self, index: int) -> dict[str, Any]:
         import pyarrow as pa

@@ -39,8 +39,8 @@ def problem(row: Row, text_only: bool = False) -> str | None:
             return "missing image: the image's name is empty"
         if not isinstance(image, bytes) and not _is_unicode(str(image)):
             return f"missing image: {shown(image)!r} is not a file name"
-    if not all(_is_unicode(str(text)) for text in (row.id, *row.references)):
-        return "bad text: its id or a reference holds half of a surrogate pair, which is not a character"
+    if not all(_is_unicode(str(text)) for text in (row.id, *row.references, *row.choices)):
+        return "bad text: its id, a reference or a choice holds half of a surrogate pair, which is not a character"
     return None
 
 

@@ -145,6 +145,7 @@ class Sample:
     references: all known captions or answers, the training answer first.
     sha256: the content hash of each image file, in the order of `images`. max_pixels: larger images are refused. source: of a mix, with
     which the id begins (`chat/17`); "" for a single data set.
+    choices: the texts of which the answer is one; empty for a free answer.
     """
 
     id: str
@@ -155,6 +156,7 @@ class Sample:
     sha256: tuple[str, ...] = ()
     max_pixels: int = MAX_PIXELS
     source: str = ""
+    choices: tuple[str, ...] = ()
 
     @property
     def image_paths(self) -> list[Path]:
@@ -194,7 +196,7 @@ class Row:
     images: paths (absolute, or relative to the source's data root) or the encoded bytes of an image file.
     where: names the row in messages to the user: `captions.csv:17`. notes: what the user should know about how the row was
     read; `prepare` reports each note once, with the number of rows ("12 rows " + note). boxes_unit: of its boxes, where the row says it
-    (mmft/data/regions.py).
+    (mmft/data/regions.py). choices: see Sample.
     """
 
     images: list[str | bytes]
@@ -205,6 +207,7 @@ class Row:
     where: str = ""
     notes: tuple[str, ...] = ()
     boxes_unit: str | None = None
+    choices: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

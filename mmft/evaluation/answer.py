@@ -1,4 +1,4 @@
-"""Answer the prompts of `predict` and `compare`; a prompt whose images cannot be read gets an error instead of an answer."""
+"""Answer the prompts of `predict` and `compare`, generated or chosen; a prompt whose images cannot be read gets an error instead of an answer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Container, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,10 @@ from omegaconf import DictConfig
 from ..common.errors import UserError
 from ..common.records import AnswerRecord
 from ..config.plain import to_plain
+from ..data.choices import LETTERS, as_choices, letters_in
 from ..data.prepare import prepared_data
 from ..data.sample import Sample
+from .choose import check_choices
 from .evaluate import Evaluator
 from .generate import Answer
 from .inputs import Asked, read_inputs, shared_prompt
@@ -44,6 +47,28 @@ def prompts_of(given: object, prompt: object, together: bool, run: Path | None, 
     if unprompted is not None and str(cfg.collator.get("_target_", "")).endswith("ChatCollator"):
         raise UserError(f"{unprompted.where}: what is to be asked? The run was trained with more than one prompt: add prompt=\"...\" to the command")
     return asked
+
+
+def with_choices(asked: Sequence[Asked], choose: object, cfg: DictConfig) -> Sequence[Asked]:
+    """The prompts with what can be chosen: choose=; else the row's own choices, or those that the config gives to all rows.
+
+    Unchanged where answers are generated. Raises UserError for a prompt without choices.
+    """
+    given = as_choices(choose, "choose")
+    if given is None and cfg.evaluation.get("answer", "generate") != "choose":
+        return asked
+    common = given if given is not None else as_choices(to_plain(cfg.data).get("choices"), "data.choices")
+    found = []
+    for one in asked:
+        sample = one.sample
+        if sample is not None and (given is not None or not sample.choices):
+            choices = letters_in(sample.prompt_text) if common == LETTERS else list(common or ())
+            if not choices:
+                reason = "its prompt does not name options A, B, ..." if common == LETTERS else "it has no choices: add choose=[A,B], or evaluation.answer=generate"
+                raise UserError(f"{one.where}: {reason}")
+            sample = replace(sample, choices=tuple(choices))
+        found.append(replace(one, sample=sample))
+    return found
 
 
 class AskedSamples(Sequence[Sample]):
@@ -83,6 +108,8 @@ def answers_as_finished(evaluator: Evaluator, model: Any, asked: Sequence[Asked]
     from transformers import set_seed
 
     set_seed(seed)
+    if evaluator.chooser is not None:
+        check_choices({"answer": "choose"}, AskedSamples.of(asked), "the input")
     positions = []
     for position, prompt in enumerate(asked):
         if position in done:
@@ -103,7 +130,7 @@ def asked_identity(asked: Sequence[Asked]) -> dict[str, str]:
         sample = prompt.sample
         files = [] if sample is None else [[path.as_posix(), *_stamp(path)] for path in sample.image_paths]
         images.update(json.dumps([prompt.where, prompt.error, files, sample.sha256 if sample else ()]).encode("utf-8", "surrogatepass"))
-        texts.update(json.dumps([sample.messages, sample.references] if sample else []).encode("utf-8", "surrogatepass"))
+        texts.update(json.dumps([sample.messages, sample.references, sample.choices] if sample else []).encode("utf-8", "surrogatepass"))
     return {"input": images.hexdigest(), "prompt": texts.hexdigest()}
 
 
@@ -120,7 +147,7 @@ def _record(evaluator: Evaluator, position: int, asked: Asked, answer: Answer | 
     sample, index = asked.sample, position if asked.number is None else asked.number
     if sample is None:
         return {"index": index, "id": asked.where, "prediction": None, "error": error}
-    if answer is not None and sample.references:
+    if answer is not None and (sample.references or answer.probabilities is not None):
         return evaluator.record(index, sample, answer)
     reasoning, text = evaluator.collator.split_answer(answer.text, generated=True) if answer else ("", None)
     record: AnswerRecord = {

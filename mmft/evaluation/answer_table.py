@@ -26,10 +26,13 @@ class AnswerFile:
 
     Answers go to a log beside the file (.NAME.partial), in the order in which they come. The log of a command that was killed is continued by
     the next one with the same identity. done: the index of each answer in the log -> where its line begins.
+
+    choices: of chosen answers, if all rows have the same ones: the CSV gets a column `p(CHOICE)` for each; [] for different ones: a column
+    `probabilities` with JSON; None for generated answers.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, choices: Sequence[str] | None = None):
+        self.path, self.choices = path, choices
         if path.suffix.lower() not in SUFFIXES:
             raise UserError(f"out={path}: must end in {' or '.join(SUFFIXES)}")
         self._refuse_existing()
@@ -78,10 +81,11 @@ class AnswerFile:
             with beside.open("w", encoding="utf-8", newline="" if is_csv else "\n") as file:
                 table = csv.writer(file, lineterminator="\n") if is_csv else None
                 if table:
-                    table.writerow(COLUMNS)
+                    more = [] if self.choices is None else [f"p({choice})" for choice in self.choices] or ["probabilities"]
+                    table.writerow([*COLUMNS, *more])
                 for row in self.records():
                     if table:
-                        table.writerow(_cells(row))
+                        table.writerow([*_cells(row), *self._probabilities(row)])
                     else:
                         file.write(json.dumps(row, ensure_ascii=False) + "\n")
             os.replace(beside, self.path)
@@ -108,6 +112,12 @@ class AnswerFile:
     def _refuse_existing(self) -> None:
         if self.path.exists():
             raise UserError(f"out={self.path}: exists already; choose another name or remove it")
+
+    def _probabilities(self, row: AnswerRecord) -> list[object]:
+        if self.choices is None:
+            return []
+        found = row.get("probabilities") or {}
+        return [found.get(choice, "") for choice in self.choices] or [json.dumps(found, ensure_ascii=False) if found else ""]
 
     def _write(self, value: Mapping[str, Any]) -> int:
         where = self._log.seek(0, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""Measure a model on held-out rows: loss over supervised tokens, generated answers, text metrics."""
+"""Measure a model on held-out rows: loss over supervised tokens, generated or chosen answers, metrics."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..common.tensors import eval_mode, to_device
 from ..data.sample import Sample
 from ..data.selection import parts_of
 from ..losses.supervised import sequence_losses
+from .choose import Chooser, chosen
 from .generate import Answer, Outcome, RowGenerator
 from .metrics.base import MetricSet
 from .metrics.defaults import default_metrics
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 log = logging.getLogger("mmft")
+CHOSEN_TOGETHER = 16  # times batch_size: rows among which those of one length are computed together
 
 
 def mean_loss(losses: Sequence[tuple[float, int]]) -> float:
@@ -38,7 +40,8 @@ class Evaluator:
 
     generation: keys of transformers' GenerationConfig; max_new_tokens=auto is replaced by the limit that the rows' references
     need (`limit`). batch_size: rows in one batch when generating; loss_batch_size: when computing the loss. progress: show a progress
-    bar on a terminal. announce: log why our decoding loop cannot generate the answers, if it cannot.
+    bar on a terminal. announce: log why our decoding loop cannot generate the answers, if it cannot. chooser: chooses answers instead of
+    generating them (evaluation.answer=choose).
     """
 
     rows: Sequence[Sample]
@@ -48,6 +51,7 @@ class Evaluator:
     loss_batch_size: int = 16
     progress: bool = True
     metrics: MetricSet = field(default_factory=default_metrics)
+    chooser: Chooser | None = None
     announce: bool = True
     limit: TokenLimit = field(init=False)
 
@@ -101,6 +105,9 @@ class Evaluator:
         """(index, answer) of every row, in the order in which the answers end, or (index, why the row cannot be read). Raises UserError."""
         from tqdm import tqdm
 
+        if self.chooser is not None:
+            yield from self._chosen(self.chooser, model, rows)
+            return
         generator = RowGenerator(self.collator, self.generation_config(), max(1, self.batch_size), self.answer)
         with eval_mode(model), tqdm(total=len(rows), desc="answers", unit=" rows", leave=False, disable=None if self.progress and len(rows) > 1 else True) as bar:
             for outcome in generator.answers(model, rows):
@@ -109,6 +116,23 @@ class Evaluator:
                     self.announce = False
                 yield outcome
                 bar.update()
+
+    def _chosen(self, chooser: Chooser, model: Any, rows: Sequence[Sample]) -> Iterator[Outcome]:
+        """`answers` by the likelihood of each choice. Rows are tried one by one only if they fail together."""
+        size = CHOSEN_TOGETHER * max(1, self.batch_size)
+        for start in range(0, len(rows), size):
+            part = [rows[i] for i in range(start, min(start + size, len(rows)))]
+            try:
+                found: list[dict[str, float] | UserError] = [*chooser.probabilities(model, self.collator, part, self.progress)]
+            except UserError:
+                found = [self._chosen_alone(chooser, model, row) for row in part]
+            yield from ((start + i, f if isinstance(f, UserError) else Answer(chosen(f), probabilities=f)) for i, f in enumerate(found))
+
+    def _chosen_alone(self, chooser: Chooser, model: Any, row: Sample) -> dict[str, float] | UserError:
+        try:
+            return chooser.probabilities(model, self.collator, [row])[0]
+        except UserError as error:
+            return error
 
     def answer(self, model: Any, inputs: Batch, **options: Any) -> list[Answer]:
         """The answers to one prompt batch; options: further arguments of the model's `generate`. Raises UserError."""
@@ -148,7 +172,7 @@ class Evaluator:
 
     def record(self, index: int, sample: Sample, answer: Answer) -> AnswerRecord:
         """One row of eval/*.jsonl. Reasoning is kept apart: the metrics compare the answers."""
-        reasoning, text = self.collator.split_answer(answer.text, generated=True)
+        reasoning, text = self.collator.split_answer(answer.text, generated=True) if answer.probabilities is None else ("", answer.text)
         written = self.collator.written(sample)
         references = [self.collator.split_answer(reference)[1] for reference in written.references]
         record: AnswerRecord = {
@@ -161,6 +185,8 @@ class Evaluator:
             record["source"] = sample.source
         if sample.regions:
             record |= {"boxes": self.collator.regions_in(text, sample), "reference_boxes": sample.regions}
+        if answer.probabilities is not None:
+            record["probabilities"] = answer.probabilities
         return {**record, "metrics": self.metrics.row(record)}
 
     def _batches(self, rows: Sequence[Sample], size: int, what: str) -> Iterator[list[Sample]]:

@@ -21,10 +21,11 @@ WINDOW = 256  # rows that are ordered at once; their answers wait in memory unti
 
 @dataclass(frozen=True)
 class Answer:
-    """A generated text. truncated: it reached generation.max_new_tokens without an end token."""
+    """A generated or chosen text. truncated: it reached generation.max_new_tokens without an end token. probabilities: of each choice."""
 
     text: str
     truncated: bool = False
+    probabilities: dict[str, float] | None = None
 
 
 Outcome = tuple[int, Answer | UserError]  # (index of the row, its answer or why it cannot be read)

@@ -25,6 +25,7 @@ SPLITS = ("train", "validation", "test")
 IMAGE_COLUMNS = ("image", "images", "file_name", "file", "path", "image_path")
 PROMPT_COLUMNS = ("prompt", "question", "query", "instruction")
 REFERENCE_COLUMNS = ("references", "reference", "answer", "caption", "text")
+CHOICE_COLUMNS = ("choices",)
 UNKNOWN_ANSWER = "-"  # placeholder for the answer: collators render a whole conversation and cut it before the answer
 
 Prompt = Callable[[], str | None]  # returns the prompt for inputs without one; called only if such an input occurs
@@ -68,7 +69,7 @@ def ask(where: str, paths: Sequence[Path], prompt: str | None, references: Seque
     return conversation(where, paths, turns, references)
 
 
-def conversation(where: str, paths: Sequence[Path], messages: list[Message], references: Sequence[str] = ()) -> Asked:
+def conversation(where: str, paths: Sequence[Path], messages: list[Message], references: Sequence[str] = (), choices: Sequence[str] = ()) -> Asked:
     """A conversation whose last message is the placeholder of the answer; paths: in the order of its image parts."""
     absolute = [p.expanduser().absolute() for p in paths]
     try:
@@ -76,7 +77,7 @@ def conversation(where: str, paths: Sequence[Path], messages: list[Message], ref
     except ValueError:
         return Asked(where, None, f"{where}: its images lie on different drives; copy them to one")
     images = tuple(p.relative_to(root).as_posix() for p in absolute)
-    return Asked(where, Sample(where, images, messages, tuple(references), root.as_posix()))
+    return Asked(where, Sample(where, images, messages, tuple(references), root.as_posix(), choices=tuple(choices)))
 
 
 def read_inputs(given: object, prompt: Prompt, together: bool, split: str | None, prepared: Callable[[], PreparedData]) -> Sequence[Asked]:
@@ -146,7 +147,7 @@ def read_table(path: Path, prompt: Prompt) -> list[Asked]:
             continue
         where, values = record
         if not columns:
-            columns = [next((n for n in names if n in values), None) for names in (IMAGE_COLUMNS, PROMPT_COLUMNS, REFERENCE_COLUMNS)]
+            columns = [next((n for n in names if n in values), None) for names in (IMAGE_COLUMNS, PROMPT_COLUMNS, REFERENCE_COLUMNS, CHOICE_COLUMNS)]
             if columns[0] is None:
                 raise UserError(f"input={path}: has no column image (or {', '.join(IMAGE_COLUMNS[1:])}); it has: {', '.join(map(str, values))}")
         inputs.append(_table_row(path, where, values, columns, prompt))
@@ -156,21 +157,21 @@ def read_table(path: Path, prompt: Prompt) -> list[Asked]:
 
 
 def _table_row(path: Path, where: str, values: Mapping[str, Any], columns: Sequence[str | None], default_prompt: Prompt) -> Asked:
-    image, prompt, reference = (values.get(c) if c else None for c in columns)
+    image, prompt, reference, choices = (values.get(c) if c else None for c in columns)
     try:
         references = texts(reference, f"column {columns[2]}", optional=True)
     except UnusableRow as error:
         return Asked(where, None, f"{where}: {error}")
     answer = references[0] if references else UNKNOWN_ANSWER
-    cells = {"image": image, "prompt": prompt, "answer": answer}
-    row = Columns(image="image", text="answer", prompt="prompt").row(cells, where, None if prompt else default_prompt())
+    cells = {"image": image, "prompt": prompt, "answer": answer, "choices": choices}
+    row = Columns(image="image", text="answer", prompt="prompt", choices="choices").row(cells, where, None if prompt else default_prompt())
     if not isinstance(row, Row):
         return Asked(where, None, f"{where}: {row.reason}")
     if not row.images:
         return Asked(where, None, f"{where}: names no image")
     if any(isinstance(i, bytes) for i in row.images):
         return Asked(where, None, f"{where}: holds an image's bytes, not its path; prepare the file (mmft prepare data=table) and use the prepared split")
-    return conversation(where, [path.parent / str(i) for i in row.images], row.messages, references)
+    return conversation(where, [path.parent / str(i) for i in row.images], row.messages, references, row.choices)
 
 
 def shared_prompt(run: Path | None) -> str | None:

@@ -19,6 +19,7 @@ from ..data.prepare import prepare
 from ..data.prepared import PreparedData
 from ..data.sample import Sample
 from ..data.selection import Subset
+from .choose import Chooser
 from .evaluate import Evaluator
 from .measurement import Measurement, base_results, tuned_results
 from .metrics.base import MetricSet
@@ -58,7 +59,7 @@ def _kept_set(name: str, section: KeptSection, settings: Settings, once: Once) -
             raise UserError(f"has no held-out rows: its splits are {prepared.splits}, and evaluation.split is {split}{more}")
         rows = Subset(prepared.split(split), settings["evaluation"]["max_samples"])
         metrics = MetricSet.from_config(section["metrics"])
-        metrics.check(rows, "evaluation.keep_metrics")
+        metrics.check(rows, "evaluation.keep_metrics", "choose" if Chooser.for_rows(settings["evaluation"], rows) else "generate")
     except UserError as error:
         raise UserError(f"evaluation.keep={name}: {error}") from None
     limit = section.get("max_new_tokens")

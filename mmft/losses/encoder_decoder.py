@@ -24,7 +24,7 @@ def splits_rows(model: Any) -> bool:
 
 def decoder_logits(model: Any, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
     """Logits (n, V) of the n supervised tokens of a batch in the one-sequence layout, in the order of `labels` (B, S)."""
-    encoder, decoder_labels = split_batch(inputs, labels, *_special_ids(getattr(model, "module", model)))
+    encoder, decoder_labels = split_batch(inputs, labels, *special_ids(getattr(model, "module", model)))
     logits = model(**inputs | encoder, use_cache=False).logits
     return logits[decoder_labels != IGNORE]
 
@@ -52,7 +52,7 @@ def split_batch(inputs: dict[str, Any], labels: torch.Tensor, start: Sequence[in
     return {"input_ids": ids[:, :width], "attention_mask": mask[:, :width], "decoder_input_ids": decoder_ids}, targets
 
 
-def _special_ids(model: Any) -> tuple[list[int], int]:
+def special_ids(model: Any) -> tuple[list[int], int]:
     """(tokens that begin every text of the decoder, pad_token_id) of the language model.
 
     They are decoder_start_token_id and, for models of BART's kind (Florence-2), the token that generation is forced to write first.

@@ -16,6 +16,7 @@ from ..data.augment import augment_rows
 from ..data.mix import mixing_of
 from ..data.mixing import Mixing
 from ..data.selection import spread
+from ..evaluation.choose import Chooser
 from ..evaluation.evaluate import Evaluator
 from ..evaluation.kept import KeptSet
 from ..evaluation.token_limit import TokenLimit, token_limit
@@ -73,8 +74,12 @@ def load_base(inputs: TrainingInputs, context: RunContext, audit: bool) -> Base:
     batch_size, loss_batch_size = settings["evaluation"]["batch_size"], settings["trainer"].get("per_device_eval_batch_size", 8)
     evaluator = None
     if checked.held_out is not None:
-        evaluator = Evaluator(checked.held_out, collator, settings["generation"], batch_size, loss_batch_size, is_main(), inputs.metrics)
-    kept = [(k, Evaluator(own, collator, k.generation, batch_size, loss_batch_size, is_main(), k.metrics)) for k, own in checked_kept]
+        evaluator = Evaluator(checked.held_out, collator, settings["generation"], batch_size, loss_batch_size, is_main(), inputs.metrics,
+                              Chooser.from_settings(settings["evaluation"]))  # fmt: skip
+    kept = [
+        (k, Evaluator(own, collator, k.generation, batch_size, loss_batch_size, is_main(), k.metrics, Chooser.for_rows(settings["evaluation"], own)))
+        for k, own in checked_kept
+    ]
     limit = evaluator.limit if evaluator else token_limit(settings["generation"], map(collator.written, spread(inputs.prepared.split("train"))), collator.tokenizer)
     log.info("%-14s %s", "generation", limit.note)
     for one, its in kept:

@@ -32,7 +32,8 @@ def measure_kept_base(inputs: TrainingInputs, base: Base, context: RunContext) -
 
 def _measure_once(inputs: TrainingInputs, base: Base, context: RunContext, evaluator: Evaluator, *measured: object) -> Measurement:
     s = inputs.settings
-    rows = (s["evaluation"]["split"], s["evaluation"]["max_samples"], s["evaluation"]["batch_size"], s["trainer"].get("per_device_eval_batch_size"))
+    rows = (s["evaluation"]["split"], s["evaluation"]["max_samples"], s["evaluation"]["batch_size"], s["trainer"].get("per_device_eval_batch_size"),
+            s["evaluation"].get("answer"), s["evaluation"].get("choice_norm"))  # fmt: skip
     key = inputs.base_key("base", evaluator.generation, rows, s["seed"] if evaluator.generation.get("do_sample") else None, *measured)
     return copy.deepcopy(context.memo.once(key, lambda: measure(evaluator, base.loaded.model)))  # the run may change it
 

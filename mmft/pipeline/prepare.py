@@ -21,6 +21,7 @@ from ..data.mixing import Mixing
 from ..data.prepare import prepared_data
 from ..data.prepared import PreparedData
 from ..data.selection import split_rows
+from ..evaluation.choose import check_choices
 from ..evaluation.kept import KeptSet, kept_sets
 from ..evaluation.metrics.base import MetricSet
 from ..evaluation.metrics.defaults import metric_set
@@ -75,8 +76,11 @@ def prepare_inputs(cfg: DictConfig, context: RunContext) -> TrainingInputs:
     mixing = mixing_of(prepared, rows)
     _check_order(settings, mixing)
     metrics = metric_set(settings.get("metrics"))
-    metrics.check(held_out or ())
+    check_choices(settings["evaluation"], held_out or (), str(settings["evaluation"]["split"]))
+    metrics.check(held_out or (), answer=settings["evaluation"].get("answer", "generate"))
     kept = kept_sets(settings, context.memo.once)
+    for measured in (metrics, *(k.metrics for k in kept)):
+        measured.check_training()
     located, skeleton = locate_and_outline(family, context)
     check_boxes(prepared, family, located, skeleton.config.model_type)
     plan = plan_adapter(skeleton, settings["lora"])

@@ -13,6 +13,7 @@ from .confusion import ConfusionTable, confusion_table
 from .html import render
 from .numbers import is_number
 from .pictures import boxes_of, shown_pictures
+from .reliability import chance, diagrams
 from .run_page import HEADINGS, MAX_SAMPLES, PICTURE_SIDE, PICTURES_PER_SAMPLE, SampleCard, ShownAnswer
 from .tables import PlanTableRow, answer_notes, change_kind, info_of, interval_notes, metric_names, metric_notes, rows_note
 
@@ -102,6 +103,7 @@ def _page(
     prompts = {c["prompt"] for c in cards}
     return render(
         "answers.html.j2", title=title, kicker=kicker, meta=meta, sides=sides, samples=cards, note=note, tables=tables, confusion=confusion,
+        diagrams=diagrams([(s.label, s.rows) for s in sides]),
         prompt=prompts.pop() if len(prompts) == 1 and len(cards) > 1 else "", referenced=any(c["references"] for c in cards), parts=parts,
     )  # fmt: skip
 
@@ -118,7 +120,8 @@ def card(row: AnswerRecord, sides: Sequence[tuple[Side, AnswerRecord | None]], h
         text = texts[i]
         against = answers.nearest_reference(text, references) if references else texts[0] if i else ""
         verdict = answers.verdict(answer) if references else ("none", "", "the same text" if i and text == against else "")
-        shown.append({"name": side.label, "kind": side.kind, "empty": not text.strip(), "verdict": verdict, "pieces": answers.difference(text, against)})
+        shown.append({"name": side.label, "kind": side.kind, "empty": not text.strip(), "chance": chance(answer), "verdict": verdict,
+                      "pieces": answers.difference(text, against)})  # fmt: skip
     if references:
         nearest = answers.nearest_reference(texts[-1], references)
         references = [nearest, *(r for r in references if r != nearest)]

@@ -19,6 +19,7 @@ from .html import render, write_text
 from .loss_curve import write_curve
 from .numbers import is_number
 from .pictures import ShownPictures, boxes_of, shown_pictures
+from .reliability import chance, diagrams
 from .run_files import flatten, read_answers, read_samples
 from .tables import (
     answer_notes,
@@ -63,11 +64,12 @@ class Card(TypedDict):
 
 
 class ShownAnswer(TypedDict):
-    """One model's answer in a sample's card. kind: base, tuned or other (its colour)."""
+    """One model's answer in a sample's card. kind: base, tuned or other (its colour). chance: of a chosen answer."""
 
     name: str
     kind: str
     empty: bool
+    chance: str
     verdict: Verdict
     pieces: list[Piece]
 
@@ -137,6 +139,7 @@ def view(run_dir: Path) -> dict[str, Any]:
         "config": read_text(run_dir / "snapshot.yaml"),
         "env": env,
         "confusion": confusion_table(summary.get("confusion"), tuned),
+        "diagrams": diagrams([("base", base), ("tuned", tuned)]),
         "samples": samples,
         "ranking": ranking.label,
         "prompt": prompts.pop() if len(prompts) == 1 and len(samples) > 1 else "",  # shown once when all samples share it
@@ -206,7 +209,8 @@ def sample_card(pair: AnswerPair) -> SampleCard:
     for name, answer in pair.answers:
         text = str(answer.get("prediction") or "")
         nearest = answers.nearest_reference(text, references)
-        texts.append({"name": name, "kind": name, "empty": not text.strip(), "verdict": answers.verdict(answer), "pieces": answers.difference(text, nearest)})
+        texts.append({"name": name, "kind": name, "empty": not text.strip(), "chance": chance(answer), "verdict": answers.verdict(answer),
+                      "pieces": answers.difference(text, nearest)})  # fmt: skip
     if texts and references:  # the reference that the last text is compared with comes first; the others are folded
         references = [nearest, *(r for r in references if r != nearest)]
     return {"id": str(row.get("id", pair.index)), "heading": HEADINGS[pair.reason], "prompt": str(row.get("prompt") or ""),

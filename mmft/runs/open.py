@@ -78,12 +78,14 @@ class OpenedRun:
 
     def evaluator(self, rows: Sequence[Sample], kept: KeptSet | None = None) -> Evaluator:
         """An evaluator of `rows` with the run's collator, and with the run's or a kept set's metrics and generation settings."""
+        from ..evaluation.choose import Chooser
         from ..evaluation.evaluate import Evaluator
 
         settings = self.settings
         generation, metrics = (kept.generation, kept.metrics) if kept else (settings["generation"], metric_set(settings.get("metrics")))
+        chooser = Chooser.for_rows(settings["evaluation"], kept.rows) if kept else Chooser.from_settings(settings["evaluation"])
         return Evaluator(rows, self.collator, generation, settings["evaluation"]["batch_size"],
-                         settings["trainer"].get("per_device_eval_batch_size", 8), metrics=metrics)  # fmt: skip
+                         settings["trainer"].get("per_device_eval_batch_size", 8), metrics=metrics, chooser=chooser)  # fmt: skip
 
 
 def open_any(path: str | Path | None, cfg: DictConfig, overrides: list[str], checkpoint: int | None = None) -> OpenedRun:

@@ -95,20 +95,21 @@ class Compare:
         """(the prompts, a description of them). Raises UserError."""
         from ..data.prepare import prepared_data
         from ..data.selection import evaluation_rows
-        from ..evaluation.answer import prompts_of
+        from ..evaluation.answer import prompts_of, with_choices
         from ..evaluation.inputs import Asked
 
         if self.input is not None:
             if self.index is not None:
                 raise UserError("index= and input= are two choices of samples; name one of them")
-            return prompts_of(self.input, self.prompt, self.together, run.path, cfg), f"input {self.input}"
+            return with_choices(prompts_of(self.input, self.prompt, self.together, run.path, cfg), None, cfg), f"input {self.input}"
         if self.prompt is not None or self.together:
             raise UserError("prompt= and together= go with input=; samples of the data set bring their own prompt")
         split = cfg.evaluation.split
         prepared = prepared_data(cfg)
         rows = evaluation_rows(prepared, {"split": split, "max_samples": None})
         selected = sample_indices(self.index, len(rows), split)
-        return [Asked(rows[i].id, rows[i], number=i) for i in selected], f"{prepared.manifest['name']}, {split} {', '.join(map(str, selected))}"
+        asked = [Asked(rows[i].id, rows[i], number=i) for i in selected]
+        return with_choices(asked, None, cfg), f"{prepared.manifest['name']}, {split} {', '.join(map(str, selected))}"
 
     def _page(self, run: Run, cfg: DictConfig, paths: list[str], asked: Sequence[Asked], description: str) -> Path:
         """The path of the page: out=, which must not exist, or a name that only the same comparison gets. Raises UserError."""
@@ -120,7 +121,8 @@ class Compare:
                 raise UserError(f"out={page}: exists already; choose another name or remove it")
             return page
         identity = [[Path(p).resolve().as_posix() for p in paths], self.checkpoint, description, to_plain(cfg.generation), to_plain(cfg.data),
-                    [a.where for a in asked], [a.sample.prompt_text for a in asked if a.sample]]  # fmt: skip
+                    [a.where for a in asked], [a.sample.prompt_text for a in asked if a.sample],
+                    *([cfg.evaluation.get("choice_norm")] if cfg.evaluation.get("answer") == "choose" else [])]  # fmt: skip
         code = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:8]
         return run / "compare" / f"{plain_name(description)[:60]}_{code}.html"
 

@@ -49,8 +49,10 @@ class Evaluate:
         """Measure, write, and return the metrics. Raises UserError."""
         from ..data.prepare import prepared_data
         from ..data.selection import evaluation_rows
+        from ..evaluation.choose import check_choices
         from ..evaluation.kept import kept_results, kept_sets, merge
         from ..evaluation.measurement import base_results, measure, tuned_results
+        from ..evaluation.metrics.defaults import metric_set
         from ..reports import terminal
         from ..runs.open import any_config, open_any
 
@@ -61,12 +63,13 @@ class Evaluate:
         settings = resolved(run_cfg)
         prepared = prepared_data(run_cfg)
         rows = evaluation_rows(prepared, settings["evaluation"])
+        check_choices(settings["evaluation"], rows, str(settings["evaluation"]["split"]))
+        metric_set(settings.get("metrics")).check(rows, answer=settings["evaluation"].get("answer", "generate"))
         kept = kept_sets(settings)
         opened = open_any(self.run, cfg, overrides, self.checkpoint)
         summary = self._describe(prepared, len(rows), settings, opened, [(k.name, k.prepared.fingerprint, len(k.rows)) for k in kept])
         log.info("%d rows of %s, split %s", len(rows), prepared.manifest["name"], summary["split"])
         evaluator = opened.evaluator(rows)
-        evaluator.metrics.check(rows)
         summary["max_new_tokens"], summary["longest_reference"] = evaluator.limit.max_new_tokens, evaluator.limit.longest
         log.info("%-14s %s", "generation", evaluator.limit.note)
         evaluator.collator = with_features(opened, settings, prepared, rows)
@@ -105,6 +108,8 @@ class Evaluate:
             "fingerprint": prepared.fingerprint, "split": split, "rows": rows, "checkpoint": self.checkpoint, "base": self.base,
             "generation": {k: v for k, v in settings["generation"].items() if v is not None},
         }  # fmt: skip
+        if settings["evaluation"].get("answer", "generate") == "choose":
+            identity |= {"answer": "choose", "choice_norm": settings["evaluation"].get("choice_norm", "none")}
         hashed = {**identity, **({"keep": kept} if kept else {})}
         code = hashlib.sha256(json.dumps(hashed, sort_keys=True, default=str).encode()).hexdigest()[:8]
         words = [prepared.manifest["name"], split, f"checkpoint-{self.checkpoint}" if self.checkpoint is not None else "", code]

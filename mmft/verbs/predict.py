@@ -1,4 +1,4 @@
-"""`mmft predict run=DIR input=...`: answers for images, tables of questions and prepared splits; `chat=true`: a conversation."""
+"""`mmft predict run=DIR input=...`: answers for images, tables of questions and prepared splits, generated or chosen; `chat=true`: a conversation."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..config.plain import to_plain
 if TYPE_CHECKING:
     from ..common.records import AnswerRecord
     from ..evaluation.answer_table import AnswerFile
+    from ..evaluation.choose import Chooser
     from ..evaluation.evaluate import Evaluator
     from ..evaluation.inputs import Asked, Message
     from ..evaluation.metrics.base import MetricSet
@@ -38,13 +39,15 @@ class Predict:
     input: Any = None
     prompt: Any = None
     together: bool = False
+    choose: Any = None
     out: str | None = None
     chat: bool = False
 
     def __call__(self, cfg: DictConfig, overrides: list[str]) -> list[AnswerRecord] | list[Message] | Path:
         """Print the answers, or write them to out= and return its path. Raises UserError; Incomplete if some inputs could not be answered."""
-        from ..evaluation.answer import AskedSamples, prompts_of
+        from ..evaluation.answer import AskedSamples, prompts_of, with_choices
         from ..evaluation.answer_table import AnswerFile
+        from ..evaluation.choose import Chooser
         from ..evaluation.metrics.defaults import metric_set
         from ..runs.open import any_config, open_any
 
@@ -54,20 +57,29 @@ class Predict:
 
             return chat(open_any(self.run, cfg, overrides, self.checkpoint))
         asked = prompts_of(self.input, self.prompt, self.together, run.path if run else None, run_cfg)
+        asked = with_choices(asked, self.choose, run_cfg)
+        chooser = Chooser.from_settings({**to_plain(run_cfg.evaluation), **({"answer": "choose"} if self.choose is not None else {})})
         metrics = metric_set(to_plain(run_cfg.get("metrics")))
         if self.out is None:
             opened = open_any(self.run, cfg, overrides, self.checkpoint)
-            records = print_answers(opened, opened.evaluator(AskedSamples.of(asked)), asked)
+            records = print_answers(opened, choosing(opened.evaluator(AskedSamples.of(asked)), chooser), asked)
             raise_incomplete(finish(records, None, metrics), len(records))
             return records
-        with AnswerFile(Path(self.out)) as table:
+        sets = {sample.choices for sample in AskedSamples.of(asked)} if chooser else set()
+        with AnswerFile(Path(self.out), None if chooser is None else list(sets.pop()) if len(sets) == 1 else []) as table:
             opened = open_any(self.run, cfg, overrides, self.checkpoint)
-            write_answers(table, opened, opened.evaluator(AskedSamples.of(asked)), asked)
+            write_answers(table, opened, choosing(opened.evaluator(AskedSamples.of(asked)), chooser), asked)
             unanswered = finish(table.records(), table, metrics)
         if run is not None:
             run.record("predict", overrides, [table.path])
         raise_incomplete(unanswered, len(asked), f" (all in {table.path})")
         return table.path
+
+
+def choosing(evaluator: Evaluator, chooser: Chooser | None) -> Evaluator:
+    """The evaluator with what choose= asks for."""
+    evaluator.chooser = chooser
+    return evaluator
 
 
 def print_answers(opened: OpenedRun, evaluator: Evaluator, asked: Sequence[Asked]) -> list[AnswerRecord]:
@@ -82,7 +94,10 @@ def print_answers(opened: OpenedRun, evaluator: Evaluator, asked: Sequence[Asked
             complain(record["error"])
         else:
             text = str(record["prediction"])
-            print(text if len(asked) == 1 else f"{record['id']}\n    {text}", flush=True)
+            chances = ", ".join(f"{choice} {p:.3f}" for choice, p in (record.get("probabilities") or {}).items())
+            print(text if len(asked) == 1 else f"{record['id']}\n    {text}{f'  ({chances})' if chances else ''}", flush=True)
+            if chances and len(asked) == 1:
+                print(chances, file=sys.stderr)
     return records
 
 
@@ -90,7 +105,8 @@ def write_answers(table: AnswerFile, opened: OpenedRun, evaluator: Evaluator, as
     """Log the answers as they come. Those that an earlier command of the same kind has logged are not generated again."""
     from ..evaluation.answer import answers_as_finished, asked_identity
 
-    generation = key_of({k: v for k, v in evaluator.generation.items() if v is not None}, opened.settings["seed"])
+    how = None if evaluator.chooser is None else evaluator.chooser.norm
+    generation = key_of({k: v for k, v in evaluator.generation.items() if v is not None}, opened.settings["seed"], *([] if how is None else [how]))
     told = table.begin({**opened.identity(), **asked_identity(asked), "generation setting": generation})
     if told:
         log.info("%-14s %s", "answers", told)

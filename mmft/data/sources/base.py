@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar
 
 from ...common.errors import UserError, nearest
+from ..choices import as_choices
 from ..download import Download
 from ..images import MAX_PIXELS, MOST_PIXELS
 from ..readers import files
@@ -66,6 +67,7 @@ class Source(Protocol):
     max_pixels: int
     text_only: bool
     boxes_unit: str
+    choices: str | Sequence[str] | None
 
     @property
     def downloader(self) -> Download | None: ...
@@ -91,6 +93,7 @@ class BaseSource:
     with rows longer than collator.max_length, refuse or drop. boxes: what the four numbers of a box are (objects.FORMS). boxes_unit: what
     the numbers of boxes and points count (regions.UNITS). download: see Download; null: rows that name an image by URL are dropped.
     weight: of a source of a mix, its part of the draws; 0: only its held-out rows are used.
+    choices: the texts of which every answer is one, or letters (see mmft/data/choices.py); a row's own choices come first.
 
     `notes` receives lines for the user while rows are read.
     """
@@ -107,6 +110,7 @@ class BaseSource:
     boxes_unit: str = "pixels"
     download: Mapping[str, Any] | Download | None = None
     weight: float | None = None
+    choices: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         self.notes: list[str] = []
@@ -114,6 +118,7 @@ class BaseSource:
             raise UserError(f"data.max_pixels={self.max_pixels}: must be a number of pixels (width times height) from 1 to {MOST_PIXELS}")
         if self.download is not None and not isinstance(self.download, Download):
             self.download = from_keys(Download, self.download, "data.download")
+        self.choices = as_choices(self.choices, "data.choices")
         if not isinstance(self.splits, Splits):
             self.splits = from_keys(Splits, self.splits, "data.splits")
         if not 0 <= self.max_bad_share <= 1:
@@ -176,8 +181,9 @@ class BaseSource:
         """All keys as JSON values, for the manifest and the key of the prepared set."""
         keys = dataclasses.asdict(self)
         del keys["too_long"], keys["weight"]  # they do not change the prepared set
-        if self.download is None:
-            del keys["download"]  # sets prepared before these keys existed keep their key
+        for name, section in (("download", keys), ("choices", keys), ("choices", keys.get("columns") or {})):
+            if section.get(name) is None:
+                section.pop(name, None)  # sets prepared before this key existed keep their key
         for key, default in (("boxes", "xyxy"), ("boxes_unit", "pixels")):
             if keys[key] == default:
                 del keys[key]

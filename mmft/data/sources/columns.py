@@ -28,7 +28,8 @@ class Columns:
 
     image: a path, the bytes of a file, or a list of these. text: the caption or answer, or a list of them. prompt: the user's
     text. references: all known answers. messages: a conversation instead of prompt and text. objects: boxes and points (objects.py).
-    label: the text for `<ref-object>` and the label of boxes that have none, or a list of such texts.
+    label: the text for `<ref-object>` and the label of boxes that have none, or a list of such texts. choices: a list of the texts
+    of which the answer is one.
     """
 
     image: str | None = "image"
@@ -41,6 +42,7 @@ class Columns:
     messages: str | None = None
     objects: str | None = None
     label: str | None = None
+    choices: str | None = None
 
     def check(self, available: Iterable[str], where: str) -> None:
         """Raises UserError naming the key whose column does not exist, and the nearest existing one."""
@@ -62,6 +64,15 @@ class Columns:
 
         boxes: the form of the numbers of a box (objects.FORMS).
         """
+        for row in self._rows(record, where, prompt, position, captions, boxes):
+            if self.choices and isinstance(row, Row):
+                try:
+                    row.choices = texts(structure_in_text(record.get(self.choices)), f"column {self.choices}", optional=True)
+                except UnusableRow as error:
+                    row = BadRow(where, str(error), row.id)
+            yield row
+
+    def _rows(self, record: Mapping[str, Any], where: str, prompt: str | None, position: str, captions: str, boxes: str) -> Iterator[Row | BadRow]:
         name, split = (record.get(column) if column else None for column in (self.id, self.split))
         common: _Common = {"id": None if name is None else str(name), "split": str(split).strip() or None if split is not None else None}
         images, cell, objects = (record.get(column) if column else None for column in (self.image, self.text, self.objects))

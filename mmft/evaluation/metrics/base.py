@@ -34,10 +34,13 @@ class Metric:
     """A metric is a subclass of this and a yaml file in conf/metrics/. Its constructor's arguments are the yaml's keys.
 
     A subclass sets SCORES and implements `row`, or `corpus` for a value that is no mean over rows. LIBRARIES: packages it imports.
+    NEEDS_PROBABILITIES: it reads those of evaluation.answer=choose. AFTER_TRAINING: training refuses it.
     """
 
     SCORES: ClassVar[tuple[Score, ...]] = ()
     LIBRARIES: ClassVar[tuple[str, ...]] = ()
+    NEEDS_PROBABILITIES: ClassVar[bool] = False
+    AFTER_TRAINING: ClassVar[bool] = False
 
     @property
     def scores(self) -> tuple[Score, ...]:
@@ -46,6 +49,9 @@ class Metric:
     @property
     def libraries(self) -> tuple[str, ...]:
         return self.LIBRARIES
+
+    def ready(self) -> None:
+        """Raises UserError if something beside the rows is missing."""
 
     def problem(self, row: AnswerRecord) -> str | None:
         """Why this row cannot be scored, whatever the answer is; None if it can. Called before training, without a prediction."""
@@ -116,7 +122,10 @@ class MetricSet:
     @classmethod
     def from_config(cls, section: Mapping[str, Any]) -> MetricSet:
         """The metrics of the config's section `metrics`. Raises UserError."""
-        return cls({key: build(node, f"metrics.{key}") for key, node in section.items() if node is not None})
+        found = cls({key: build(node, f"metrics.{key}") for key, node in section.items() if node is not None})
+        for metric in found.metrics.values():
+            metric.ready()
+        return found
 
     def only(self, score: str) -> MetricSet:
         """The metric that gives a score, alone. Raises UserError if there is none."""
@@ -129,15 +138,26 @@ class MetricSet:
     def scores(self) -> list[Score]:
         return [score for metric in self.metrics.values() for score in metric.scores]
 
-    def check(self, samples: Sequence[Sample], choice: str = "metrics") -> None:
+    def check_training(self) -> None:
+        """Raises UserError for a metric that is not for training."""
+        for key, metric in self.metrics.items():
+            if metric.AFTER_TRAINING:
+                raise UserError(f"metrics: {key} is never used in training; leave it out, and measure the finished run: mmft evaluate run=DIR metrics=[{key}]")
+
+    def check(self, samples: Sequence[Sample], choice: str = "metrics", answer: str = "generate") -> None:
         """Refuse a metric that can score none of these rows; say how many rows a metric leaves out. Raises UserError.
 
-        choice: the key that chose these metrics.
+        choice: the key that chose these metrics. answer: evaluation.answer.
         """
         for key, metric in self.metrics.items():
+            if metric.NEEDS_PROBABILITIES and answer != "choose":
+                raise UserError(f"{choice}: {key} needs the probabilities of evaluation.answer=choose, and this is evaluation.answer={answer}; leave {key} out, or choose")
             problems: list[tuple[str, str]] = []
             for sample in samples:
-                row: AnswerRecord = {"id": sample.id, "prompt": sample.prompt_text, "references": list(sample.references), "reference_boxes": sample.regions}
+                row: AnswerRecord = {
+                    "id": sample.id, "prompt": sample.prompt_text, "references": list(sample.references), "reference_boxes": sample.regions,
+                    "choices": list(sample.choices),
+                }  # fmt: skip
                 if (problem := metric.problem(row)) is not None:
                     problems.append((sample.id, problem))
             if problems and len(problems) == len(samples):
