@@ -30,7 +30,7 @@ class Calibration(Metric):
     probability of the answer; an answer is right if it is a reference.
     """
 
-    SCORES = (Score("ece", "Calibration error (ECE)", higher_is_better=False),)
+    SCORES = (Score("ece", "Calibration error (ECE)", higher_is_better=False, top=None),)
     NEEDS_PROBABILITIES = True
 
     def __init__(self, bins: int = BINS) -> None:
