@@ -10,6 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # table.py
 
 from table import put
 
+from mmft.evaluation.metrics.words import normalise
+
 
 def main() -> None:
     norms = ("generate", "none", "token", "character", "prior")
@@ -22,8 +24,8 @@ def main() -> None:
                     continue
                 metrics = found["base_metrics" if side else "metrics"]
                 answers = path.with_name(f"{path.stem}{'_base' if side else ''}.jsonl").read_text(encoding="utf-8").splitlines()
-                classes = {r for line in answers for r in json.loads(line)["references"]}
-                other = sum(json.loads(line)["prediction"] not in classes for line in answers)
+                classes = {normalise(r) for line in answers for r in json.loads(line)["references"]}
+                other = sum(normalise(json.loads(line)["prediction"]) not in classes for line in answers)
                 how = f"chosen, {found['choice_norm']}" if "choice_norm" in found else "generated"
                 ece = f"{metrics['ece']:.3f}" if "ece" in metrics else "-"
                 lines.append(f"| {title} | {how} | {metrics['class_accuracy']:.3f} | {metrics['macro_f1']:.3f} | {ece} | {other} of {len(answers)} |")
