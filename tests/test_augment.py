@@ -96,6 +96,7 @@ def test_a_run_that_goes_on_draws_the_same(mmft, tmp_path, whole, step, workers)
     assert final(run) == final(whole) and rows(run) == rows(whole)
 
 
+@pytest.mark.long
 def test_what_is_measured_is_not_changed(mmft, tmp_path, whole, monkeypatch):
     """Base and tuned model are measured on pictures as they are, and the losses of training are other losses than without."""
     plain = tmp_path / "plain"
@@ -117,6 +118,7 @@ def test_what_is_measured_is_not_changed(mmft, tmp_path, whole, monkeypatch):
     assert places == [], "training rows too, when they are measured"
 
 
+@pytest.mark.long
 def test_points_in_step_are_what_they_are_alone(mmft, tmp_path):
     words = ["-m", "seed=1,2", *SMALL, *ON, "trainer.save_strategy=no"]
     for name, more in (("together", []), ("apart", ["hydra/launcher=basic"])):

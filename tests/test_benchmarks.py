@@ -34,6 +34,7 @@ def loops(tmp_path_factory):
     sys.path[:] = before
 
 
+@pytest.mark.long
 def test_the_check_names_what_a_loop_does_differently(loops):
     checks, recipe = importlib.import_module("benchmarks.checks"), importlib.import_module("recipe")
     plain = loops("plain")

@@ -211,6 +211,7 @@ def test_words_that_only_look_like_secrets_pass():
                    "name": "https://host:80/a@b", "key": "turns_key", "path": "me@host:x"})  # fmt: skip
 
 
+@pytest.mark.long
 def test_planted_secrets_are_in_no_file_and_no_line_of_a_run(tmp_path):
     planted = {name: f"planted{i}0123456789abcdef" for i, name in enumerate(
         ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "SWANLAB_API_KEY", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "MODELSCOPE_API_TOKEN"))}  # fmt: skip

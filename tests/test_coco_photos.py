@@ -42,6 +42,7 @@ def test_a_family_trains_on_real_photos_and_is_measured_with_cider(mmft, tmp_pat
     assert page.count("data:image/") >= 4 and "http://" not in page.replace("http://www.w3.org", "")
 
 
+@pytest.mark.long
 def test_the_default_command_runs_in_a_process_of_its_own(tmp_path, photos):
     """As typed in a shell, from another directory than the checkout."""
     words = ["experiment=debug", "data=coco", f"data.path={photos}", "data.limit=12", "data.splits.validation=4", "logger=none"]

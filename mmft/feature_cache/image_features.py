@@ -11,7 +11,7 @@ import torch
 
 from ..collators.base import PIXELS
 
-INTERMEDIATE = ("last_hidden_state", "hidden_states", "attentions")  # outputs, by the end of their names, that `forward` does not read
+INTERMEDIATE = ("last_hidden_state", "hidden_states", "attentions", "vision_outputs", "qformer_outputs")  # outputs, by the end of their names, that `forward` does not read
 Entry = dict[str, torch.Tensor]  # what is kept of one image: `features` (tokens, width), `deep.N` alike, `input.NAME` (1, ...)
 
 

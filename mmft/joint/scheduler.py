@@ -186,7 +186,7 @@ class Group:
                 return
             answers = total = None
         if answers is not None:
-            self._answer(members, [answer._replace(loss=answer.loss.detach(), total=answer.total.detach()) for answer in answers])
+            self._answer(members, [BatchLoss(a.loss.detach(), a.count, a.total.detach(), a.by_group) for a in answers])
             return
         for member in members:  # outside the handler, where the error no longer holds the tensors
             _batch(member).trainer.model.zero_grad(set_to_none=True)

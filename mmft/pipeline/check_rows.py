@@ -48,6 +48,7 @@ class _Part:
     found: Scan
     drops: bool
     source: str = ""  # of a mix
+    trained: bool = False
 
     @property
     def refused(self) -> bool:
@@ -60,29 +61,27 @@ def check_rows(inputs: TrainingInputs, collator: Collator, context: RunContext) 
     `data.too_long=drop` (of a mix: of each source) leaves rows out that are longer than collator.max_length; other unusable rows are always
     an error.
     """
-    splits: dict[str, Sequence[Any]] = {"train": inputs.rows}
-    if inputs.held_out is not None:
-        splits[str(inputs.settings["evaluation"]["split"])] = inputs.held_out
-    parts = [_part(inputs, split, source, part, collator, context) for split, rows in splits.items() for source, part in parts_of(rows).items()]
+    used = {True: inputs.rows} if inputs.held_out is None else {True: inputs.rows, False: inputs.held_out}  # whether they are trained on
+    parts = [_part(inputs, trained, source, part, collator, context) for trained, rows in used.items() for source, part in parts_of(rows).items()]
     if bad := [part for part in parts if part.refused]:  # all at once, so that nobody mends the training rows and then learns of the others
         each = "; ".join(f"{part.name}: {part.found.message()}" for part in bad)
         where = f"data={inputs.prepared.manifest['name']}" if bad[0].source else inputs.prepared.path
         raise UserError(f"{where}: {each}; {_advice(bad)}")
     checked = CheckedRows(inputs.rows, inputs.held_out, [])
-    kept: dict[str, dict[str, Sequence[Any]]] = {split: {} for split in splits}
+    kept: dict[bool, dict[str, Sequence[Any]]] = {trained: {} for trained in used}
     for part in parts:
-        kept[part.split][part.source] = _usable(part, checked)
-    whole = {split: MixedRows(own) if isinstance(splits[split], MixedRows) else own[""] for split, own in kept.items()}
-    checked.rows = whole.pop("train")
-    checked.held_out = next(iter(whole.values()), None)
+        kept[part.trained][part.source] = _usable(part, checked)
+    whole = {trained: MixedRows(own) if isinstance(used[trained], MixedRows) else own[""] for trained, own in kept.items()}
+    checked.rows, checked.held_out = whole[True], whole.get(False)
     return checked
 
 
-def _part(inputs: TrainingInputs, split: str, source: str, rows: Sequence[Any], collator: Collator, context: RunContext) -> _Part:
+def _part(inputs: TrainingInputs, trained: bool, source: str, rows: Sequence[Any], collator: Collator, context: RunContext) -> _Part:
     data = inputs.settings["data"]["sources"][source] if source else inputs.settings["data"]
+    split = "train" if trained else str(inputs.settings["evaluation"]["split"])  # which may be train, too
     found = context.memo.once(inputs.base_key("rows", source, split, len(rows)), partial(_scan, collator, rows))
     name, key = (f"{source}, {split}", f"data.sources.{source}") if source else (split, "data")
-    return _Part(split, name, key, rows, found, data.get("too_long", "refuse") == "drop", source)
+    return _Part(split, name, key, rows, found, data.get("too_long", "refuse") == "drop", source, trained)
 
 
 def _usable(part: _Part, checked: CheckedRows) -> Sequence[Any]:
@@ -90,7 +89,7 @@ def _usable(part: _Part, checked: CheckedRows) -> Sequence[Any]:
     rows, found = _without_long(part), part.found
     ids = f"{part.source}/" if part.source else ""
     checked.dropped += [(part.split, replace(problem, row=f"{ids}{problem.row}")) for problem in found.too_long]
-    if part.split == "train":
+    if part.trained:
         left_out = {problem.index for problem in found.too_long}
         checked.lengths += [n for i, n in enumerate(found.tokens) if i not in left_out]
     checked.sequences_differ |= found.several > 0

@@ -203,7 +203,8 @@ def _section(text: str, name: str) -> dict[str, Any] | None:
 
 def _load(text: str) -> dict[str, Any]:
     try:
-        value = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+        value = loader.get_single_data()
     except yaml.YAMLError:
         return {}
     return value if isinstance(value, dict) else {}

@@ -10,6 +10,7 @@ SMALL = ["data.pictures=24", "data.splits.validation=8", "trainer.max_steps=4", 
 
 
 @pytest.mark.parametrize("more", [["lora.init_lora_weights=pissa"], ["lora.init_lora_weights=olora"], ["lora.init_lora_weights=pissa", "lora.use_rslora=true"]])
+@pytest.mark.long
 def test_the_saved_adapter_gives_the_trained_model_over_the_original_base(mmft, tmp_path, more):
     run = tmp_path / "run"
     code, _, err = mmft(*SMALL, *more, f"run_dir={run.as_posix()}")

@@ -113,10 +113,10 @@ def test_checkpointing_changes_neither_loss_nor_gradients(small, kind, reentrant
 @pytest.mark.parametrize(
     ("settings", "frozen"),
     [
-        ({}, {"vision", "qformer", "connector"}),
-        ({"scope": "vision"}, set()),
-        ({"scope": "all"}, set()),
-        ({"modules_to_save": ["multi_modal_projector"]}, {"vision", "qformer"}),
+        ({}, {"vision", "audio", "qformer", "connector"}),
+        ({"scope": "vision"}, {"audio"}),
+        ({"scope": "all"}, {"audio"}),
+        ({"modules_to_save": ["multi_modal_projector"]}, {"vision", "audio", "qformer"}),
     ],
 )
 def test_only_parts_before_the_first_trained_one_run_without_gradients(small, settings, frozen):

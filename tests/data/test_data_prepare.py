@@ -293,6 +293,7 @@ FLAT = textwrap.dedent("""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads peak memory in Linux's units")
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_rows(tmp_path):
     peaks = []
     for rows in (50_000, 150_000):

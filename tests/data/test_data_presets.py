@@ -9,17 +9,18 @@ import pytest
 from mmft.common.errors import UserError
 from mmft.config.build import build
 from mmft.config.compose import compose
+from mmft.data.mix import Mix
 from mmft.data.sources.base import BaseSource
 
 FILES = sorted(p.stem for p in (Path(__file__).parents[2] / "conf" / "data").glob("[!_]*.yaml"))
 GIVEN = {"hub": ["data.dataset=a/b"], "llamafactory": ["data.path=x", "data.dataset=y"]}
-NEED_PATH = ("classfolder", "coco", "conversations", "imagefolder", "messages", "saved", "table")
+NEED_PATH = ("classfolder", "coco", "coco_boxes", "conversations", "imagefolder", "messages", "saved", "table")
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_builds(name):
     source = build(compose([f"data={name}", *GIVEN.get(name, ["data.path=x"] if name in NEED_PATH else [])]).data)
-    assert isinstance(source, BaseSource) and source.name == name
+    assert isinstance(source, Mix if name == "mix" else BaseSource) and source.name == name
 
 
 @pytest.mark.parametrize("name", [*NEED_PATH, "hub", "llamafactory"])

@@ -23,6 +23,7 @@ def wait_for(condition, process, seconds=60):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+@pytest.mark.long
 def test_a_killed_preparation_is_taken_over_by_the_one_that_waits(tmp_path):
     rows = 40_000
     (tmp_path / "a.png").write_bytes(png(1))

@@ -84,7 +84,7 @@ def test_damaged_tables(suffix, place, bit, cut):
     read_all(written(f"x{suffix}", bytes(data[: len(data) - cut % len(data)] if cut % 2 else data)))
 
 
-@given(rows=st.lists(st.lists(st.text(st.characters(codec="utf-8"), max_size=12), min_size=2, max_size=2), max_size=6))
+@given(rows=st.lists(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=12), min_size=2, max_size=2), max_size=6))
 @examples(60)
 def test_csv_round_trip_loses_no_cell(rows):
     buffer = io.StringIO()
@@ -92,7 +92,7 @@ def test_csv_round_trip_loses_no_cell(rows):
     found = read_all(written("x.csv", buffer.getvalue().encode()))
     assert found is not None
     kept = [list(values.values()) for _, values in (i for i in found if not isinstance(i, BadRow))]
-    # what Python's own writer wrote and its reader reads: carriage returns and nulls as they are
+    # what Python's own writer wrote and its reader reads: carriage returns as they are; a file with nulls is refused
     assert kept == [r for r in csv.reader(io.StringIO(buffer.getvalue(), newline="")) if r][1:] == rows
 
 

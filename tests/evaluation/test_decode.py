@@ -89,6 +89,7 @@ def test_other_settings_take_transformers_own_loop_and_say_so(small, caplog, key
     assert got == wanted
 
 
+@pytest.mark.long
 def test_rows_that_are_answered_leave_no_tensors(small):
     """The number of tensors while rows are answered does not grow with the rows that are done."""
     model, collator, _ = small.load("qwen2vl")

@@ -78,6 +78,7 @@ def test_the_limit_is_that_of_the_longest_held_out_reference_and_is_recorded(tra
     assert output.count("at most") == 1 and f"at most {expected(LONG)} new tokens (the longest of 4 references has {tokens(LONG)})" in output
 
 
+@pytest.mark.long
 def test_every_verb_of_the_run_uses_the_recorded_limit(trained, table, mmft):
     """A set with shorter references does not shorten it, one with longer references is named."""
     run, _ = trained

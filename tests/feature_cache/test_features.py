@@ -58,7 +58,7 @@ def difference(a: Path, b: Path) -> float:
     return max(float((a[key] - b[key]).abs().max()) for key in a)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [k if k in ("qwen2vl", "llava", "blip2") else pytest.param(k, marks=pytest.mark.long) for k in KINDS])
 def test_losses_weights_and_answers_are_the_same_with_and_without_cache(small, table, mmft, tmp_path, kind):
     plain, losses, answers, _ = train(mmft, tmp_path, "plain", *words(small, kind, table, "vision_cache=off"))
     cached, same, again, out = train(mmft, tmp_path, "cached", *words(small, kind, table, "vision_cache=auto"))
@@ -153,6 +153,7 @@ def packs(tmp_path: Path) -> set[Path]:
     return set((tmp_path / "outputs" / "cache").rglob("*.safetensors"))
 
 
+@pytest.mark.long
 def test_a_disk_cache_is_used_again_unless_a_key_changes(mmft, tmp_path, monkeypatch):
     """The second run computes no feature; after a change of anything that decides features or tokens, nothing is used again."""
     from mmft.feature_cache import image_features
@@ -175,6 +176,7 @@ def test_a_disk_cache_is_used_again_unless_a_key_changes(mmft, tmp_path, monkeyp
         assert any(name.startswith(kind) for name in added), f"{change} must not share {kind}"
 
 
+@pytest.mark.long
 def test_a_damaged_pack_is_reported_removed_and_computed_again(mmft, tmp_path):
     _, losses, _, _ = train(mmft, tmp_path, "first", *SMALL, "vision_cache=disk", "trainer.max_steps=10")
     written = packs(tmp_path)
@@ -187,6 +189,7 @@ def test_a_damaged_pack_is_reported_removed_and_computed_again(mmft, tmp_path):
     assert packs(tmp_path) == written, "the same contents have the same names"
 
 
+@pytest.mark.long
 def test_a_full_disk_is_reported_and_the_run_goes_on(mmft, tmp_path, monkeypatch):
     import errno
 

@@ -99,7 +99,7 @@ def test_half_precision_with_fp32_adapters(mmft, tmp_path):
         assert all(w.dtype == torch.float32 and float(w.abs().max()) > 0 for w in weights(joint[name]).values())
 
 
-@pytest.mark.parametrize("kind", [pytest.param("llava", marks=pytest.mark.long), "blip2", "qwen3vl"])
+@pytest.mark.parametrize("kind", [pytest.param("llava", marks=pytest.mark.long), "blip2", pytest.param("qwen3vl", marks=pytest.mark.long)])
 def test_other_families(small, mmft, tmp_path, kind):
     from PIL import Image
 
@@ -173,12 +173,14 @@ def test_settings_that_must_be_equal_in_a_group(words, together):
     assert (plain == other) == together
 
 
+@pytest.mark.long
 def test_points_that_cannot_join_are_named_and_run_alone(mmft, tmp_path):
     found, out = swept(mmft, tmp_path / "o", "lora.r=2,4", "lora.scope=language,all", *SMALL, "trainer.max_steps=2")
     assert len(found) == 4 and all((run / "DONE").is_file() for run in found.values())
     assert "2 points in step" in out and out.count("\nalone ") == 2 and "the adapter reaches" in out
 
 
+@pytest.mark.long
 def test_memory_limits_a_pass_and_a_group(mmft, tmp_path, monkeypatch):
     """Two passes of two members each equal one of four; an adapter that does not fit into memory begins another group."""
     from mmft.joint import scheduler

@@ -42,6 +42,7 @@ def statuses(folder: Path) -> list[str]:
     return sorted(json.loads(p.read_text(encoding="utf-8"))["status"] for p in folder.glob("sweeps/s/*/summary.json"))
 
 
+@pytest.mark.long
 def test_points_in_two_processes_equal_those_in_one(mmft, tmp_path):
     """Three ranks with dropout, clipping and TensorBoard, two processes of a core each: within 1e-5 of one after another."""
     words = [*SMALL, "lora.r=2,4,8", "trainer.max_steps=8", "lora.lora_dropout=0.2", "trainer.max_grad_norm=0.3", "logger=tensorboard"]
@@ -57,6 +58,7 @@ def test_points_in_two_processes_equal_those_in_one(mmft, tmp_path):
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGINT])
+@pytest.mark.long
 def test_a_signal_reaches_every_process_once(tmp_path, number):
     """To the whole process group, like a terminal's Ctrl-C: a process that got it twice would end in the middle of a step."""
     process = start(tmp_path, *MANY)
@@ -107,6 +109,7 @@ def test_a_process_that_dies_leaves_the_other_and_the_same_command_resumes(tmp_p
     assert done.items() <= {p.parent.name: p.stat().st_mtime_ns for p in tmp_path.glob("sweeps/s/*/DONE")}.items()
 
 
+@pytest.mark.long
 def test_a_killed_command_leaves_no_process_behind(tmp_path):
     process = start(tmp_path, *MANY)
     children = training(process, tmp_path)

@@ -77,6 +77,7 @@ def test_a_revision_that_is_not_there_is_one_line(hub, tmp_path):
     assert error == "model.revision=v9: small/llava has no such branch, tag or commit"
 
 
+@pytest.mark.long
 def test_a_run_from_the_hub_records_the_commit_and_its_adapter_names_the_model(hub, tmp_path, small):
     """The whole command, in a process of its own: endpoints are read when the libraries are imported."""
     import csv

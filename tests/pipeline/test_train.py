@@ -130,6 +130,7 @@ def test_the_adapter_loads_with_plain_peft_and_gives_the_measured_loss(finished)
     assert summary["eval_loss"] == pytest.approx(total / count, abs=1e-5)
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_losses_and_another_seed_others(mmft, tmp_path):
     losses = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -207,6 +208,7 @@ def test_a_run_writes_nothing_to_stderr(tmp_path):
     assert done.returncode == 0 and done.stderr == "", done.stderr[-2000:]
 
 
+@pytest.mark.long
 def test_nor_does_a_sweep_in_several_processes(tmp_path):
     words = ["-m", "lora.r=2,4", "data.pictures=24", "data.splits.validation=8", "trainer.max_steps=3", f"output_dir={tmp_path.as_posix()}"]
     done = subprocess.run([sys.executable, "-m", "mmft", *words], capture_output=True, text=True, cwd=tmp_path, timeout=280)

@@ -125,7 +125,7 @@ def test_better_and_worse_are_told_apart_also_for_the_loss(run_dir):
     summary = json.loads(path.read_text(encoding="utf-8"))
     summary.update(metrics={"exact_match": 0.2}, base_metrics={"exact_match": 0.5}, eval_loss=1.0, base_eval_loss=2.0)
     path.write_text(json.dumps(summary), encoding="utf-8")
-    rows = {r["name"]: r for r in view(run_dir)["metrics"]}
+    rows = {r["name"]: r for r in view(run_dir)["figures"][0]["metrics"]}
     assert (rows["exact_match"]["change"], rows["exact_match"]["kind"]) == ("-0.300", "bad")
     assert (rows["eval_loss"]["change"], rows["eval_loss"]["kind"]) == ("-1.000", "good")
 

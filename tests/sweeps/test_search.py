@@ -44,6 +44,7 @@ def test_hydras_grammar_becomes_optunas_distributions(word, kind, values):
     assert {k: getattr(found, k) for k in values} == values
 
 
+@pytest.mark.long
 def test_a_search_is_continued_by_the_same_command_and_no_point_is_trained_twice(mmft, tmp_path):
     code, out, err = mmft("-m", *SMALL, *SPACE, "hydra.sweeper.n_trials=2")
     assert code == 0, err
@@ -97,6 +98,7 @@ def test_an_interrupted_search_continues_with_the_same_trials(tmp_path):
     assert [t.state.name for t in trials(tmp_path / "cut")].count("COMPLETE") == 6
 
 
+@pytest.mark.long
 def test_pruned_points_say_so_and_are_not_trained_again(mmft, tmp_path):
     """A threshold below every loss of this model: every point is pruned at its first evaluation."""
     words = [*SMALL, "lora.r=choice(2,4)", "trainer.eval_strategy=steps", "trainer.eval_steps=1", "trainer.max_steps=4",

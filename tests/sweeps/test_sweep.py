@@ -183,6 +183,7 @@ def test_a_base_that_a_point_changed_is_loaded_again():
     assert context.base.loads == 2 and all(torch.equal(v, before[k]) for k, v in third.model.state_dict().items())
 
 
+@pytest.mark.long
 def test_one_failing_point_lets_the_others_go_on(mmft, tmp_path):
     code, out, err = mmft("-m", "trainer.learning_rate=1e-4,1e30", *SMALL, "trainer.warmup_steps=0", "trainer.max_grad_norm=0")
     sweep = home(tmp_path)

@@ -18,6 +18,7 @@ def last_line(folder, code, *words):
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.long
 def test_a_plain_run_imports_no_optional_package(tmp_path):
     """In the second run: while a data set is written, pyarrow imports pandas."""
     last_line(tmp_path, RUN + SHOWN)
@@ -25,6 +26,7 @@ def test_a_plain_run_imports_no_optional_package(tmp_path):
 
 
 @pytest.mark.parametrize("word", [pytest.param("model.quantization.load_in_4bit=true", marks=pytest.mark.long), "trainer.optim=adamw_8bit"])
+@pytest.mark.long
 def test_bitsandbytes_is_imported_if_a_setting_needs_it(tmp_path, word):
     assert "'bitsandbytes'" in last_line(tmp_path, RUN + SHOWN, word)
 
@@ -37,11 +39,13 @@ def test_bitsandbytes_is_imported_after_a_run_without_it(tmp_path):
     assert last_line(tmp_path, code + classes) == "Linear4bit"
 
 
+@pytest.mark.long
 def test_packages_that_are_imported_already_stay(tmp_path):
     code = "import scipy; from mmft.system import startup; startup.load('peft'); import sys; print(sys.modules['scipy'] is scipy, 'pandas' in sys.modules)"
     assert last_line(tmp_path, code) == "True False"
 
 
+@pytest.mark.long
 def test_the_garbage_collector_is_restored(tmp_path):
     code = "import gc, sys; from mmft.system import startup; sys.argv[1:] and gc.disable(); first = startup.load('peft'); "
     code += "print(first, gc.get_freeze_count(), gc.isenabled(), startup.load('peft'))"

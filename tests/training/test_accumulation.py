@@ -20,6 +20,7 @@ def train(mmft, folder, *words, data=SHAPES):
     return losses, load_file(folder / "adapter" / "adapter_model.safetensors"), json.loads((folder / "summary.json").read_text(encoding="utf-8")), out
 
 
+@pytest.mark.long
 def test_a_merged_step_equals_the_accumulated_one(mmft, tmp_path):
     """15 rows, 2 x 3 a step: the last step of an epoch is a shorter one. Dropout masks are those of the micro-batches."""
     losses, weights, summary, out = train(mmft, tmp_path / "merged")

@@ -240,6 +240,7 @@ def test_two_processes_draw_what_one_draws(mmft, tmp_path, folder):
 
 
 @pytest.mark.parametrize("cache", ["auto", pytest.param("off", marks=pytest.mark.long)])
+@pytest.mark.long
 def test_a_step_with_images_for_one_point_and_without_for_another(mmft, tmp_path, folder, cache):
     """Batches of one row: the two seeds draw rows with and without images at different steps."""
     words = [*mix(folder, "caps", "chat"), *WORDS[1:], "trainer.per_device_train_batch_size=1", "trainer.max_steps=8", "evaluation.split=null", f"vision_cache={cache}"]

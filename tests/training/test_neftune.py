@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from safetensors.torch import load_file
 
 SMALL = ["data.pictures=24", "data.splits.validation=0", "evaluation.split=null", "trainer.max_steps=3", "trainer.per_device_train_batch_size=2", "logger=none"]
@@ -21,6 +22,7 @@ def test_noise_changes_the_adapter_and_a_seed_repeats_it(mmft, tmp_path):
     assert all((again[k] == noisy[k]).all() for k in noisy)
 
 
+@pytest.mark.long
 def test_points_of_a_sweep_train_alone_with_it(mmft):
     code, out, err = mmft("-m", "lora.r=2,4", *SMALL, "trainer.neftune_noise_alpha=20", "name=noise")
     assert code == 0 and "neftune_noise_alpha adds noise to the embeddings" in out, err[-2000:]

@@ -236,6 +236,7 @@ def test_a_kill_after_the_adapter_was_saved_can_be_resumed(mmft, tmp_path, undis
 
 @pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.long), pytest.param("SIGUSR1", marks=pytest.mark.long),
                                   pytest.param("SIGUSR2", marks=pytest.mark.long)])  # fmt: skip
+@pytest.mark.long
 def test_a_signal_finishes_the_step_and_saves_and_the_same_command_resumes(mmft, tmp_path, name):
     run, out = tmp_path / "run", tmp_path / "o"
     more = ["trainer.max_steps=400", "trainer.save_steps=1000", "trainer.logging_steps=1"]
@@ -317,6 +318,7 @@ def test_killed_at_random_moments(mmft, tmp_path, undisturbed):
 
 
 @pytest.mark.parametrize("more", [[], ["augment.RandomRotation.degrees=20", "augment.ColorJitter.brightness=0.3"]])
+@pytest.mark.long
 def test_a_stopped_joint_sweep_resumes(mmft, tmp_path, monkeypatch, more):
     """Two jointly trained points stop after step 3, each with its checkpoint; the same command ends them like undisturbed ones."""
     from mmft.system.signals import Listener
@@ -348,15 +350,15 @@ def test_a_stopped_joint_sweep_resumes(mmft, tmp_path, monkeypatch, more):
 def test_non_finite_steps_are_skipped_and_counted_up_to_a_limit(mmft, tmp_path, monkeypatch):
     from mmft.training import trainer
 
-    loss = trainer.supervised_loss
+    loss = trainer.grouped_loss
     calls = []
 
     def spoiled(*args):
         calls.append(1)
-        value, count = loss(*args)
-        return (value * float("nan"), count) if len(calls) in (2, 4) else (value, count)
+        value, *counts = loss(*args)
+        return (value * float("nan"), *counts) if len(calls) in (2, 4) else (value, *counts)
 
-    monkeypatch.setattr(trainer, "supervised_loss", spoiled)
+    monkeypatch.setattr(trainer, "grouped_loss", spoiled)
     code, out, err = mmft(*SMALL, "trainer.nonfinite=skip", "trainer.nonfinite_limit=2", f"run_dir={(tmp_path / 'skip').as_posix()}")
     assert code == 0 and out.count("left out") == 2, err
     assert json.loads((tmp_path / "skip" / "summary.json").read_text())["skipped_steps"] == 2
@@ -375,7 +377,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(mmft, tmp_path,
 
     from mmft.training import trainer
 
-    loss, seen = trainer.supervised_loss, []
+    loss, seen = trainer.grouped_loss, []
 
     def small_device(model, inputs, *rest):
         if inputs["input_ids"].shape[0] > 2 and len(seen) >= 3:
@@ -383,7 +385,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(mmft, tmp_path,
         seen.append(inputs["input_ids"].shape[0])
         return loss(model, inputs, *rest)
 
-    monkeypatch.setattr(trainer, "supervised_loss", small_device)
+    monkeypatch.setattr(trainer, "grouped_loss", small_device)
     run = tmp_path / "run"
     code, out, err = mmft(*SMALL, "lora.lora_dropout=0", f"run_dir={run.as_posix()}")
     assert code == 0 and "out of memory at step 4: micro-batches of 2 rows" in out, err
@@ -392,6 +394,6 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(mmft, tmp_path,
     monkeypatch.undo()
     code, _, _ = mmft(*SMALL, "lora.lora_dropout=0", f"run_dir={(tmp_path / 'plain').as_posix()}")
     assert [r["loss"] for r in rows(run) if "loss" in r] == pytest.approx([r["loss"] for r in rows(tmp_path / "plain") if "loss" in r], abs=1e-4)
-    monkeypatch.setattr(trainer, "supervised_loss", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr(trainer, "grouped_loss", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
     code, _, err = mmft(*SMALL, f"run_dir={(tmp_path / 'none').as_posix()}")
     assert code == 2 and "out of memory with 1 rows a micro-batch: try" in err and err.count("\n") <= 4

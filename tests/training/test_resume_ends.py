@@ -60,6 +60,7 @@ EARLY = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_early_stopping_and_the_best_checkpoint_survive_a_kill(mmft, tmp_path):
     whole = trained(tmp_path / "whole", *EARLY)
     steps = json.loads((whole / "summary.json").read_text())["steps"]
@@ -98,14 +99,14 @@ def test_a_stop_in_an_epoch_does_not_evaluate_or_log_its_end(mmft, tmp_path, epo
 def test_a_skipped_step_does_not_count_in_the_mean_loss(mmft, tmp_path, monkeypatch):
     from mmft.training import trainer
 
-    loss, calls = trainer.supervised_loss, []
+    loss, calls = trainer.grouped_loss, []
 
     def spoiled(*args):
         calls.append(1)
-        value, count = loss(*args)
-        return (value * float("nan"), count) if len(calls) == 2 else (value, count)
+        value, *counts = loss(*args)
+        return (value * float("nan"), *counts) if len(calls) == 2 else (value, *counts)
 
-    monkeypatch.setattr(trainer, "supervised_loss", spoiled)
+    monkeypatch.setattr(trainer, "grouped_loss", spoiled)
     run = tmp_path / "run"
     code, _, err = mmft(*SMALL, "trainer.nonfinite=skip", "trainer.logging_first_step=true", f"run_dir={run.as_posix()}")
     assert code == 0, err

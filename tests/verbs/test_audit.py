@@ -153,6 +153,7 @@ def test_the_watched_peak_is_the_profilers():
     assert tracker.peak == pytest.approx(highest, rel=0.01) and tracker.peak > 512 * 256 * 4
 
 
+@pytest.mark.long
 def test_the_estimate_of_memory_is_within_a_fifth_of_a_training_that_is_watched(small, tmp_path):
     """Small LoRA and full training of two families; time is measured by benchmarks/estimate.py, on a machine that is quiet."""
     import sys

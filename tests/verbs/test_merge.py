@@ -112,11 +112,11 @@ def test_the_built_in_default_with_its_held_out_rows(merge, tiny, tmp_path):
     ("qwen2vl", ["lora.use_rslora=true", "lora.modules_to_save=[lm_head]"]),  # the head is tied to the token table
     ("qwen2_5vl", ["lora.target_modules=[q_proj,lm_head]"]),  # so is this one, with an adapter on it
     ("llava", ["lora.use_dora=true", "lora.modules_to_save=[multi_modal_projector]"]),
-    ("llava_vicuna", ["lora.bias=lora_only"]),
+    pytest.param("llava_vicuna", ["lora.bias=lora_only"], marks=pytest.mark.long),
     ("blip2", ["lora.scope=all"]),
-    ("smolvlm", []),
-    ("gemma3", ["model.dtype=bf16"]),
-    ("internvl", ["lora.scope=all", "lora.rank_pattern={q_proj: 2}"]),
+    pytest.param("smolvlm", [], marks=pytest.mark.long),
+    pytest.param("gemma3", ["model.dtype=bf16"], marks=pytest.mark.long),
+    pytest.param("internvl", ["lora.scope=all", "lora.rank_pattern={q_proj: 2}"], marks=pytest.mark.long),
 ])  # fmt: skip
 def test_every_family_and_kind_of_adapter(merge, trained, small, kind, words):
     """Merged and adapter, both loaded without mmft, on a picture and a text that merging did not look at."""
@@ -142,6 +142,7 @@ def test_every_family_and_kind_of_adapter(merge, trained, small, kind, words):
     ("qwen2vl", "{load_in_4bit: true, bnb_4bit_quant_type: nf4, bnb_4bit_compute_dtype: float32}"),
     ("llava", "{load_in_8bit: true}"),
 ])  # fmt: skip
+@pytest.mark.long
 def test_a_quantised_base_is_dequantised_and_the_difference_said(merge, trained, small, kind, quantization):
     run = trained(kind, f"model.quantization={quantization}", name=f"{kind}-quantised")
     code, text, err = merge(run, "samples=2")
@@ -266,6 +267,7 @@ def test_a_run_that_cannot_be_opened_is_one_line_and_writes_nothing(merge, tiny,
 
 
 @pytest.mark.parametrize("hub_name, words", [("huggingface", []), ("modelscope", ["private=false"])])
+@pytest.mark.long
 def test_push_to_either_hub(tiny, place, tmp_path, hub_name, words):
     with Hub() as hub:
         environment = {**os.environ, **hub.environment(tmp_path), "HF_TOKEN": "hf_secret", "MODELSCOPE_API_TOKEN": "ms_secret"}

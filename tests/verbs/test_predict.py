@@ -37,6 +37,7 @@ def test_another_question_gives_another_prompt(verb, trained, tmp_path):
     assert lines(tmp_path / "a.jsonl")[0]["prompt"] == words
 
 
+@pytest.mark.long
 def test_a_thousand_photos_with_five_broken_ones(verb, trained, tmp_path):
     photos = tmp_path / "photos of 2024"
     good = (trained.pictures / "0.png").read_bytes()

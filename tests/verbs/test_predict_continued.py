@@ -67,6 +67,7 @@ def generated(monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+@pytest.mark.long
 def test_a_killed_command_goes_on(mmft, command, generated, tmp_path):
     out, whole = tmp_path / "a.jsonl", tmp_path / "whole.jsonl"
     assert mmft(*command(whole), output_dir=False)[0] == 0 and len(generated) == 24
@@ -140,12 +141,16 @@ def test_a_models_own_sampling_settings_add_no_lines(small, mmft, tmp_path):
     from small_models import GROUP
 
     model = shutil.copytree(small("qwen2vl"), tmp_path / "model")
+    own = tmp_path / "own"
+    own.mkdir()
+    for n in range(3):
+        shutil.copy(small.root / f"{n}.png", own)
     settings = json.loads((model / "generation_config.json").read_text(encoding="utf-8"))
     (model / "generation_config.json").write_text(json.dumps({**settings, "do_sample": True, "temperature": 0.01, "top_p": 0.001, "top_k": 1}), encoding="utf-8")
     found = []
     for penalty in (1.0, 5.0):
         words = [f"model={GROUP['qwen2vl']}", f"model.path={model.as_posix()}", f"generation.repetition_penalty={penalty}", "generation.max_new_tokens=12"]
-        code, out, err = mmft("predict", *words, f"input={small.root.as_posix()}", "prompt=Which?", "evaluation.batch_size=2")
+        code, out, err = mmft("predict", *words, f"input={own.as_posix()}", "prompt=Which?", "evaluation.batch_size=2")
         assert (code, err) == (0, "")
         found.append(out)
     assert found[0] != found[1] and found[0].count(".png\n") == 3

@@ -56,10 +56,10 @@ def train(mmft, outputs, tmp_path):
 
 @pytest.mark.parametrize("kind, bits, line", [
     ("qwen2vl", "nf4", "4-bit base (nf4), as it was saved"),
-    ("qwen2vl", "fp4", "4-bit base (fp4), as it was saved"),
-    ("qwen2_5vl", "nested", "4-bit base (nf4), as it was saved"),
+    pytest.param("qwen2vl", "fp4", "4-bit base (fp4), as it was saved", marks=pytest.mark.long),
+    pytest.param("qwen2_5vl", "nested", "4-bit base (nf4), as it was saved", marks=pytest.mark.long),
     ("llava", "int8", "8-bit base, as it was saved"),
-    ("smolvlm", "nf4", "4-bit base (nf4), as it was saved"),
+    pytest.param("smolvlm", "nf4", "4-bit base (nf4), as it was saved", marks=pytest.mark.long),
 ])  # fmt: skip
 def test_it_trains_and_merges_as_quantised(train, mmft, saved, outputs, kind, bits, line):
     """The merged model is that of the dequantised weights: compared with transformers' own dequantisation and peft."""
@@ -133,6 +133,7 @@ def test_there_is_no_original_to_merge_into(train, mmft, saved, outputs):
     assert code == 2 and "base=dequantised" in err and not (run / "merged").exists()
 
 
+@pytest.mark.long
 def test_points_of_a_sweep_do_not_share_it(mmft, saved, outputs, tmp_path):
     """Preparation changes the base in place: each point reads it again, and none is trained jointly. Each equals the run made alone."""
     folder = saved("qwen2vl", "nf4")

@@ -21,9 +21,11 @@ ELSEWHERE = "127.0.0.2"  # an address that is not the loopback's own, and that n
     ("::", None, "needs a login"), ("example.org", SECRET, "must be an address of this machine"), ("localhost", None, "must be an address of this machine"),
 ])  # fmt: skip
 def test_an_address_for_others_is_refused_without_a_password(verb, trained, monkeypatch, host, password, said):
-    import mmft.runs.open
-
     pytest.importorskip("gradio")
+    import mmft.runs.answers  # before the replacement below, so that they keep the function itself
+    import mmft.runs.open
+    import mmft.serving.page
+
     monkeypatch.delenv("MMFT_UI_PASSWORD", raising=False)
     if password:
         monkeypatch.setenv("MMFT_UI_PASSWORD", password)
