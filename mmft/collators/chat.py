@@ -282,8 +282,17 @@ class ChatCollator(Collator):
         except ValueError as error:
             raise RowError(names, f"the processor refuses this batch: {str(error).strip().splitlines()[0]}") from None
         if any(images) and not any(out.get("text_replacement_offsets") or []):
-            out["text_replacement_offsets"] = [self.family.replacements(text, self.processor) or self._written_by_template(text) for text in texts]
+            out["text_replacement_offsets"] = self._found_replacements(texts, out)
         return out
+
+    def _found_replacements(self, texts: list[str], out: dict[str, Any]) -> list[list[Replacement]]:
+        """What the processor wrote for each image, where it does not say so itself."""
+        by_family = [self.family.replacements(text, self.processor) for text in texts]
+        if any(by_family):
+            return by_family
+        if all(self.tokens.encode(text)[0] == ids for text, ids in zip(texts, out["input_ids"], strict=True)):
+            return [self._written_by_template(text) for text in texts]
+        return self._replaced(texts, out)
 
     def _written_by_template(self, text: str) -> list[Replacement]:
         """The places of images in a text whose template itself writes all their tokens, so that the processor replaces nothing."""
