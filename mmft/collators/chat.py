@@ -289,7 +289,7 @@ class ChatCollator(Collator):
         """What the processor wrote for each image, where it does not say so itself."""
         by_family = [self.family.replacements(text, self.processor) for text in texts]
         if any(by_family):
-            return by_family
+            return [replacements or [] for replacements in by_family]
         if all(self.tokens.encode(text)[0] == ids for text, ids in zip(texts, out["input_ids"], strict=True)):
             return [self._written_by_template(text) for text in texts]
         return self._replaced(texts, out)
