@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import RowError, UserError
 from ..common.model_parts import is_encoder_decoder
 from ..data.sample import Sample, has_regions
 from .box_styles import BoxStyle, check_whole_images, find_style, no_style
+from .box_text import regions_of, write_boxes
 from .image_sizes import image_file_sizes
 from .types import SIZE_KEYS, Batch, Encoded, FamilyRules, Measure
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import torch
 
     from ..common.records import Region
-    from ..data.sample import Message, Part
     from .types import Images, Tensors
 
 log = logging.getLogger("mmft")
@@ -134,24 +133,7 @@ class Collator:
         if not has_regions(sample.messages):
             return sample
         style, sizes = self.box_style(), list(sizes or image_file_sizes(sample))
-        resized = self._resized(style, sample, sizes)
-
-        def text(region: Region) -> tuple[str, list[float]]:
-            return region["label"], style.numbers(region, sizes[region["image"]], resized[region["image"]])
-
-        def part(one: Part) -> Part:
-            if one["type"] == "ref":
-                return {"type": "text", "text": style.ref(one["text"]), "tokens": True}
-            if one["type"] == "box":
-                return {"type": "text", "text": style.box(text(one["region"])[1]), "tokens": True}
-            if one["type"] == "regions":
-                return {"type": "text", "text": style.listing([text(r) for r in one["regions"]]), "tokens": True}
-            return one
-
-        messages: list[Message] = [{**m, "content": _joined([part(one) for one in m["content"]], m["role"])} for m in sample.messages]
-        result = Sample(sample.id, sample.images, messages, sample.references, sample.root, sample.sha256, sample.max_pixels)
-        # other references have their boxes in pixels of the file, which is not how this model writes them
-        return replace(result, references=(result.answer_text,)) if sample.regions else result
+        return write_boxes(sample, style, sizes, self._resized(style, sample, sizes))
 
     def regions_in(self, text: str, sample: Sample) -> list[Region]:
         """The boxes and points in a generated text, in pixels of the sample's image files; [] if the family writes none.
@@ -163,15 +145,7 @@ class Collator:
         if style is None or not found:
             return []
         sizes = image_file_sizes(sample)
-        resized = self._resized(style, sample, sizes)
-        own = {region["image"] for region in sample.regions}
-        image = own.pop() if len(own) == 1 else 0
-        regions: list[Region] = []
-        for label, numbers in found:
-            region: Region = {"label": label, "image": image}
-            region["box" if len(numbers) == 4 else "point"] = [round(v, 2) for v in style.pixels(numbers, sizes[image], resized[image])]
-            regions.append(region)
-        return regions
+        return regions_of(found, sample, style, sizes, self._resized(style, sample, sizes))
 
     def _resized(self, style: BoxStyle, sample: Sample, sizes: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
         """The sizes of the images as the model sees them, where the style counts their pixels; else the given ones. Raises RowError."""
@@ -326,18 +300,6 @@ class Collator:
 
 
 NO_LOSS = "no token of this row carries loss; its answer is empty"
-
-
-def _joined(parts: Sequence[Part], role: str) -> list[Part]:
-    """The parts with neighbouring texts of an answer joined: some chat templates write only the first text of an answer."""
-    joined: list[Part] = []
-    for part in parts:
-        last = joined[-1] if joined else None
-        if role == "assistant" and last is not None and last["type"] == "text" and part["type"] == "text":
-            joined[-1] = {"type": "text", "text": last["text"] + part["text"]}
-        else:
-            joined.append(part)
-    return joined
 
 
 def check_placeholders(sample: Sample) -> None:

@@ -118,10 +118,7 @@ class ChatCollator(Collator):
 
     def decode(self, ids: torch.Tensor | list[list[int]]) -> list[str]:
         """Generated ids (B, T) as texts, without special tokens (but for `answer_tokens`) and surrounding white space."""
-        rows = ids if isinstance(ids, list) else ids.tolist()
-        kept = [[i for i in map(int, row) if i not in self.dropped_ids] for row in rows]
-        texts = self.tokenizer.batch_decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return [text.strip() for text in texts]
+        return self.tokens.decode(ids, self.dropped_ids)
 
     def split_answer(self, text: str, generated: bool = False) -> tuple[str, str]:
         return self.chat.split_answer(text, generated)
@@ -207,7 +204,7 @@ class ChatCollator(Collator):
         key = (sizes, final)
         if key not in self._expansions:
             out = self._call([text], [[Image.new("RGB", size) for size in sizes]], sample.id, final)
-            [replaced] = out.get("text_replacement_offsets") or self._replaced([text], out)
+            [replaced] = out["text_replacement_offsets"]
             if len(replaced) != len(sizes):
                 raise RowError(sample.id, f"{len(sizes)} images but {len(replaced)} image places in the rendered text")
             self._expansions[key] = [self._as_expansion(text[slice(*r["span"])], r["replacement"]) for r in replaced]
@@ -248,7 +245,7 @@ class ChatCollator(Collator):
             # some processors take no rows of different lengths; and if one row is at fault, it is named
             alone = [self._process([s], [r], [i], keep_size) for s, r, i in zip(samples, rendered, images, strict=True)]
             return [row for rows, _ in alone for row in rows], joined_tensors([tensors for _, tensors in alone])
-        replaced: list[list[Replacement]] = out.pop("text_replacement_offsets", None) or self._replaced(texts, out)
+        replaced: list[list[Replacement]] = out.pop("text_replacement_offsets")
         per_token = {key: out.pop(key) for key in [*out] if key in PER_TOKEN or key.endswith("type_ids")}
         sequences: Iterator[Encoded] = iter([
             self._sequence(sample, text, hidden[i], replaced[i], {k: list(v[i]) for k, v in per_token.items()})
@@ -259,14 +256,15 @@ class ChatCollator(Collator):
     def _replaced(self, texts: list[str], out: dict[str, Any]) -> list[list[Replacement]]:
         """What stands for each image of each text, asked of a processor that does not return it."""
         token, images = getattr(self.processor, "image_token", None), count()
-        if not token or not hasattr(self.processor, "replace_image_token") or not any(key in out for key in self.processor.image_processor.model_input_names):
-            return [[]] * len(texts)
+        if not token or not hasattr(self.processor, "replace_image_token"):
+            return [[] for _ in texts]
         return [
             [{"span": match.span(), "replacement": self.processor.replace_image_token(out, next(images))} for match in re.finditer(re.escape(token), text)]
             for text in texts
         ]
 
     def _call(self, texts: list[str], images: list[Images], names: str, keep_size: bool) -> dict[str, Any]:
+        """What the processor returns for these texts and their images, with what it wrote for each image in `text_replacement_offsets`. Raises RowError."""
         try:
             out = self.processor(
                 text=list(texts),  # some processors write into this list
@@ -281,8 +279,8 @@ class ChatCollator(Collator):
             )
         except ValueError as error:
             raise RowError(names, f"the processor refuses this batch: {str(error).strip().splitlines()[0]}") from None
-        if any(images) and not any(out.get("text_replacement_offsets") or []):
-            out["text_replacement_offsets"] = self._found_replacements(texts, out)
+        if not any(out.get("text_replacement_offsets") or []):
+            out["text_replacement_offsets"] = self._found_replacements(texts, out) if any(images) else [[] for _ in texts]
         return out
 
     def _found_replacements(self, texts: list[str], out: dict[str, Any]) -> list[list[Replacement]]:

@@ -128,6 +128,4 @@ class CompletionCollator(Collator):
 
     def decode(self, ids: torch.Tensor | list[list[int]]) -> list[str]:
         """Generated ids (B, T) as texts, without the tokens that frame a text or stand for pixels, and surrounding white space."""
-        rows = ids if isinstance(ids, list) else ids.tolist()
-        kept = [[i for i in map(int, row) if i not in self.dropped_ids] for row in rows]
-        return [text.strip() for text in self.tokenizer.batch_decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)]
+        return self.tokens.decode(ids, self.dropped_ids)

@@ -7,8 +7,11 @@ is tokenized as plain characters. (transformers' `sanitize_control_tokens` gives
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Container, Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 # Private-use characters have no meaning in any text; those in a user's text are removed.
 OPEN, CLOSE = "\U000f3c00", "\U000f3c01"
@@ -101,6 +104,11 @@ class Tokens:
             ids += piece_ids
             offsets += [(start, end)] * len(piece_ids) if literal else [(a + start, b + start) for a, b in spans]
         return ids, offsets
+
+    def decode(self, ids: torch.Tensor | list[list[int]], dropped: Container[int]) -> list[str]:
+        """Generated ids (B, T) as texts, without the tokens in `dropped` and surrounding white space; other special tokens stay."""
+        kept = [[i for i in map(int, row) if i not in dropped] for row in (ids if isinstance(ids, list) else ids.tolist())]
+        return [text.strip() for text in self.tokenizer.batch_decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)]
 
     def _pieces(self, text: str, cuts: list[int]) -> list[tuple[int, int, bool]]:
         """(start, end, literal) runs of a text; the markers themselves belong to none."""

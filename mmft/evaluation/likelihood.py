@@ -15,7 +15,7 @@ from ..collators.types import Batch
 from ..common.model_parts import is_encoder_decoder
 from ..common.tensors import to_device
 from ..losses.encoder_decoder import special_ids
-from ..losses.supervised import supervised_logits, takes_logits_to_keep
+from ..losses.supervised import sequence_losses, takes_logits_to_keep
 
 AT_ONCE = 64  # answers in one batch; limits the memory of their logits, which have a value for every token of the vocabulary
 
@@ -24,9 +24,7 @@ Answers = Sequence[Sequence[Sequence[int]]]  # for each row of a batch, equally 
 
 def plain(model: Any, batch: Batch) -> torch.Tensor:
     """(B,) float64 log-likelihoods of the supervised tokens of each sequence of a training batch; every sequence is computed whole."""
-    logits, targets, keep = supervised_logits(_base(model), to_device({k: v for k, v in batch.items() if k != "row_ids"}, model.device))
-    rows = keep.nonzero()[:, 0]
-    return torch.zeros(len(keep), dtype=torch.float64, device=logits.device).index_add_(0, rows, _log_likelihoods(logits, targets)).cpu()
+    return torch.tensor([-loss for loss, _ in sequence_losses(_base(model), to_device(batch, model.device))], dtype=torch.float64)
 
 
 def shared(model: Any, prompt: Batch, answers: Answers) -> torch.Tensor:
@@ -110,13 +108,9 @@ def _padded(pairs: list[tuple[Sequence[int], Sequence[int]]], device: torch.devi
 
 
 def _sums(logits: torch.Tensor, targets: torch.Tensor, rows: int) -> torch.Tensor:
-    """(rows, N / rows) sums of the log-likelihoods of targets (N, T) under logits (N, T, V)."""
-    return _log_likelihoods(logits.flatten(0, 1), targets.flatten()).view(rows, -1, targets.shape[1]).sum(-1)
-
-
-def _log_likelihoods(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """(n,) float64 of logits (n, V); 0 where the target is IGNORE."""
-    return -F.cross_entropy(logits.float(), targets.to(logits.device), ignore_index=IGNORE, reduction="none").double()
+    """(rows, N / rows) float64 sums of the log-likelihoods of targets (N, T), those that are not IGNORE, under logits (N, T, V)."""
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten().to(logits.device), ignore_index=IGNORE, reduction="none").double()
+    return -losses.view(rows, -1, targets.shape[1]).sum(-1)
 
 
 def _base(model: Any) -> Any:

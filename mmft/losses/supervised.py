@@ -51,7 +51,8 @@ def group_sums(logits: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor
     import torch.nn.functional as F
 
     with torch.no_grad():
-        losses = [_token_losses(part.float(), wanted, label_smoothing) for part, wanted in zip(logits.split(CHUNK), targets.to(logits.device).split(CHUNK))]
+        parts = zip(logits.split(CHUNK), targets.to(logits.device).split(CHUNK))
+        losses = [F.cross_entropy(part.float(), wanted, reduction="none", label_smoothing=label_smoothing) for part, wanted in parts]
         loss = torch.cat(losses) if losses else logits.new_zeros(0, dtype=torch.float32)
         tokens = (labels[:, 1:] != IGNORE).sum(dim=1).to(logits.device)
         group = groups.index.to(logits.device).repeat_interleave(tokens, output_size=len(loss))
@@ -63,14 +64,6 @@ def check_sum(parts: float, whole: float) -> None:
     """Raises RuntimeError unless the losses of the groups add up to that of the whole; both are sums, rounded in other places."""
     if not abs(parts - whole) <= TOLERANCE * max(1.0, abs(whole)):
         raise RuntimeError(f"the losses of the sources add up to {parts}, and the loss of all rows is {whole}")
-
-
-def _token_losses(logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float) -> torch.Tensor:
-    """(n,): F.cross_entropy of each token."""
-    wanted = logits.gather(1, targets[:, None])[:, 0]
-    if label_smoothing:
-        wanted = (1 - label_smoothing) * wanted + label_smoothing * logits.mean(dim=1)
-    return logits.logsumexp(dim=1) - wanted
 
 
 def sequence_losses(model: Any, batch: dict[str, Any]) -> list[tuple[float, int]]:

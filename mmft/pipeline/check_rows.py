@@ -52,7 +52,13 @@ class _Part:
 
     @property
     def refused(self) -> bool:
-        return any(not self.drops or p not in self.found.too_long for p in self.found.unusable)
+        """Whether a row cannot be used and is not left out."""
+        return bool(self.found.refused or self.found.without_loss or self.found.too_long and not self.drops)
+
+    @property
+    def left_out(self) -> set[int]:
+        """The indices of rows that are too long."""
+        return {problem.index for problem in self.found.too_long}
 
 
 def check_rows(inputs: TrainingInputs, collator: Collator, context: RunContext) -> CheckedRows:
@@ -90,7 +96,7 @@ def _usable(part: _Part, checked: CheckedRows) -> Sequence[Any]:
     ids = f"{part.source}/" if part.source else ""
     checked.dropped += [(part.split, replace(problem, row=f"{ids}{problem.row}")) for problem in found.too_long]
     if part.trained:
-        left_out = {problem.index for problem in found.too_long}
+        left_out = part.left_out
         checked.lengths += [n for i, n in enumerate(found.tokens) if i not in left_out]
     checked.sequences_differ |= found.several > 0
     if found.several:
@@ -114,13 +120,12 @@ def check_kept(inputs: TrainingInputs, collator: Collator, context: RunContext) 
 
 def _without_long(part: _Part) -> Sequence[Any]:
     """The rows that are not too long. Raises UserError if none is left."""
-    rows, found = part.rows, part.found
-    left_out = {problem.index for problem in found.too_long}
+    rows, left_out, limit = part.rows, part.left_out, part.found.max_length
     if not left_out:
         return rows
-    log.info("%-14s %d of %d rows of %s are longer than collator.max_length=%s", "left out", len(left_out), len(rows), part.name, found.max_length)
+    log.info("%-14s %d of %d rows of %s are longer than collator.max_length=%s", "left out", len(left_out), len(rows), part.name, limit)
     if len(left_out) == len(rows):
-        raise UserError(f"collator.max_length={found.max_length}: no row of {part.name} is that short; raise the limit")
+        raise UserError(f"collator.max_length={limit}: no row of {part.name} is that short; raise the limit")
     return Selection(rows, [i for i in range(len(rows)) if i not in left_out])
 
 

@@ -21,7 +21,7 @@ from small_models import _save as save
 
 __all__ = [
     "CHATML", "LIBRARY", "QWEN", "SIDE", "WRITTEN", "ModelType", "byte_fallback_words", "byte_level_tokenizer", "byte_level_words", "ends", "grid_processors",
-    "llama_tokenizer", "load", "merged", "qwen_tokenizer", "save", "shrink", "token_ids",
+    "llama_tokenizer", "load", "merged", "qwen_tokenizer", "opened", "save", "shrink", "token_ids",
 ]  # fmt: skip
 
 LIBRARY, WRITTEN = "library", "written from the family's documentation"
@@ -53,6 +53,21 @@ def load(kind: ModelType, folder: Path) -> tuple[Any, Any, Any]:
     family = build(cfg.model, "model")
     loaded = load_model(family)
     return loaded.model, build_collator(cfg.collator, family, loaded), family
+
+
+def opened(model_class: Any, ending: str) -> Callable[[Any], Any]:
+    """A builder for `save`: the model with its parameters of this ending at 0.5. They begin at 0, as before any training, and would hide what they scale."""
+
+    def built(config: Any) -> Any:
+        import torch
+
+        model = model_class(config)
+        for name, parameter in model.named_parameters():
+            if name.endswith(ending):
+                torch.nn.init.constant_(parameter, 0.5)
+        return model
+
+    return built
 
 
 # --- small configs --------------------------------------------------------------------------------------------------

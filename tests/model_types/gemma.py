@@ -8,7 +8,7 @@ from typing import Any
 import small_models
 from small_models import GEMMA, TEXT, TOWER
 
-from .base import SIDE, ModelType, byte_fallback_words, save
+from .base import SIDE, ModelType, byte_fallback_words, opened, save
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"]
 AUDIO = {"audio_token": "<audio_soft_token>", "boa_token": "<start_of_audio>", "eoa_token": "<end_of_audio>"}
@@ -62,19 +62,7 @@ def gemma3n(folder: Path) -> None:
         boi_token_id=number("<start_of_image>"), eoi_token_id=offset, image_token_id=number("<image_soft_token>"), boa_token_id=number("<start_of_audio>"),
         eoa_token_id=sounds, audio_token_id=number("<audio_soft_token>"),
     )  # fmt: skip
-    save(folder, _open_scales, config, processor, words, eos=[1, number("<end_of_turn>")])
-
-
-def _open_scales(config: Any) -> Any:
-    """The model with scales of 0.5, which begin at 0 and would hide the embeddings for each layer."""
-    import torch
-    import transformers as t
-
-    model = t.Gemma3nForConditionalGeneration(config)
-    for name, parameter in model.named_parameters():
-        if name.endswith("correct_output_scale"):
-            torch.nn.init.constant_(parameter, 0.5)
-    return model
+    save(folder, opened(t.Gemma3nForConditionalGeneration, "correct_output_scale"), config, processor, words, eos=[1, number("<end_of_turn>")])
 
 
 def _gemma4_words() -> tuple[Any, dict[str, str]]:

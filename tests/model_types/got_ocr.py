@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from small_models import TEXT, TOWER
 
@@ -22,33 +23,26 @@ SAM = {"hidden_size": 24, "output_channels": 16, "num_hidden_layers": 2, "num_at
 
 def got_ocr2(folder: Path) -> None:
     """256 features for every image, as its processor writes them: a map of 64 x 64 patches, shrunk to 16 x 16."""
-    import transformers as t
-
-    words = qwen_tokenizer(["<img>", "</img>", "<imgpad>"])
-    processor = t.GotOcr2Processor(
-        image_processor=t.GotOcr2ImageProcessor(size={"height": 128, "width": 128}), tokenizer=words, chat_template=GOT.replace("IMAGE_PLACE", "<imgpad>")
-    )
-    vision = {**SAM, "image_size": 128, "patch_size": 2, "global_attn_indexes": []}
-    config = t.GotOcr2Config(
-        vision_config=vision, text_config=TEXT | ends(words) | {"model_type": "qwen2", "vocab_size": len(words), "tie_word_embeddings": True},
-        image_token_index=words.convert_tokens_to_ids("<imgpad>"), image_seq_length=256,
-    )  # fmt: skip
-    save(folder, t.GotOcr2ForConditionalGeneration, config, processor, words)
+    _got(folder, "GotOcr2", "<imgpad>", 256, {"image_size": 128, "patch_size": 2, "global_attn_indexes": []})
 
 
 def pp_chart2table(folder: Path) -> None:
     """The template itself writes all the tokens of an image; the processor adds none."""
+    _got(folder, "PPChart2Table", "<imgpad>" * 16, 16, {"image_size": 64, "patch_size": 4, "global_attn_indexes": [1]})
+
+
+def _got(folder: Path, family: str, place: str, features: int, vision: dict[str, Any]) -> None:
+    """place: what the template writes for an image. features: of each image."""
     import transformers as t
 
     words = qwen_tokenizer(["<img>", "</img>", "<imgpad>"])
-    processor = t.PPChart2TableProcessor(
-        image_processor=t.PPChart2TableImageProcessor(size={"height": 64, "width": 64}), tokenizer=words,
-        chat_template=GOT.replace("IMAGE_PLACE", "<imgpad>" * 16),
-    )  # fmt: skip
-    vision = {**SAM, "image_size": 64, "patch_size": 4, "global_attn_indexes": [1]}
-    config = t.PPChart2TableConfig(
-        vision_config=vision, text_config=TEXT | ends(words) | {"model_type": "qwen2", "vocab_size": len(words), "tie_word_embeddings": True},
-        image_token_index=words.convert_tokens_to_ids("<imgpad>"), image_seq_length=16,
+    side = {"height": vision["image_size"], "width": vision["image_size"]}
+    processor = getattr(t, f"{family}Processor")(
+        image_processor=getattr(t, f"{family}ImageProcessor")(size=side), tokenizer=words, chat_template=GOT.replace("IMAGE_PLACE", place)
+    )
+    config = getattr(t, f"{family}Config")(
+        vision_config={**SAM, **vision}, text_config=TEXT | ends(words) | {"model_type": "qwen2", "vocab_size": len(words), "tie_word_embeddings": True},
+        image_token_index=words.convert_tokens_to_ids("<imgpad>"), image_seq_length=features,
     )  # fmt: skip
     save(folder, t.GotOcr2ForConditionalGeneration, config, processor, words)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from small_models import TEXT
 
-from .base import LIBRARY, ModelType, ends, qwen_tokenizer, save
+from .base import LIBRARY, ModelType, ends, opened, qwen_tokenizer, save
 
 # Llama 3's turns, as its documentation describes them.
 LLAMA3 = """\
@@ -44,19 +44,7 @@ def mllama(folder: Path) -> None:
         "image_size": 56, "patch_size": 28, "intermediate_layers_indices": [0],
     }  # fmt: skip
     config = t.MllamaConfig(vision_config=vision, text_config=text, image_token_index=words.convert_tokens_to_ids("<|image|>"))
-    save(folder, _open_gates, config, processor, words)
-
-
-def _open_gates(config: Any) -> Any:
-    """The model with its gates open: they begin at 0, as before any training with pictures."""
-    import torch
-    import transformers as t
-
-    model = t.MllamaForConditionalGeneration(config)
-    for name, parameter in model.named_parameters():
-        if name.endswith("gate"):
-            torch.nn.init.constant_(parameter, 0.5)
-    return model
+    save(folder, opened(t.MllamaForConditionalGeneration, "gate"), config, processor, words)
 
 
 def llama4(folder: Path) -> None:
