@@ -1,10 +1,10 @@
 """Answers to held-out rows: mmft against transformers' `generate`, one by one and in batches in file order, with equal answers.
 
-    python -m benchmarks.generate [--photos FOLDER] [--rows 256] [--repeats 3] [--dtype bfloat16] [--quick]
+    python -m benchmarks.generate [--photos FOLDER] [--rows 256] [--repeats 3] [--dtype bfloat16] [--peer swift=PYTHON] [--quick]
 
 The model is the Qwen2-VL fixture, changed so that each row's answer has a length that is known beforehand (fixture.count_down). Lengths are drawn
 from a log-normal distribution: half of the answers have at most 24 tokens, a few have more than 150. Prints the table and writes generate.md and
-generate.json below --out. Ends with 1 if an answer in fp32 is not that of one by one.
+generate.json below --out. Ends with 1 if an answer in fp32 is not that of one by one. A peer runs by the Python of its own environment.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -47,23 +48,28 @@ def build(home: Path, photos: Path | None, rows: int, most: int, size: str) -> t
     return model, table, wanted
 
 
-def tasks(model: Path, table: Path, dtype: str, most: int, batch: int) -> dict[str, dict[str, Any]]:
-    """What each contender is told."""
+def tasks(model: Path, table: Path, dtype: str, most: int, batch: int, peers: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+    """What each contender is told. "by" names its function in contenders/generate_answers.py."""
     plain = {"model": str(model), "rows": str(table), "dtype": dtype, "max_new_tokens": most + 8}
     words = [
         "model=qwen2vl", f"model.path={model}", "model.device=cpu", f"model.dtype={dict(float32='fp32', bfloat16='bf16')[dtype]}",
         f"model.processor={{min_pixels:{56 * 56},max_pixels:{fixture.SIDE * fixture.SIDE}}}", f"generation.max_new_tokens={most + 8}", f"evaluation.batch_size={batch}",
     ]  # fmt: skip
-    return {"one by one": plain | {"batch": 1}, f"batches of {BATCH}": plain | {"batch": BATCH}, "mmft": plain | {"words": words}}
+    own = {"by": "transformers"}
+    return {
+        "one by one": plain | own | {"batch": 1}, f"batches of {BATCH}": plain | own | {"batch": BATCH}, "mmft": plain | {"by": "mmft", "words": words},
+        **{name: plain | {"by": name, "batch": BATCH} for name in peers},
+    }  # fmt: skip
 
 
-def run(task: dict[str, Any], out: Path, threads: int | None) -> dict[str, Any]:
-    """One contender in a process of its own."""
+def run(task: dict[str, Any], out: Path, threads: int | None, python: str = sys.executable) -> dict[str, Any]:
+    """One contender in a process of its own, by this Python."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "task.json").write_text(json.dumps(task), encoding="utf-8")
     env = os.environ | process.OFFLINE | ({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)} if threads else {})
-    env["PYTHONPATH"] = str(ROOT)
-    command = [sys.executable, str(HERE / "contenders" / "generate_answers.py"), str(out / "task.json")]
+    if python == sys.executable:
+        env["PYTHONPATH"] = str(ROOT)
+    command = [python, str(HERE / "contenders" / "generate_answers.py"), str(out / "task.json")]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
@@ -99,6 +105,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=BATCH, help="mmft's evaluation.batch_size")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help="swift or llamafactory, and the Python of its environment")
     parser.add_argument("--quick", action="store_true", help="a self-check in a minute: a small model and short answers")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "benchmark")
     args = parser.parse_args(words)
@@ -107,12 +114,13 @@ def main(words: list[str] | None = None) -> int:
     shutil.rmtree(home, ignore_errors=True)
     most = 24 if args.quick else MOST
     model, table, wanted = build(home, args.photos, args.rows, most, "quick" if args.quick else "small")
-    contenders, place = tasks(model, table, args.dtype, most, args.batch_size), process.place()
+    peers = dict(peer.split("=", 1) for peer in args.peer)
+    contenders, place = tasks(model, table, args.dtype, most, args.batch_size, peers), process.place()
     rounds: list[dict[str, dict[str, Any]]] = []
     for number in range(args.repeats):
         found: dict[str, dict[str, Any]] = {}
         for name, task in contenders.items():
-            found[name] = run(task, home / f"round{number}" / name.replace(" ", "_"), args.threads)
+            found[name] = run(task, home / f"round{number}" / name.replace(" ", "_"), args.threads, peers.get(name, sys.executable))
             print(f"round {number + 1}: {name:<14} {found[name]['wall']:7.1f} s, {found[name]['cpu']:7.1f} s of processor time, equal {equal(found, name):.4f}", flush=True)
         rounds.append(found)
         text = markdown(rounds, wanted, place, args)
