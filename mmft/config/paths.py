@@ -8,7 +8,7 @@ import re
 from omegaconf import DictConfig, OmegaConf
 
 # Keys that are paths but whose names do not say so; see `is_path` for the others.
-PATH_KEYS = ("task.run", "task.out", "task.input", "task.against", "task.llm", "task.vision", "data.images", "data.annotations",
+PATH_KEYS = ("task.run", "task.out", "task.input", "task.against", "task.llm", "task.vision", "data.without", "data.images", "data.annotations",
              "trainer.deepspeed", "trainer.fsdp_config", "trainer.accelerator_config")  # fmt: skip
 _PATH_NAME = re.compile(r"(^|_)(path|root|dir|folder|file)$")
 _COLUMNS = "data.columns"  # names of a table's columns

@@ -16,6 +16,7 @@ from .archives import Archives, Member
 from .download import Download, RefusedError, is_url
 from .image_index import ImageRecord
 from .images import MAX_PIXELS, ImageError, decode, read_image
+from .near import look
 from .wording import shorten_words, shown
 
 EXTENSIONS = {"HEIF": "heic", "JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
@@ -62,7 +63,8 @@ class Examiner:
     """Reads, hashes and decodes images in worker threads.
 
     root: of relative image paths. boundary: the folder that image files must lie in. store: the folder into which images are copied that are no files below `root`.
-    earlier: stored images of an earlier preparation by the sha256 of their URL; they are not downloaded again.
+    earlier: stored images of an earlier preparation by the sha256 of their URL; they are not downloaded again. looks: whether it is noted what
+    images look like.
     """
 
     root: Path | None
@@ -72,6 +74,7 @@ class Examiner:
     download: Download | None = None
     max_pixels: int = MAX_PIXELS
     earlier: Mapping[str, Path] = field(default_factory=dict)
+    looks: bool = True
 
     @cached_property
     def allowed(self) -> list[Path]:
@@ -114,7 +117,7 @@ class Examiner:
                 target.write_bytes(data)
             mtime = target.stat().st_mtime_ns
         width, height = picture.size
-        return ImageRecord(relative, sha256, len(data), width, height, mtime, stored=copy, url=url)
+        return ImageRecord(relative, sha256, len(data), width, height, mtime, stored=copy, url=url, look=look(picture) if self.looks else b"")
 
     def archived(self, image: str) -> Member | None:
         """The member of an archive that an image path names, unless there is a file of that name."""

@@ -8,6 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from .near import LOOK
+
 _COLUMNS = "path, sha256, size, width, height, mtime_ns, stored, error, number, content, ctime_ns, url"
 RECENT = 4096  # image records cached in memory: rows of one image usually stand together
 
@@ -17,7 +21,8 @@ class ImageRecord:
     """One image, or in `error` the reason why it cannot be used.
 
     path: relative to the data root, or to the prepared directory if `stored` (copied into it); absolute if it cannot be used.
-    url: the sha256 of the URL it was downloaded from. content: a number that images with the same bytes share.
+    url: the sha256 of the URL it was downloaded from. content: a number that images with the same bytes share. look: see near.look, known
+    only when the image was examined.
     """
 
     path: str = ""
@@ -32,10 +37,11 @@ class ImageRecord:
     content: int = -1
     ctime_ns: int = 0
     url: str = ""
+    look: bytes = b""
 
 
 class ImageIndex:
-    """Image records by key, and the row ids in use, in the SQLite file `path`. Used by one thread only."""
+    """Image records by key, and the row ids in use, in the SQLite file `path`; beside it a file of what images look like. Used by one thread only."""
 
     def __init__(self, path: Path):
         self._db = sqlite3.connect(path, isolation_level=None)
@@ -46,11 +52,14 @@ class ImageIndex:
         self._db.execute("CREATE TABLE contents (number INTEGER PRIMARY KEY, sha256 TEXT UNIQUE)")
         self._db.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, seen INTEGER) WITHOUT ROWID")
         self._db.execute("BEGIN")
+        self.looks_file = path.with_suffix(".looks")
+        self._looks = self.looks_file.open("wb")
         self._recent: OrderedDict[str, ImageRecord] = OrderedDict()
         self.n_images = 0
         self.n_contents = 0
 
     def close(self) -> None:
+        self._looks.close()
         self._db.close()
 
     def get(self, key: str) -> ImageRecord | None:
@@ -69,8 +78,9 @@ class ImageIndex:
             content = found[0] if found else self.n_contents
             if not found:
                 self._db.execute("INSERT INTO contents VALUES (?, ?)", (content, r.sha256))
+                self._looks.write(r.look or bytes(LOOK.itemsize))
                 self.n_contents += 1
-        record = replace(r, number=self.n_images, content=content)
+        record = replace(r, number=self.n_images, content=content, look=b"")
         self._db.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (
             record.number, key, r.path, r.sha256, r.size, r.width, r.height, r.mtime_ns, r.stored, r.error, content, r.ctime_ns, r.url))
         self.n_images += 1
@@ -99,6 +109,19 @@ class ImageIndex:
         """The sha256 of each content, in the order of content numbers."""
         for (sha256,) in self._db.execute("SELECT sha256 FROM contents ORDER BY number"):
             yield bytes.fromhex(sha256)
+
+    def looks(self) -> np.ndarray:
+        """(contents,) LOOK, in the order of content numbers: a mapped file."""
+        self._looks.flush()
+        return np.memmap(self.looks_file, LOOK, "r") if self.n_contents else np.zeros(0, LOOK)
+
+    def first_of(self, contents: Iterable[int]) -> dict[int, ImageRecord]:
+        """content -> the record of its first image."""
+        wanted, found = set(contents), dict[int, ImageRecord]()
+        for record in self.images() if wanted else ():
+            if record.content in wanted:
+                found.setdefault(record.content, record)
+        return found
 
     def images(self) -> Iterator[ImageRecord]:
         """The usable images, one record for each key."""

@@ -18,6 +18,8 @@ from .prepared import FORMAT, ImageFile, Manifest, PreparedData, SplitCounts
 from .sample import Sample
 from .selection import MixedRows, Selection
 from .sources.base import BaseSource
+from .without import read_ids
+from .wording import shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,12 +31,14 @@ ADD = "add data.sources.NAME=OPTION with any name and an option of data, e.g. da
 @dataclass(kw_only=True)
 class Mix:
     """name: of run directories and reports. sources: name -> data source. draws: training rows drawn in an epoch (null: as many as
-    there are). The rows lie in the order of the sources' names. Raises UserError for sources that cannot be mixed.
+    there are). without: ids of rows that are left out, each with its source (`chat/17`), a file or a list. The rows lie in the order of the
+    sources' names. Raises UserError for sources that cannot be mixed.
     """
 
     name: str = "mix"
     sources: Mapping[str, BaseSource] = field(default_factory=dict)
     draws: int | None = None
+    without: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.sources, Mapping):
@@ -67,6 +71,7 @@ class Mix:
         """Every source prepared by itself, in order. Raises UserError that names the source; the sets of the others stay."""
         if not self.sources:
             raise UserError(f"data=mix: there are no sources; {ADD}")
+        self._leave_out()
         parts = {}
         for name, source in self.sources.items():
             where = f"data.sources.{name}"
@@ -75,6 +80,16 @@ class Mix:
             except UserError as error:
                 raise UserError(f"{where}: {in_place(str(error), where, vars(source))}") from None
         return PreparedMix(self, parts)
+
+
+    def _leave_out(self) -> None:
+        """Give every source the ids of `without` that are its own. Raises UserError for an id of no source."""
+        for each in sorted(read_ids(self.without)) if self.without is not None else ():
+            name, _, own = each.partition("/")
+            if name not in self.sources:
+                raise UserError(f"data.without={self.without}: {shown(each, 60)} names no source; ids begin with one of {', '.join(f'{n}/' for n in self.sources)}")
+            source = self.sources[name]
+            source.without = [*(read_ids(source.without) if source.without is not None else ()), own]
 
 
 def _check_weight(name: str, weight: object) -> None:

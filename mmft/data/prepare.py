@@ -29,12 +29,15 @@ from .download import is_url
 from .examine import Examiner
 from .image_index import ImageIndex, ImageRecord
 from .mix import Mix
-from .prepared import FORMAT, Manifest, PreparedData
+from .near import NearDuplicates, near_duplicates
+from .prepared import FORMAT, NEAR, AlikeImage, AlikePair, Manifest, PreparedData
 from .regions import UnitWatch, settle_regions
 from .row_checks import problem, strip_texts
 from .sample import BadRow, Row
 from .sources.base import Settings, Source, Stamp
 from .staleness import archive_states, earlier_downloads, stale, write_unusable
+from .without import KEY as WITHOUT
+from .without import read_ids
 from .wording import shorten_words, shown
 from .writer import Report, RowFile, collect_references, divide
 
@@ -79,6 +82,7 @@ def _prepare(source: Source, settings: Settings, stamp: Stamp, key: str, final: 
         existing = PreparedData(final)
         reason = stale(existing, download and source.downloader is not None)
         if reason is None:
+            _check_share(existing, source.max_bad_share)
             return existing
         if source.downloader is not None and not download:
             raise UserError(f"{final.name}: {reason}; run `mmft prepare` with the same data=... words, which alone downloads images")
@@ -113,7 +117,16 @@ def _prepare(source: Source, settings: Settings, stamp: Stamp, key: str, final: 
 
 
 class _TooManyBadRows(Exception):
-    pass
+    def __init__(self, name: str, bad: int, rows: int, allowed: float, reasons: str) -> None:
+        super().__init__(f"data={name}: {bad} of {rows} rows cannot be used (data.max_bad_share={allowed:g} allows {int(allowed * rows)}){reasons}.")
+
+
+def _check_share(prepared: PreparedData, allowed: float) -> None:
+    """Raises UserError for a set that was prepared with a larger data.max_bad_share than `allowed` (mmft explore takes any)."""
+    m = prepared.manifest
+    bad = m.get("unusable", 0)
+    if bad > allowed * m["rows_read"]:
+        raise UserError(f"{_TooManyBadRows(m['name'], bad, m['rows_read'], allowed, '')} All unusable rows: {prepared.path / 'report.jsonl'}")
 
 
 @dataclass
@@ -140,7 +153,11 @@ class _Preparation:
     def __post_init__(self) -> None:
         self.root = self.source.data_root()
         self.archives = Archives(self.root)
-        self.examiner = Examiner(self.root, self.source.image_boundary(), self.folder, self.archives, self.source.downloader, self.source.max_pixels, self.earlier)
+        self.examiner = Examiner(self.root, self.source.image_boundary(), self.folder, self.archives, self.source.downloader, self.source.max_pixels, self.earlier,
+                                 self.source.near_distance is not None)  # fmt: skip
+        self.without = read_ids(self.source.without) if self.source.without is not None else set()
+        self.left_out: dict[str, int] = {}  # id of `without` -> its row in rows.arrow
+        self.first_id = ""
         self.index = ImageIndex(self.folder / "index.sqlite")
         self.report = Report(self.folder / "report.jsonl")
         self.rows = RowFile(self.folder / "rows.arrow")
@@ -158,9 +175,14 @@ class _Preparation:
         """First pass: rows to rows.arrow. Second pass: rows.arrow to one file a split. Returns entries of the manifest."""
         self._first_pass()
         self._check_bad_share()
+        unusable = self.report.counts["dropped"]
         given, prompts, grouped = self.rows.given_splits, self.rows.prompts, self.source.group_rows()
         kept = splits.first_of(prompts, given) if grouped else np.ones(len(given), dtype=bool)
-        assignment = splits.assign_kept(kept, given, self.rows.offsets, self.rows.contents, self.index.digests(), self.source.splits)
+        alike = self._near_duplicates()
+        assignment = splits.assign_kept(kept, given, self.rows.offsets, self.rows.contents, self.index.digests(), self.source.splits,
+                                        alike.group if alike is not None and self.source.splits.near else None)  # fmt: skip
+        self._leave_out(assignment)
+        near_note = self._write_pairs(alike, assignment.codes)
         shared = self._shared_references(prompts, assignment.codes, grouped)
         self.rows.release()
         parts, fingerprint, images = divide(self.folder, self.rows.path, assignment, self.index, self.report, shared)
@@ -168,6 +190,7 @@ class _Preparation:
         notes = [*self.source.notes, *self.archives.unreadable, *(_counted(note, count) for note, count in self.row_notes.items())]
         if (unit := self.units.note()) is not None and self.source.boxes_unit == "pixels":
             notes.append(unit)
+        notes += [near_note] if near_note else []
         if merged:
             notes.append(f"{merged + int(kept.sum())} rows became {int(kept.sum())}, one for each of their images and prompts (data.captions=group)")
         elif shared:
@@ -178,14 +201,15 @@ class _Preparation:
         write_unusable(self.folder, self.index)
         missing = any(r.error.startswith("missing image") for r in self.index.unusable())
         self.index.close()
-        for name in ("index.sqlite", "rows.arrow"):
+        for name in ("index.sqlite", self.index.looks_file.name, "rows.arrow"):
             (self.folder / name).unlink()
         actions = self.report.counts
         return {
             "fingerprint": fingerprint, "root": self.root.resolve().as_posix() if self.root else None, "splits": parts,
-            "images": images, "rows_read": self.rows_read, "dropped": actions["dropped"], "changed": actions["changed"],
+            "images": images, "rows_read": self.rows_read, "unusable": unusable, "dropped": actions["dropped"], "changed": actions["changed"],
             "merged": merged, "archives": archive_states(self.archives) if self.uses_archives or missing else None,
             "reasons": dict(sorted(self.report.kinds.items())), "notes": notes, "boxes": self.units.rows,
+            **({} if alike is None else {"near_duplicates": alike.number}),
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": _versions(),
         }
 
@@ -198,6 +222,54 @@ class _Preparation:
         receives = np.isin(prompts, repeated) & (np.isin(codes, (splits.VALIDATION, splits.TEST)) | (grouped & (codes == splits.TRAIN)))
         collect_references(self.rows.path, prompts, np.unique(prompts[receives]), self.index)
         return {int(row): int(prompts[row]) for row in np.flatnonzero(receives)}
+
+    def _near_duplicates(self) -> NearDuplicates | None:
+        """The near-duplicates among the contents that usable rows show; None if none are looked for."""
+        if self.source.near_distance is None:
+            return None
+        looks = self.index.looks()
+        used = np.zeros(len(looks), dtype=bool)
+        used[self.rows.contents] = True
+        return near_duplicates(looks, used, self.source.near_distance)
+
+    def _write_pairs(self, alike: NearDuplicates | None, codes: np.ndarray) -> str:
+        """Write near_duplicates.jsonl: the pairs of images that look alike, with their splits. Returns a note; "" if there are none."""
+        if alike is None or not alike.number:
+            return ""
+        contents, rows = self.rows.contents, np.repeat(codes, np.diff(self.rows.offsets))
+        used = np.zeros((len(alike.group), len(splits.NAMES)), dtype=bool)  # the splits that show a content
+        for code in range(len(splits.NAMES)):
+            used[contents[rows == code], code] = True
+        record = self.index.first_of(np.unique(alike.pairs[:, :2]).tolist())
+        with (self.folder / NEAR).open("w", encoding="ascii", newline="\n") as file:
+            for *pair, bits in alike.pairs.tolist():
+                images: list[AlikeImage] = [{"image": record[i].path, "stored": bool(record[i].stored), "splits": [name for name, there in zip(splits.NAMES, used[i]) if there]} for i in pair]
+                file.write(json.dumps(AlikePair(bits=bits, images=images)) + "\n")
+        trained = np.zeros(len(alike.group), dtype=bool)
+        trained[alike.group[used[:, splits.TRAIN]]] = True
+        leaking = int((used[:, splits.VALIDATION :].any(axis=1) & ~used[:, splits.TRAIN] & trained[alike.group]).sum())
+        pairs = "1 pair of images looks alike" if alike.number == 1 else f"{alike.number} pairs of images look alike"
+        held_out = "" if not leaking else f"; {leaking} held-out image{'s look' if leaking > 1 else ' looks'} like one of training (data.splits.near=true keeps such images together)"
+        return f"near-duplicates: {pairs}{held_out}; {NEAR} lists the closest"
+
+    def _leave_out(self, assignment: splits.Assignment) -> None:
+        """Drop the rows of data.without. Raises UserError if it names none of the rows, or all rows of a split."""
+        if not self.without:
+            return
+        unknown = self.without - self.left_out.keys()
+        where = f"{WITHOUT}={self.source.without}"
+        if len(unknown) == len(self.without):
+            raise UserError(f"{where}: none of its {len(unknown)} ids is that of a row (it names {shown(min(unknown), 60)}; a row's id is {shown(self.first_id, 60)})")
+        if unknown:
+            assignment.notes.append(f"{where}: {len(unknown)} of its {len(self.without)} ids are no row's, e.g. {shown(min(unknown), 60)}")
+        before = np.bincount(assignment.codes, minlength=splits.MERGED + 1)
+        for row in self.left_out.values():
+            assignment.codes[row] = splits.DROPPED
+            assignment.dropped[row] = f"left out by hand: its id is listed in {self.source.without}"
+        after = np.bincount(assignment.codes, minlength=splits.MERGED + 1)
+        for code, name in enumerate(splits.NAMES):
+            if before[code] and not after[code]:
+                raise UserError(f"{where}: leaves out every row of the {name} split; list fewer rows")
 
     # -- first pass --
 
@@ -268,6 +340,10 @@ class _Preparation:
         if name != str(row.id):
             self.report.add(row.where, str(row.id), "changed", f"duplicate id: {shown(row.id)} is used before; this row is now {shown(name)}")
         self.row_notes.update(row.notes)
+        if self.rows.count == 0:
+            self.first_id = name
+        if name in self.without:
+            self.left_out[name] = self.rows.count
         given_split = -1 if row.split is None else splits.ALIASES[str(row.split).lower()]
         self.rows.add(name, row, records, given_split)
 
@@ -287,8 +363,7 @@ class _Preparation:
         bad, allowed = self.report.counts["dropped"], self.source.max_bad_share
         if bad == self.rows_read or bad > allowed * self.rows_read:
             self.report.close()
-            raise _TooManyBadRows(f"data={self.source.name}: {bad} of {self.rows_read} rows cannot be used "
-                              f"(data.max_bad_share={allowed:g} allows {int(allowed * self.rows_read)}): {'; '.join(self.first_reasons)}.")
+            raise _TooManyBadRows(self.source.name, bad, self.rows_read, allowed, f": {'; '.join(self.first_reasons)}")
 
 
 def _write_json(path: Path, value: Manifest) -> None:
@@ -325,11 +400,16 @@ def _write_errors(out_root: Path) -> Iterator[None]:
         raise UserError(f"{out_root}: the data set cannot be written: {' '.join(str(error).split())}") from None
 
 
-def prepared_data(cfg: DictConfig, download: bool = False) -> PreparedData:
-    """The prepared set of a config, prepared now if needed; every verb that uses data calls this."""
+def prepared_data(cfg: DictConfig, download: bool = False, any_bad_share: bool = False) -> PreparedData:
+    """The prepared set of a config, prepared now if needed; every verb that uses data calls this.
+
+    any_bad_share: prepare it even if a larger share of its rows than data.max_bad_share is unusable, to look at it.
+    """
     from ..config.build import build
 
     source, out_root = build(cfg.data, "data"), Path(cfg.output_dir) / "data"
+    for each in (source.sources.values() if isinstance(source, Mix) else [source]) if any_bad_share else ():
+        each.max_bad_share = 1.0
     if isinstance(source, Mix):
         return source.prepare(lambda each: prepare(each, out_root, download))
     if source.weight is not None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+TOGETHER = 256  # rows converted at once when a split is read from its beginning to its end
+NEAR = "near_duplicates.jsonl"  # the closest pairs, an AlikePair in each line
 FORMAT = 2  # of the files below; a set with another number is prepared again
 
 
@@ -30,7 +32,9 @@ class Manifest(TypedDict):
     """manifest.json: what the set was made of, and its counts.
 
     merged: rows that became part of another row (data.captions=group). archives: size and time of the archives beside the table,
-    if images were read from one or are missing. boxes: rows with boxes or points; absent in sets of earlier versions, which had none.
+    if images were read from one or are missing. boxes: rows with boxes or points; unusable: rows dropped because they cannot be used, which
+    data.max_bad_share limits; near_duplicates: pairs of images that look alike. All three are absent in sets of earlier versions, the last one
+    also with data.near_distance=null.
     """
 
     format: int
@@ -43,6 +47,7 @@ class Manifest(TypedDict):
     splits: dict[str, SplitCounts]
     images: int
     rows_read: int
+    unusable: NotRequired[int]
     dropped: int
     changed: int
     merged: int
@@ -50,6 +55,7 @@ class Manifest(TypedDict):
     reasons: dict[str, int]
     notes: list[str]
     boxes: NotRequired[int]
+    near_duplicates: NotRequired[int]
     created: str
     versions: dict[str, str]
 
@@ -68,6 +74,21 @@ class ImageFile(TypedDict):
     mtime_ns: int
     stored: bool
     url: str
+
+
+class AlikeImage(TypedDict):
+    """image: a path as in images.arrow, stored: likewise. splits: those that show it."""
+
+    image: str
+    stored: bool
+    splits: list[str]
+
+
+class AlikePair(TypedDict):
+    """One line of near_duplicates.jsonl: two images that look alike. bits: in which their hashes differ."""
+
+    bits: int
+    images: list[AlikeImage]
 
 
 class PreparedData:
@@ -107,6 +128,16 @@ class PreparedData:
         with pa.OSFile(str(self.path / "images.arrow"), "rb") as source:
             for batch in pa.ipc.open_stream(source):
                 yield from batch.to_pylist()
+
+    def alike(self) -> Iterator[AlikePair]:
+        """The closest pairs of images that look alike; there is no file if there are none, and in sets of earlier versions."""
+        if (self.path / NEAR).is_file():
+            with (self.path / NEAR).open(encoding="ascii") as file:
+                yield from map(json.loads, file)
+
+    def root_of(self, stored: bool) -> str:
+        """The folder that the paths of images are relative to."""
+        return self.path.resolve().as_posix() if stored else self.manifest["root"] or ""
 
     def describe(self) -> list[str]:
         """The set in a few lines for the user: size, splits, what was dropped or changed and why."""
@@ -160,6 +191,7 @@ class Rows(Sequence[Sample]):
         self.path, self.name, self._length, self._root, self._max_pixels = path, name, length, root, max_pixels
         self._batches: list[pa.RecordBatch] | None = None  # views of the mapped file
         self._ends: list[int] = []  # number of rows up to the end of each batch
+        self._own: str | None = None  # the prepared directory as a posix path, once it is known
 
     def __len__(self) -> int:
         return self._length
@@ -169,25 +201,33 @@ class Rows(Sequence[Sample]):
             raise TypeError("rows are taken one at a time, by number")
         if not -self._length <= index < self._length:
             raise IndexError(f"{self.name} has {self._length} rows, not a row {index}")
-        row = self._row(index % self._length)
+        return self._sample(self._row(index % self._length))
+
+    def _sample(self, row: dict[str, Any]) -> Sample:
         # images that came as bytes lie in the prepared directory, wherever that is now
-        root = str(self.path.resolve().as_posix()) if row["stored"] else self._root or ""
+        if self._own is None:
+            self._own = self.path.resolve().as_posix()
+        root = self._own if row["stored"] else self._root or ""
         return Sample(row["id"], tuple(row["images"]), json.loads(row["messages"]), tuple(row["references"]), root, tuple(row["sha256"]),
                       self._max_pixels, choices=tuple(row.get("choices") or ()))  # fmt: skip
 
-    def _row(self, index: int) -> dict[str, Any]:
+    def _mapped(self) -> list[pa.RecordBatch]:
         import pyarrow as pa
 
         if self._batches is None:
             with pa.memory_map(str(self.path / f"{self.name}.arrow")) as file:
                 self._batches = list(pa.ipc.open_stream(file))  # maps the batches without reading their rows
             self._ends = list(accumulate(batch.num_rows for batch in self._batches))
+        return self._batches
+
+    def _row(self, index: int) -> dict[str, Any]:
+        batches = self._mapped()
         n = bisect_right(self._ends, index)
-        batch = self._batches[n]
+        batch = batches[n]
         return batch.slice(index - self._ends[n] + batch.num_rows, 1).to_pylist()[0]
 
     def __iter__(self) -> Iterator[Sample]:
-        return (self[i] for i in range(self._length))
+        return (self._sample(row) for batch in self._mapped() for start in range(0, batch.num_rows, TOGETHER) for row in batch.slice(start, TOGETHER).to_pylist())
 
     def close(self) -> None:
         self._batches = None

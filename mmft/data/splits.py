@@ -30,12 +30,13 @@ class Assignment:
     notes: list[str] = field(default_factory=list)
 
 
-def assign_kept(kept: np.ndarray, given: np.ndarray, offsets: np.ndarray, contents: np.ndarray, digests: Iterable[bytes], splits: Splits) -> Assignment:
+def assign_kept(kept: np.ndarray, given: np.ndarray, offsets: np.ndarray, contents: np.ndarray, digests: Iterable[bytes], splits: Splits,
+                alike: np.ndarray | None = None) -> Assignment:
     """`assign` for the rows of the mask `kept` (rows,) alone; the others are MERGED. Raises UserError."""
     if kept.all():
-        return assign(given, offsets, contents, digests, splits)
+        return assign(given, offsets, contents, digests, splits, alike)
     sizes = np.diff(offsets)
-    part = assign(given[kept], np.concatenate([[0], np.cumsum(sizes[kept])]), contents[np.repeat(kept, sizes)], digests, splits)
+    part = assign(given[kept], np.concatenate([[0], np.cumsum(sizes[kept])]), contents[np.repeat(kept, sizes)], digests, splits, alike)
     rows = np.flatnonzero(kept)
     codes = np.full(len(given), MERGED, dtype=np.int8)
     codes[rows] = part.codes
@@ -51,17 +52,21 @@ def first_of(prompts: np.ndarray, given: np.ndarray) -> np.ndarray:
     return first
 
 
-def assign(given: np.ndarray, offsets: np.ndarray, contents: np.ndarray, digests: Iterable[bytes], splits: Splits) -> Assignment:
+def assign(given: np.ndarray, offsets: np.ndarray, contents: np.ndarray, digests: Iterable[bytes], splits: Splits,
+           alike: np.ndarray | None = None) -> Assignment:
     """The split of every row.
 
     given: (rows,) int8, the split code that a row came with, -1 for none. contents: image content numbers of all rows in
     sequence, row i's at offsets[i]:offsets[i + 1] (offsets: (rows + 1,)). digests: sha256 of content 0, 1, ...
+    alike: (contents,) the number of a content that stands for it: contents with one number are never in two splits; None: each for itself.
     Raises UserError if train or a requested split would have no rows.
     """
     result = Assignment(np.where(given < 0, TRAIN, given).astype(np.int8))
     n_contents = int(contents.max()) + 1 if len(contents) else 0
     if (given >= 0).any():
-        _drop_leaks(result, offsets, contents, n_contents)
+        _drop_leaks(result, offsets, contents, n_contents, "image in two splits", "an image")
+        if alike is not None:
+            _drop_leaks(result, offsets, alike[contents], n_contents, "near-duplicate in two splits", "a near-duplicate of an image")
     pool = np.flatnonzero(result.codes == TRAIN)
     wanted = {TEST: splits.test, VALIDATION: splits.validation}
     for code in (TEST, VALIDATION):
@@ -71,16 +76,16 @@ def assign(given: np.ndarray, offsets: np.ndarray, contents: np.ndarray, digests
             wanted[code] = 0
     total, reason = len(pool), ""
     if any(wanted.values()):
-        groups = _groups(pool, offsets, contents, n_contents)
+        groups = _groups(pool, offsets, contents if alike is None else alike[contents], n_contents)
         order = _order(pool, groups, offsets, contents, digests, splits)
         for code in (TEST, VALIDATION):  # by=last: the very last rows are the test rows
             if wanted[code]:
                 asked = wanted[code]
                 count = asked if isinstance(asked, int) else int(asked * total + 0.5)
-                order = _cut(result, pool, groups, order, code, count)
+                order = _cut(result, pool, groups, order, code, count, _together(alike))
         smallest = int(np.bincount(groups).min()) if total else 0
         if smallest > 1:
-            reason = f"; rows that share an image stay together, and the fewest that do are {smallest}"
+            reason = f"; {_together(alike)} stay together, and the fewest that do are {smallest}"
     for code in (TRAIN, VALIDATION, TEST):
         needed = code == TRAIN or wanted.get(code) or (given == code).any()
         if needed and not (result.codes == code).any():
@@ -90,14 +95,18 @@ def assign(given: np.ndarray, offsets: np.ndarray, contents: np.ndarray, digests
     return result
 
 
-def _drop_leaks(result: Assignment, offsets: np.ndarray, contents: np.ndarray, n_contents: int) -> None:
+def _together(alike: np.ndarray | None) -> str:
+    return "rows that share an image" + (" or show near-duplicates" if alike is not None else "")
+
+
+def _drop_leaks(result: Assignment, offsets: np.ndarray, contents: np.ndarray, n_contents: int, kind: str, what: str) -> None:
     """Drop validation rows that show a test image, then training rows that show a held-out one."""
     codes, held_out = result.codes, np.zeros(n_contents, dtype=bool)
     for code in (TEST, VALIDATION, TRAIN):
         for row in np.flatnonzero(codes == code):
             if held_out[contents[offsets[row]:offsets[row + 1]]].any():
                 codes[row] = DROPPED
-                result.dropped[int(row)] = f"image in two splits: this {NAMES[code]} row shows an image of a held-out split"
+                result.dropped[int(row)] = f"{kind}: this {NAMES[code]} row shows {what} of a held-out split"
         for row in np.flatnonzero(codes == code):
             held_out[contents[offsets[row]:offsets[row + 1]]] = True
 
@@ -151,7 +160,7 @@ def _draw(data: bytes) -> int:
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
 
 
-def _cut(result: Assignment, pool: np.ndarray, groups: np.ndarray, order: np.ndarray, code: int, count: int) -> np.ndarray:
+def _cut(result: Assignment, pool: np.ndarray, groups: np.ndarray, order: np.ndarray, code: int, count: int, together: str) -> np.ndarray:
     """Move whole groups with `count` rows in total to split `code`; returns the order of the remaining groups."""
     sizes = np.bincount(groups, minlength=int(groups.max()) + 1)
     chosen = choose(sizes[order], count)
@@ -159,7 +168,7 @@ def _cut(result: Assignment, pool: np.ndarray, groups: np.ndarray, order: np.nda
     rows = pool[np.isin(groups, taken)]
     result.codes[rows] = code
     if len(rows) != count and len(rows):
-        result.notes.append(f"{NAMES[code]}: {len(rows)} rows, {count} were asked for; rows that share an image stay together")
+        result.notes.append(f"{NAMES[code]}: {len(rows)} rows, {count} were asked for; {together} stay together")
     return order[~chosen]
 
 

@@ -70,6 +70,11 @@ class RowFile:
         self.release()
 
     @property
+    def count(self) -> int:
+        """Rows added so far."""
+        return len(self._given_splits)
+
+    @property
     def given_splits(self) -> np.ndarray:
         """(rows,) int8: the split code that each row came with, -1 for none."""
         return np.frombuffer(self._given_splits, dtype=np.int8) if self._given_splits else np.zeros(0, np.int8)
@@ -191,7 +196,8 @@ def _share_references(batch: pa.RecordBatch, start: int, shared: Mapping[int, in
     references = batch["references"].to_pylist()
     for i, own in enumerate(references):
         if (key := shared.get(start + i)) is not None:
-            references[i] = list(dict.fromkeys([*own, *index.references(key, MOST_REFERENCES)]))[: max(len(own), MOST_REFERENCES)]
+            others = dict.fromkeys(index.references(key, MOST_REFERENCES))
+            references[i] = [*own, *(text for text in others if text not in own)][: max(len(own), MOST_REFERENCES)]
     position = batch.schema.get_field_index("references")
     columns = [pa.array(references, type=batch.schema.field(position).type) if i == position else c for i, c in enumerate(batch.columns)]
     return pa.record_batch(columns, schema=batch.schema)

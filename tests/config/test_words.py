@@ -139,7 +139,7 @@ def test_a_word_without_an_equals_sign_is_named():
 # --- a home folder in every key that is a path ---------------------------------------------------------------------
 
 PATHS = {
-    "output_dir", "run_dir", "data.path", "data.root", "data.images", "data.annotations", "model.path", "task.run", "task.input", "task.out", "task.against",
+    "output_dir", "run_dir", "data.path", "data.root", "data.without", "data.images", "data.annotations", "model.path", "task.run", "task.input", "task.out", "task.against",
     "task.llm", "task.vision", "task.folder",
 }  # fmt: skip
 NO_PATHS = {"task.image_size", "data.image_position", "data.columns.image", "data.file"}

@@ -92,7 +92,7 @@ def test_every_captioned_source(tmp_path, captions, expected):
 def test_a_wrong_word_is_one_line(mmft, tmp_path):
     write_csv(tmp_path / "t.csv", ["image", "text"], ["a", "b"])
     code, _, err = mmft("prepare", "data=table", f"data.path={tmp_path / 't.csv'}", "data.captions=grouped")
-    assert code == 2 and "data.captions=grouped: must be first, all, group. Did you mean group?" in err and err.count("\n") == 1
+    assert code == 2 and "data.captions=grouped: must be first, common, all, group. Did you mean group?" in err and err.count("\n") == 1
     with pytest.raises(UserError, match="data.captions=none"):
         CocoCaptions(path="x", captions="none")
 

@@ -47,6 +47,9 @@ def prepared(tmp_path_factory):
     report = {}
     for line in (folder / "report.jsonl").read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
+        if entry["action"] == "note":  # its images are forms of one picture, so near-duplicates are noted
+            assert entry["reason"].startswith("near-duplicates")
+            continue
         number = int(entry["where"].rpartition(":")[2])
         assert number not in report, "a row is named twice"
         report[number] = entry

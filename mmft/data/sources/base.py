@@ -13,10 +13,12 @@ from ...common.errors import UserError, nearest
 from ..choices import as_choices
 from ..download import Download
 from ..images import MAX_PIXELS, MOST_PIXELS
+from ..near import DISTANCE, MOST_DISTANCE
 from ..readers import files
 from ..readers.files import ReadOptions
 from ..regions import UNITS
 from ..sample import BadRow, Row, Sample
+from ..without import read_ids
 from .objects import FORMS
 
 if TYPE_CHECKING:
@@ -30,12 +32,14 @@ class Splits:
     """How many rows are held out: `validation` and `test` as a number of rows (int) or a share (float below 1).
 
     by: `last` takes rows from the end, test after validation; `random` draws by image content, the same on every machine for a seed.
+    near: images that look alike (near_distance) are not in two splits either.
     """
 
     validation: int | float = 0
     test: int | float = 0
     by: str = "random"
     seed: int = 42
+    near: bool = False
 
     def __post_init__(self) -> None:
         for key in ("validation", "test"):
@@ -44,6 +48,8 @@ class Splits:
                 raise UserError(f"data.splits.{key}={value}: give a number of rows (100) or a share below one (0.1)")
         if self.by not in ("random", "last"):
             raise UserError(f"data.splits.by={self.by}: must be random or last")
+        if not isinstance(self.near, bool):
+            raise UserError(f"data.splits.near={self.near}: must be true or false")
 
 
 class FileStamp(TypedDict):
@@ -68,6 +74,8 @@ class Source(Protocol):
     text_only: bool
     boxes_unit: str
     choices: str | Sequence[str] | None
+    near_distance: int | None
+    without: str | Sequence[str] | None
 
     @property
     def downloader(self) -> Download | None: ...
@@ -94,6 +102,8 @@ class BaseSource:
     the numbers of boxes and points count (regions.UNITS). download: see Download; null: rows that name an image by URL are dropped.
     weight: of a source of a mix, its part of the draws; 0: only its held-out rows are used.
     choices: the texts of which every answer is one, or letters (see mmft/data/choices.py); a row's own choices come first.
+    near_distance: images are near-duplicates if their perceptual hashes differ in at most so many of 64 bits; null: none are looked for.
+    without: row ids that are left out, a file or a list (mmft/data/without.py).
 
     `notes` receives lines for the user while rows are read.
     """
@@ -111,6 +121,8 @@ class BaseSource:
     download: Mapping[str, Any] | Download | None = None
     weight: float | None = None
     choices: str | Sequence[str] | None = None
+    near_distance: int | None = DISTANCE
+    without: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         self.notes: list[str] = []
@@ -128,6 +140,11 @@ class BaseSource:
         for key, value, known in (("boxes", self.boxes, FORMS), ("boxes_unit", self.boxes_unit, UNITS)):
             if value not in known:
                 raise UserError(f"data.{key}={value}: must be {' or '.join(known)}.{nearest(str(value), known)}")
+        near = self.near_distance
+        if near is not None and (isinstance(near, bool) or not isinstance(near, int) or not 0 <= near <= MOST_DISTANCE):
+            raise UserError(f"data.near_distance={near}: must be a number of bits from 0 to {MOST_DISTANCE}, or null not to look for near-duplicates")
+        if near is None and self.splits.near:
+            raise UserError("data.splits.near=true: data.near_distance=null, so no near-duplicates are known; give a number of bits, or drop one of them")
         if self.limit is not None and (isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 1):
             raise UserError(f"data.limit={self.limit}: must be a whole number above 0, or null for all")
         if not self.name or any(c in '<>:"/\\|?*' or ord(c) < 32 for c in self.name) or self.name.strip(". ") != self.name:
@@ -181,10 +198,13 @@ class BaseSource:
         """All keys as JSON values, for the manifest and the key of the prepared set."""
         keys = dataclasses.asdict(self)
         del keys["too_long"], keys["weight"]  # they do not change the prepared set
-        for name, section in (("download", keys), ("choices", keys), ("choices", keys.get("columns") or {})):
+        if not keys["splits"]["near"]:
+            del keys["splits"]["near"]
+        keys["without"] = sorted(read_ids(self.without)) if self.without is not None else None
+        for name, section in (("download", keys), ("choices", keys), ("without", keys), ("choices", keys.get("columns") or {}), ("index", keys.get("columns") or {})):
             if section.get(name) is None:
                 section.pop(name, None)  # sets prepared before this key existed keep their key
-        for key, default in (("boxes", "xyxy"), ("boxes_unit", "pixels")):
+        for key, default in (("boxes", "xyxy"), ("boxes_unit", "pixels"), ("near_distance", DISTANCE)):
             if keys[key] == default:
                 del keys[key]
         return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **keys}

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypedDict
 
 from ...common.errors import UserError, nearest
 from ..sample import BadRow, Message, Row, assistant_turn, text_part
-from ..wording import listed
+from ..wording import listed, shown
 from .base import BaseSource, from_keys
 from .cells import LIST_NOTE, UnusableRow, image_cells, structure_in_text, texts
 from .objects import place_objects, read_objects
 from .turns import POSITIONS, conversation_row, prompt_turn
 
-CAPTIONS = ("first", "all", "group")
+CAPTIONS = ("first", "common", "all", "group")
 
 
 class _Common(TypedDict):
@@ -29,11 +30,14 @@ class Columns:
     image: a path, the bytes of a file, or a list of these. text: the caption or answer, or a list of them. prompt: the user's
     text. references: all known answers. messages: a conversation instead of prompt and text. objects: boxes and points (objects.py).
     label: the text for `<ref-object>` and the label of boxes that have none, or a list of such texts. choices: a list of the texts
-    of which the answer is one.
+    of which the answer is one. index: the number of the right one among them, from 0, in place of text.
+
+    text may be a list of columns, each with a caption. A name with dots, `ground_truth.gt_parse`, is a key inside a cell that is an
+    object, or the JSON text of one; an object found there becomes the answer as JSON.
     """
 
     image: str | None = "image"
-    text: str | None = "text"
+    text: str | Sequence[str] | None = "text"
     prompt: str | None = None
     system: str | None = None
     references: str | None = None
@@ -43,16 +47,22 @@ class Columns:
     objects: str | None = None
     label: str | None = None
     choices: str | None = None
+    index: str | None = None
 
     def check(self, available: Iterable[str], where: str) -> None:
         """Raises UserError naming the key whose column does not exist, and the nearest existing one."""
         names = list(available)
+        for key, column in self._columns():
+            if column in names or column.split(".")[0] in names or (key == "text" and (self.messages or self.objects or self.index)):
+                continue
+            raise UserError(f"data.columns.{key}={column}: {where} has no such column.{nearest(column, names)} "
+                            f"It has: {listed(names)}.")
+
+    def _columns(self) -> Iterator[tuple[str, str]]:
+        """(key, name of a column) of all columns."""
         for f in fields(self):
             column = getattr(self, f.name)
-            if column is None or column in names or (f.name == "text" and (self.messages or self.objects)):
-                continue
-            raise UserError(f"data.columns.{f.name}={column}: {where} has no such column.{nearest(column, names)} "
-                            f"It has: {listed(names)}.")
+            yield from ((f.name, str(one)) for one in ([] if column is None else [column] if isinstance(column, str) else column))
 
     def row(self, record: Mapping[str, Any], where: str, prompt: str | None = None, position: str = "kept") -> Row | BadRow:
         """One record as a row, trained on the first of its texts. prompt: the user's text for rows without a prompt column."""
@@ -67,44 +77,49 @@ class Columns:
         for row in self._rows(record, where, prompt, position, captions, boxes):
             if self.choices and isinstance(row, Row):
                 try:
-                    row.choices = texts(structure_in_text(record.get(self.choices)), f"column {self.choices}", optional=True)
+                    row.choices = texts(structure_in_text(_cell(record, self.choices)), f"column {self.choices}", optional=True)
                 except UnusableRow as error:
                     row = BadRow(where, str(error), row.id)
             yield row
 
     def _rows(self, record: Mapping[str, Any], where: str, prompt: str | None, position: str, captions: str, boxes: str) -> Iterator[Row | BadRow]:
-        name, split = (record.get(column) if column else None for column in (self.id, self.split))
+        name, split = (_cell(record, column) for column in (self.id, self.split))
         common: _Common = {"id": None if name is None else str(name), "split": str(split).strip() or None if split is not None else None}
-        images, cell, objects = (record.get(column) if column else None for column in (self.image, self.text, self.objects))
-        conversation = record.get(self.messages) if self.messages else _completion(record.get(self.prompt) if self.prompt else None, cell)
+        images, objects = (_cell(record, column) for column in (self.image, self.objects))
+        cell = _text_cell(record, self.text) if self.index is None else None
+        conversation = _cell(record, self.messages) if self.messages else _completion(_cell(record, self.prompt), cell)
         if self.messages or conversation is not None:
             yield conversation_row(conversation, images, where, position=position, objects=objects, boxes=boxes, **common)
             return
         try:
             paths = image_cells(images)
-            answers = texts(cell, f"column {self.text}")
-            question = record.get(self.prompt) if self.prompt else None
+            answers = texts(cell, f"column {self._text_name}") if self.index is None else [self._chosen(record)]
+            question = _cell(record, self.prompt)
             if isinstance(question, (list, tuple)) and len(question) > 1:  # VQA: lists of questions and of answers
                 if not isinstance(cell, (list, tuple)) or len(cell) != len(question):
-                    raise UnusableRow(f"no answer: {len(question)} prompts in column {self.prompt}, {len(answers)} texts in column {self.text}")
+                    raise UnusableRow(f"no answer: {len(question)} prompts in column {self.prompt}, {len(answers)} texts in column {self._text_name}")
                 yield conversation_row(list(zip(question, cell)), paths, where, position="added", **common)
                 return
             words = next(iter(texts(question, f"column {self.prompt}", optional=True)), None)
             messages: list[Message] = [prompt_turn(paths, words or prompt, shared=not words, position=position)]
-            system = next(iter(texts(record.get(self.system), f"column {self.system}", optional=True)), None) if self.system else None
-            labels = texts(record.get(self.label), f"column {self.label}", optional=True) if self.label else []
+            system = next(iter(texts(_cell(record, self.system), f"column {self.system}", optional=True)), None) if self.system else None
+            labels = texts(_cell(record, self.label), f"column {self.label}", optional=True) if self.label else []
             found = read_objects(objects, boxes)
-            references = ([] if found else answers) + (texts(record.get(self.references), f"column {self.references}", optional=True) if self.references else [])
+            people = texts(_cell(record, self.references), f"column {self.references}", optional=True) if self.references else []
+            # an answer that several people gave stays there several times: VQA's accuracy counts them
+            references = [*(() if found else (a for a in answers if a not in people)), *people]
         except UnusableRow as error:
             yield BadRow(where, str(error), common["id"])
             return
         if not answers and not found:
-            yield BadRow(where, f"empty answer: column {self.text} is empty", common["id"])
+            yield BadRow(where, f"empty answer: column {self._text_name} is empty", common["id"])
             return
         if system:
             messages.insert(0, {"role": "system", "content": [text_part(system)]})
         notes = (LIST_NOTE,) if isinstance(cell, str) and answers != [cell.strip()] else ()
         # objects without a text: a row for each of their labels (RefCOCO has several phrases for one box)
+        if captions == "common" and answers:
+            answers = [max(people or answers, key=(people or answers).count)]  # the first one of those given most often
         variants = [(answer, labels) for answer in answers] or [("", [label]) for label in labels] or [("", labels)]
         for number, (answer, names) in enumerate(variants if captions == "all" else variants[:1], 1):
             turns: list[Message] = [{"role": m["role"], "content": list(m["content"])} for m in messages]
@@ -114,8 +129,51 @@ class Columns:
             except UnusableRow as error:
                 yield BadRow(where, str(error), name)
                 continue
-            yield Row(list(paths), turns, list(dict.fromkeys([*([answer] if answer and not found else []), *references])), name, common["split"], where,
+            yield Row(list(paths), turns, _first(answer, references) if answer and not found else list(references), name, common["split"], where,
                       notes if number == 1 else (), found.unit)  # fmt: skip
+
+
+    @property
+    def _text_name(self) -> str:
+        return self.text if isinstance(self.text, str) else " and ".join(self.text or ())
+
+    def _chosen(self, record: Mapping[str, Any]) -> str:
+        """The choice that the cell `index` names. Raises UnusableRow."""
+        options, number = texts(structure_in_text(_cell(record, self.choices)), f"column {self.choices}", optional=True), _cell(record, self.index)
+        if isinstance(number, str) and number.strip().isdigit():
+            number = int(number)
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(options):
+            raise UnusableRow(f"no answer: column {self.index} is {shown(number)}, and column {self.choices} has {len(options)} choices, counted from 0")
+        return options[number]
+
+
+def _first(answer: str, references: Sequence[str]) -> list[str]:
+    """The references with the training answer in front."""
+    others = list(references)
+    if answer in others:
+        others.remove(answer)
+    return [answer, *others]
+
+
+def _cell(record: Mapping[str, Any], column: str | None) -> Any:
+    """The value of a column, or of a key inside a cell (`cell.key`); None if there is none."""
+    if column is None or column in record or "." not in column:
+        return None if column is None else record.get(column)
+    name, *keys = column.split(".")
+    value = record.get(name)
+    for key in keys:
+        value = structure_in_text(value)
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _text_cell(record: Mapping[str, Any], column: str | Sequence[str] | None) -> Any:
+    """The cell with the answer; the cells of several columns as a list."""
+    if column is not None and not isinstance(column, str):
+        return [_text_cell(record, one) for one in column]
+    value = _cell(record, column)
+    inner = column is not None and column not in record
+    return json.dumps(value, ensure_ascii=False) if inner and isinstance(value, Mapping) else value
 
 
 def _completion(prompt: Any, text: Any) -> list[Any] | None:
@@ -133,7 +191,8 @@ class ColumnKeys(BaseSource):
     """The keys of sources that are read by columns.
 
     columns: see Columns. prompt: the user's text for rows without a prompt column; `<image>` in it is the position of the images.
-    captions: `first` trains each row on the first text of its cell; `all` makes a row of every text; `group` makes one row of the
+    captions: `first` trains each row on the first text of its cell, `common` on the one that is there most often (also among its
+    references); `all` makes a row of every text; `group` makes one row of the
     rows that have the same images and prompt. All known captions of a held-out row's images and prompt are its references.
     """
 
@@ -147,6 +206,8 @@ class ColumnKeys(BaseSource):
         super().__post_init__()
         if not isinstance(self.columns, Columns):
             self.columns = from_keys(Columns, {**self.default_columns, **self.columns}, "data.columns")
+        if self.columns.index and not self.columns.choices:
+            raise UserError(f"data.columns.index={self.columns.index}: counts the texts of a column of choices; name it with data.columns.choices=COLUMN")
         if self.captions not in CAPTIONS:
             raise UserError(f"data.captions={self.captions}: must be {', '.join(CAPTIONS)}.{nearest(str(self.captions), CAPTIONS)}")
 

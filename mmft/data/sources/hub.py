@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ HUBS = ("huggingface", "modelscope")
 
 @dataclass(kw_only=True)
 class HubDataset(ColumnKeys, PositionKey):
-    """dataset: `owner/name`. hub: huggingface or modelscope. subset: its configuration. split: use only this split; null:
-    all, each under its own split name. revision: branch, tag or commit (null: the default branch).
+    """dataset: `owner/name`. hub: huggingface or modelscope. subset: its configuration. split: use only this split, or those of a list,
+    each under its own split name; null: all of them. revision: branch, tag or commit (null: the default branch).
 
     HF_ENDPOINT and MODELSCOPE_ENDPOINT choose mirrors. With `limit`, rows of the Hugging Face hub are streamed and the
     rest is not downloaded.
@@ -30,7 +30,7 @@ class HubDataset(ColumnKeys, PositionKey):
     dataset: str
     hub: str = "huggingface"
     subset: str | None = None
-    split: str | None = None
+    split: str | Sequence[str] | None = None
     revision: str | None = None
 
     def __post_init__(self) -> None:
@@ -46,9 +46,13 @@ class HubDataset(ColumnKeys, PositionKey):
 
     def read(self) -> Iterator[Row | BadRow]:
         sha = getattr(self, "_sha", None) or self.stamp()["revision"]
-        loaded = load(self.dataset, self.hub, self.subset, self.split, sha, streaming=self.hub == "huggingface" and self.limit is not None)
+        loaded = load(self.dataset, self.hub, self.subset, self.split if isinstance(self.split, str) else None, sha, streaming=self.hub == "huggingface" and self.limit is not None)
         for name, dataset in named_splits(loaded, self.split, self.dataset):
-            yield from dataset_rows(dataset, name, self, self.image_position, f"{self.dataset}/{name or self.split or 'train'}", fetch)
+            yield from dataset_rows(dataset, name, self, self.image_position, f"{self.dataset}/{name or _only(self.split)}", fetch)
+
+
+def _only(split: str | Sequence[str] | None) -> str:
+    return split if isinstance(split, str) else next(iter(split or ()), "train")
 
 
 def check_hub(hub: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,10 @@ BATCH = 64  # rows read from Arrow at once; each may contain the bytes of images
 
 @dataclass(kw_only=True)
 class SavedDataset(ColumnKeys, PositionKey):
-    """path: the folder. split: use only this split of a DatasetDict; null: all, each under its own split name.
-    """
+    """path: the folder. split: use only this split of a DatasetDict, or those of a list, each under its own split name; null: all of them."""
 
     path: str
-    split: str | None = None
+    split: str | Sequence[str] | None = None
 
     def data_root(self) -> Path:
         return Path(self.root or self.path).expanduser()
@@ -49,7 +48,7 @@ class SavedDataset(ColumnKeys, PositionKey):
             yield from dataset_rows(dataset, name, self, self.image_position, name or Path(self.path).name)
 
 
-def named_splits(loaded: Any, wanted: str | None, where: str) -> list[tuple[str | None, Any]]:
+def named_splits(loaded: Any, wanted: str | Sequence[str] | None, where: str) -> list[tuple[str | None, Any]]:
     """[(split name, data set)] of a loaded data set. The name is None if there is one split only, or `wanted`: its rows will be divided.
 
     Raises UserError for a split that does not exist, or whose name is not a known split name.
@@ -57,10 +56,13 @@ def named_splits(loaded: Any, wanted: str | None, where: str) -> list[tuple[str 
     if not isinstance(loaded, Mapping):
         return [(None, loaded)]
     names = list(loaded)
-    if wanted is not None:
-        if wanted not in names:
-            raise UserError(f"data.split={wanted}: {where} has no such split.{nearest(wanted, names)} It has: {', '.join(names)}.")
+    for each in [wanted] if isinstance(wanted, str) else wanted or ():
+        if each not in names:
+            raise UserError(f"data.split={each}: {where} has no such split.{nearest(str(each), names)} It has: {', '.join(names)}.")
+    if isinstance(wanted, str):
         return [(None, loaded[wanted])]
+    if wanted is not None:
+        names = list(wanted)
     if len(names) == 1:
         return [(None, loaded[names[0]])]
     unknown = [n for n in names if n.lower() not in ALIASES]
