@@ -1,8 +1,10 @@
-"""`mmft audit model=... data=...`: what the model will see and learn, and what training costs, before it is trained."""
+"""`mmft audit model=... data=...`: what the model will see and learn, and what training costs, before it is trained; with run=DIR rank=true which rows it did not learn."""
 
 from __future__ import annotations
 
 import datetime
+import hashlib
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +21,14 @@ from ..runs.directory import plain_name
 
 if TYPE_CHECKING:
     from ..audit.audit import AuditResult
+    from ..audit.rank import Ranking
 
 log = logging.getLogger("mmft")
 
 
 @dataclass
 class Audit:
-    """The keys of conf/task/audit.yaml."""
+    """The keys of conf/task/audit.yaml. rank, run, checkpoint, worst, above: see `_rank`."""
 
     rows: int = 4
     count: int | None = 1000
@@ -34,9 +37,16 @@ class Audit:
     gpu_memory_gb: float | None = None
     gpu_tflops: float | None = None
     out: str | None = None
+    rank: bool = False
+    run: str | None = None
+    checkpoint: int | None = None
+    worst: int | float = 0.05
+    above: float | None = None
 
-    def __call__(self, cfg: DictConfig, overrides: list[str]) -> AuditResult:
+    def __call__(self, cfg: DictConfig, overrides: list[str]) -> AuditResult | Ranking:
         """Print and write the audit. Raises AuditFailed (exit code 1) if a check fails; the page is written all the same."""
+        if self.rank or self.run is not None:
+            return self._rank(cfg, overrides)
         from ..models.fingerprint import import_while_hashing
 
         import_while_hashing("transformers.trainer", "peft", model=cfg.model.get("path"))
@@ -104,6 +114,54 @@ class Audit:
         log.info("\npage           %s", target)
         raise_failed(result.checks, f" (see {target})")
         return result
+
+    def _rank(self, cfg: DictConfig, overrides: list[str]) -> Ranking:
+        """Rank the training rows of a run by their loss, and list the worst ones.
+
+        Writes audit/rank_NAME.jsonl (every row), .html (the worst ones with images) and .txt (the ids of the worst ones, for data.without)
+        into the run. worst: how many rows are listed, a number or a share; above: only those with a higher loss. Raises UserError.
+        """
+        from ..audit import rank, rank_page
+        from ..config.settings import Settings
+        from ..data.prepare import prepared_data
+        from ..reports import terminal
+        from ..runs.open import open_run, run_config
+        from .evaluate import with_features
+
+        if not self.rank or self.run is None:
+            raise UserError("rank=true needs a run: mmft audit run=DIR rank=true" if self.rank else f"run={self.run}: a run is audited with rank=true, which ranks its training rows by loss; add it, or drop run=")
+        rank.check_worst(self.worst, self.above)
+        self._check_keys()
+        run, run_cfg = run_config(self.run, cfg, overrides)
+        prepared = prepared_data(run_cfg)
+        if not prepared.splits.get("train"):
+            raise UserError(f"{prepared.path}: the set has no training rows; it holds {prepared.splits}")
+        opened = open_run(self.run, cfg, overrides, self.checkpoint)
+        rows, left_out = rank.usable_rows(opened.collator, prepared.split("train"))
+        if not len(rows):
+            raise UserError(f"{prepared.path}: no training row can be computed, e.g. {left_out[0].row}: {left_out[0].reason}")
+        settings: Settings = {**opened.settings, "evaluation": {**opened.settings["evaluation"], "split": "train"}}
+        evaluator = opened.evaluator(rows)
+        evaluator.collator = with_features(opened, settings, prepared, rows)
+        ranking = rank.rank_rows(opened, evaluator, left_out)
+        worst = ranking.worst(self.worst, self.above)
+        if self.generate:
+            rank.answer_worst(ranking, evaluator, opened.model, rank_page.SHOWN)
+
+        identity = json.dumps([prepared.fingerprint, self.checkpoint])
+        stem = f"audit/rank_{plain_name(prepared.manifest['name'])}_{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+        ids = run.write_text(f"{stem}.txt", "".join(f"{row.sample.id}\n" for row in worst))
+        lines = run.write_lines(f"{stem}.jsonl", [row.line(number) for number, row in enumerate(ranking.rows, 1)])
+        about = f"{len(ranking.rows)} training rows of {prepared.manifest['name']}" + (f", checkpoint {self.checkpoint}" if self.checkpoint is not None else "")
+        command = f"mmft ... data.without={ids}"
+        page = rank_page.rank_page(run.name, ranking, worst, about, {"every row": str(lines), "ids of the listed rows": str(ids)}, command)
+        target = Path(self.out) if self.out else run / f"{stem}.html"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(page, encoding="utf-8", newline="\n")
+        run.record("audit", overrides, [lines, ids, target])
+        terminal.show(rank_page.worst_table(ranking))
+        log.info("\n%d rows listed, %s\nleave out  %s\npage       %s", len(worst), ids, command, target)
+        return ranking
 
     def _check_keys(self) -> None:
         if self.rows < 1 or self.generate < 0 or (self.count is not None and self.count < 1):
