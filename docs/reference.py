@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ import yaml
 
 from mmft.common.errors import UserError
 from mmft.config import key_table, library_keys
+from mmft.config.comments import first_comment, keys_of
 from mmft.config.groups import CONFIG_DIR
 from mmft.config.guard.targets import parameters, resolve
+from mmft.config.schema import LIVE
 
-LIVE = ("processor", "family", "model_config", "end_token_ids", "sweep_dir", "objective", "space")  # passed by mmft; no keys of a config
 TITLES = {
     "task": "Verbs", "model": "Models", "collator": "Collators", "data": "Data sets", "lora": "LoRA", "trainer": "Trainer", "logger": "Loggers", "metrics": "Metrics",
     "experiment": "Experiments", "hydra": "Sweepers and launchers",
@@ -44,56 +44,6 @@ LIBRARIES = {
     "generation": ("transformers.GenerationConfig", library_keys.generation_config),
     "model.quantization": ("transformers.BitsAndBytesConfig", library_keys.quantization_config),
 }
-
-
-@dataclass
-class Key:
-    """One line of a reference table."""
-
-    name: str
-    default: str
-    comment: str
-
-
-def keys_of(text: str, prefix: str = "") -> list[Key]:
-    """The keys of a yaml text in their order, nested blocks as dotted names, each with the comment behind it or above it."""
-    lines = text.splitlines()
-
-    def comment(line: int, column: int) -> str:
-        behind = lines[line][column:].partition("#")[2].strip()
-        above = []
-        while line and lines[line - 1].lstrip().startswith("#") and not lines[line - 1].startswith("# @"):
-            line -= 1
-            above.insert(0, lines[line].lstrip(" #").strip())
-        return "; ".join(filter(None, [" ".join(above) if line else "", behind]))  # line 0 opens the file: it is the file's own comment
-
-    def walk(node: yaml.MappingNode, above: str) -> list[Key]:
-        keys = []
-        for key, value in node.value:
-            name = f"{above}{key.value}"
-            if key.value in ("_target_", "defaults"):
-                continue
-            if isinstance(value, yaml.MappingNode) and not value.flow_style and value.value:
-                keys += walk(value, f"{name}.")
-                continue
-            end = value.end_mark if isinstance(value, yaml.ScalarNode) or value.flow_style else key.end_mark
-            shown = text[value.start_mark.index : value.end_mark.index].strip()
-            keys.append(Key(f"{prefix}{name}", shown, comment(key.start_mark.line, end.column if end.line == key.start_mark.line else 0)))
-        return keys
-
-    node = yaml.compose(text)
-    return walk(node, "") if isinstance(node, yaml.MappingNode) else []
-
-
-def first_comment(text: str) -> str:
-    """The comment lines at the top of a file, without Hydra's own."""
-    comment = []
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            break
-        if not line.startswith("# @"):
-            comment.append(line.lstrip("# ").strip())
-    return " ".join(comment)
 
 
 def code(text: str) -> str:

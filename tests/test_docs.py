@@ -95,7 +95,7 @@ def why_not(command: Command) -> str | None:
     words = dict(w.lstrip("+").split("=", 1) for w in command.overrides if "=" in w)
     if command.help or command.hydra:
         return None
-    if words.get("task.ui") == "true" or "task.push" in words:
+    if command.verb == "serve" or words.get("task.ui") == "true" or "task.push" in words:
         return "serves a page, or uploads"
     if words.get("hydra/launcher", "joint") not in ("joint", "joblib", "basic"):
         return "needs a cluster's packages"
@@ -208,7 +208,7 @@ def test_the_reference_knows_every_key_of_every_yaml(tmp_path, monkeypatch):
 def test_a_comment_of_a_yaml_is_the_meaning_of_its_key():
     sys.path.insert(0, str(ROOT / "docs"))
     try:
-        from reference import Key, keys_of
+        from mmft.config.comments import Key, keys_of
     finally:
         sys.path.pop(0)
     text = "# The file.\na: 1    # one\n# above\nb: {x: 2}   # behind\nc:\n  d: null  # inner\n  e: '#'\nlist:\n- 1\n"

@@ -45,6 +45,10 @@ class AuditResult:
     gpu: GpuEstimate | None = None
     cost: dict[str, str] = field(default_factory=dict)
 
+    def plain(self) -> dict[str, Any]:
+        """What `--json` prints: all but the rows with their pictures, which the page has."""
+        return {name: value for name, value in vars(self).items() if name != "rows"}
+
 
 def usable_rows(collator: BatchMaker, rows: Sequence[Sample], n: int, counts: TokenCounts) -> list[Sample]:
     """The first rows that the collator accepts, at least `n` of them if there are as many near the start."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..collators.base import IGNORE
 from ..collators.types import Batch, BatchMaker
-from ..common.errors import UserError
+from ..common.errors import Incomplete
 from ..common.tensors import eval_mode, to_device
 from ..data.augment import active_transforms, describe_transforms, rows_naming_sides
 from ..data.selection import alternating, parts_of
@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 SAME = 1e-7  # relative; the same numbers through the same operations do not differ at all
 
 
-class AuditFailed(UserError):
+class AuditFailed(Incomplete):
     """A check of the audit failed; its page was written."""
-
-    exit_code = 1
 
 
 @dataclass
@@ -72,11 +70,11 @@ def check_augmentation(node: dict[str, Any] | None, rows: Sequence[Sample]) -> l
     return checks
 
 
-def raise_failed(checks: list[Check], remedy: str) -> None:
-    """Raise AuditFailed with one line for all failed checks, if any; `remedy` is appended."""
+def raise_failed(checks: list[Check], remedy: str, result: object = None) -> None:
+    """Raise AuditFailed with one line for all failed checks, if any; `remedy` is appended. result: of the audit, for `--json`."""
     failed = [f"{c.name}: {c.detail}" for c in checks if c.passed is False]
     if failed:
-        raise AuditFailed("; ".join(failed) + remedy)
+        raise AuditFailed("; ".join(failed) + remedy, result)
 
 
 def check_end_token(collator: BatchMaker, batch: Batch) -> Check:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..collators.base import IGNORE
 from ..collators.types import BatchMaker
 from ..common.errors import UserError
+from ..system.console import shows_progress
 
 if TYPE_CHECKING:
     from ..data.sample import Sample
@@ -54,7 +55,7 @@ def count_tokens(collator: BatchMaker, rows: Sequence[Sample], limit: int | None
 
     n = len(rows) if limit is None else min(limit, len(rows))
     counts = TokenCounts(rows=len(rows))
-    for i in tqdm(range(n), desc="rows", leave=False, disable=None):
+    for i in tqdm(range(n), desc="rows", leave=False, disable=not shows_progress()):
         row = rows[i * len(rows) // n]
         try:
             batch = collator([row])

@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from pathlib import Path
 
 from .. import __version__
 from ..config.command import Command
-from ..config.groups import CONFIG_DIR, group_options
-
-
-def verbs() -> dict[str, str]:
-    """verb -> one line about it: the first comment of conf/task/VERB.yaml."""
-    return {f.stem: first_comment(f) for f in sorted((CONFIG_DIR / "task").glob("*.yaml"))}
-
-
-def first_comment(path: Path) -> str:
-    """The comment on a file's first line, or an empty string."""
-    first = path.read_text(encoding="utf-8").splitlines()[0]
-    return first.lstrip("# ").strip() if first.startswith("#") else ""
-
+from ..config.groups import CONFIG_DIR, first_comment, group_options, verbs
 
 HEAD = """\
 mmft {version}: fine-tune vision-language models with LoRA, from composable configs.
@@ -50,7 +37,9 @@ flags
   --cfg job          print the resolved config                   --multirun, -m
   --judge https://HOST/v1   the host of metrics=[judge] (no file can name it)
   --trust-remote-code       run the Python code that comes with a model (no file can say so)
-  --help, --version, --info, --hydra-help, --shell-completion
+  --json             of audit, doctor, evaluate and runs: the result as JSON on stdout, lines for people on stderr
+  --shell-completion bash    print the script that completes commands; zsh for that shell
+  --help, --version, --info, --hydra-help
 """
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import sys
 
 from omegaconf import DictConfig, OmegaConf
 
+from ..api import call
 from ..common.errors import Preempted, UserError
 from ..config import compose, overrides, sweep_overrides
-from ..config.build import build
 from ..config.command import Command
 from ..config.guard.secrets import redact
-from ..runs.catalog import resolve_names
 from ..runs.directory import plain_name
-from ..system.console import set_up_logging
-from . import help, parse
-
-log = logging.getLogger("mmft")
+from . import completion, help, json_output, parse
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,8 +23,15 @@ def main(argv: list[str] | None = None) -> int:
     saved. 130: interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
+    command: Command | None = None
+    if completion.VARIABLE in os.environ:
+        print("\n".join(completion.complete(os.environ[completion.VARIABLE])))
+        return 0
     try:
         command = parse.parse(argv)
+        if command.completion is not None:
+            print(completion.SCRIPTS[command.completion], end="")
+            return 0
         if command.help:
             print(help.help_text(command))
             return 0
@@ -42,8 +45,15 @@ def main(argv: list[str] | None = None) -> int:
         if command.hydra:
             print_config(cfg, command.hydra)
             return 0
-        run(cfg, command.overrides)
+        if command.json:
+            with json_output.lines_on_stderr():
+                result = call(cfg, command.overrides)
+            json_output.print_result(result)
+        else:
+            call(cfg, command.overrides)
     except UserError as error:
+        if command is not None and command.json and error.result is not None:
+            json_output.print_result(error.result)
         return fail(error)
     except Preempted as stop:
         print(f"mmft: {stop}", file=sys.stderr)
@@ -52,14 +62,6 @@ def main(argv: list[str] | None = None) -> int:
         print("mmft: interrupted", file=sys.stderr)
         return 130
     return 0
-
-
-def run(cfg: DictConfig, words: list[str]) -> object:
-    """Call the config's verb. words: the overrides of this config, which verbs that create a run record."""
-    set_up_logging()
-    for word, path in resolve_names(cfg.task, cfg.output_dir).items():
-        log.info("%-14s %s is %s", "run", word, path)
-    return build(cfg.task, "task")(cfg, [word.lstrip("+") for word in words])
 
 
 def print_config(cfg: DictConfig, flags: list[str]) -> None:
@@ -90,7 +92,7 @@ def through_hydra(command: Command) -> int:
             names = [plain_name(word.replace("=", "-")) for word in words if word.split("=", 1)[0] in swept]
             cfg.run_dir = f"{HydraConfig.get().sweep.dir}/{'_'.join(names) or 'run'}"
         try:
-            return run(cfg, words)
+            return call(cfg, words)
         except UserError as error:  # the other points of a sweep go on
             failures.append(f"{cfg.run_dir}: {error}")
             fail(error)

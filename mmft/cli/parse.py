@@ -9,18 +9,11 @@ from .. import __version__
 from ..common.errors import UserError, nearest
 from ..config.choices import JUDGE_VARIABLE
 from ..config.command import Command
-from ..config.groups import verb_keys
+from ..config.groups import verbs
 from ..config.guard.remote_code import TRUST_VARIABLE
-from .help import verbs
-
-
-def bare_keys(verb: str | None, words: list[str]) -> list[str]:
-    """Words with `task.` before the verb's own keys, which are typed without it: `mmft predict run=DIR input=FOLDER`."""
-    verb = verb or next((w.split("=", 1)[1] for w in words if w.startswith("task=")), "train")
-    if verb not in verbs():
-        return words
-    own = verb_keys(verb)
-    return [f"task.{word}" if word.split("=", 1)[0] in own else word for word in words]
+from ..config.python_words import bare_keys
+from .completion import SCRIPTS
+from .json_output import VERBS
 
 
 def parse(argv: list[str]) -> Command:
@@ -39,7 +32,8 @@ def parse(argv: list[str]) -> Command:
     parser.add_argument("--hydra-help", action="store_true")
     parser.add_argument("--trust-remote-code", action="store_true")
     parser.add_argument("--judge")
-    parser.add_argument("--shell-completion", "-sc", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--shell-completion", "-sc", choices=list(SCRIPTS))
     try:
         args, unknown = parser.parse_known_intermixed_args(argv)
     except argparse.ArgumentError as error:
@@ -52,7 +46,7 @@ def parse(argv: list[str]) -> Command:
     if args.judge:
         os.environ[JUDGE_VARIABLE] = args.judge
     command = Command(
-        config_dir=args.config_dir, config_name=args.config_name.removesuffix(".yaml"), multirun=args.multirun, help=args.help
+        config_dir=args.config_dir, config_name=args.config_name.removesuffix(".yaml"), multirun=args.multirun, help=args.help, json=args.json, completion=args.shell_completion
     )
     words = list(args.words)
     if words and "=" not in words[0] and not words[0].startswith(("~", "+")):
@@ -61,9 +55,11 @@ def parse(argv: list[str]) -> Command:
             raise UserError(f"{command.verb}: no such verb.{nearest(command.verb, verbs())} There are: {', '.join(verbs())}.")
         command.overrides.append(f"task={command.verb}")
     command.overrides += bare_keys(command.verb, words)
+    if command.json and (command.multirun or command.verb not in VERBS):
+        raise UserError(f"--json: goes with one command of {', '.join(VERBS[:-1])} or {VERBS[-1]}")
     for flag, value in (("--cfg", args.cfg), ("--package", args.package), ("--info", args.info)):
         command.hydra += [flag, value] if value else []
-    for flag in ("resolve", "hydra_help", "shell_completion"):
+    for flag in ("resolve", "hydra_help"):
         command.hydra += [f"--{flag.replace('_', '-')}"] if getattr(args, flag) else []
     return command
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..common.errors import UserError
+from ..system.console import shows_progress
 from .base import NO_LOSS, Collator, size_keys
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def scan(collator: Collator, rows: Sequence[Sample], progress: bool = False) -> 
 
     result = Scan(collator.max_length)
     no_sizes = collator.family.image_size(64, 64, {}, collator.processor.image_processor) is None
-    for i in tqdm(range(len(rows)), desc="rows", leave=False, disable=None if progress else True):
+    for i in tqdm(range(len(rows)), desc="rows", leave=False, disable=not (progress and shows_progress())):
         row = rows[i]
         result.ignored_sizes += no_sizes and any(size_keys(row))
         try:

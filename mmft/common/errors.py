@@ -10,6 +10,7 @@ class UserError(Exception):
     """A mistake in a command, a config or a file; the message names it and says what to do next."""
 
     exit_code = 2
+    result: object = None  # what was found before, where there is something
 
     def __init__(self, message: str = ""):
         if message.startswith("Caught ") and "Original Traceback" in message:
@@ -22,6 +23,10 @@ class Incomplete(UserError):
     """The work was done and written, but not for every input; those left out were named one by one."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "", result: object = None):
+        super().__init__(message)
+        self.result = result
 
 
 class Pruned(UserError):

@@ -14,5 +14,7 @@ class Command:
     config_name: str = "config"
     multirun: bool = False
     help: bool = False
+    json: bool = False
+    completion: str | None = None
     hydra: list[str] = field(default_factory=list)
     verb: str | None = None

@@ -41,3 +41,14 @@ def top_level() -> list[str]:
 def verb_keys(verb: str) -> list[str]:
     """The keys of conf/task/VERB.yaml, which are typed without `task.`."""
     return [str(key) for key in OmegaConf.load(CONFIG_DIR / "task" / f"{verb}.yaml") if key != "_target_"]
+
+
+def verbs() -> dict[str, str]:
+    """verb -> one line about it: the first comment of conf/task/VERB.yaml."""
+    return {f.stem: first_comment(f) for f in sorted((CONFIG_DIR / "task").glob("*.yaml"))}
+
+
+def first_comment(path: Path) -> str:
+    """The comment on a file's first line, or an empty string."""
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    return first.lstrip("# ").strip() if first.startswith("#") else ""

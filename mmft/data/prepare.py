@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.errors import UserError
+from ..system.console import shows_progress
 from . import splits
 from .archives import Archives
 from .choices import add_choices
@@ -278,7 +279,7 @@ class _Preparation:
 
         pending: deque[_PendingRow | BadRow] = deque()
         rows = tqdm(self.source.limited_rows(), total=self.source.total(), desc=f"preparing {self.source.name}", unit=" rows",
-                    delay=3, mininterval=0.5, file=sys.stderr, dynamic_ncols=True, disable=None)
+                    delay=3, mininterval=0.5, file=sys.stderr, dynamic_ncols=True, disable=not shows_progress())
         with rows:
             for item in rows:
                 self.rows_read += 1

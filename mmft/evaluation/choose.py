@@ -13,6 +13,7 @@ from ..collators.types import BatchMaker
 from ..common.errors import UserError
 from ..common.model_parts import is_encoder_decoder
 from ..data.sample import Message, Sample, assistant_turn, text_part
+from ..system.console import shows_progress
 
 log = logging.getLogger("mmft")
 
@@ -95,7 +96,7 @@ class Chooser:
             groups.setdefault((length, len(row.choices), bool(row.images)), []).append(i)
         found: dict[int, dict[str, Option]] = {}
         ids: dict[str, list[int]] = {}
-        with torch.no_grad(), eval_mode(model), tqdm(total=len(rows), desc="choices", leave=False, disable=None if progress and len(rows) > 1 else True) as bar:
+        with torch.no_grad(), eval_mode(model), tqdm(total=len(rows), desc="choices", leave=False, disable=not (progress and len(rows) > 1 and shows_progress())) as bar:
             for (_, count, _), indices in groups.items():
                 size = max(1, self.batch_size // count)
                 for start in range(0, len(indices), size):

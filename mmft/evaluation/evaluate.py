@@ -15,6 +15,7 @@ from ..common.tensors import eval_mode, to_device
 from ..data.sample import Sample
 from ..data.selection import parts_of
 from ..losses.supervised import sequence_losses
+from ..system.console import shows_progress
 from .choose import Chooser, chosen
 from .generate import Answer, Outcome, RowGenerator
 from .metrics.base import MetricSet
@@ -109,7 +110,7 @@ class Evaluator:
             yield from self._chosen(self.chooser, model, rows)
             return
         generator = RowGenerator(self.collator, self.generation_config(), max(1, self.batch_size), self.answer)
-        with eval_mode(model), tqdm(total=len(rows), desc="answers", unit=" rows", leave=False, disable=None if self.progress and len(rows) > 1 else True) as bar:
+        with eval_mode(model), tqdm(total=len(rows), desc="answers", unit=" rows", leave=False, disable=not (self.progress and len(rows) > 1 and shows_progress())) as bar:
             for outcome in generator.answers(model, rows):
                 if generator.reason and self.announce:
                     log.info("%-14s batches of %d in transformers' own loop: %s", "answers", self.batch_size, generator.reason)
@@ -193,5 +194,5 @@ class Evaluator:
         from tqdm import tqdm
 
         starts = range(0, len(rows), size)
-        for start in tqdm(starts, desc=what, leave=False, disable=None if self.progress and len(starts) > 1 else True):
+        for start in tqdm(starts, desc=what, leave=False, disable=not (self.progress and len(starts) > 1 and shows_progress())):
             yield [rows[i] for i in range(start, min(start + size, len(rows)))]

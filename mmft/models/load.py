@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from ..common.errors import UserError, nearest
 from ..config.build import build
 from ..config.guard.remote_code import trusts_remote_code
 from ..rewrites.apply import rewrite_loaded
+from ..system.console import shows_progress
 from .checkpoint_format import check_vision_language, missing_library, read_config
 from .device import choose_device, choose_dtype
 from .families.base import Family
@@ -233,7 +233,7 @@ def silent_transformers() -> Iterator[None]:
 
 def progress_bars_on_terminals_only() -> None:
     """Switch off transformers' progress bars if stderr is a file, which they would fill with carriage returns."""
-    if not sys.stderr.isatty():
+    if not shows_progress():
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()

@@ -23,6 +23,7 @@ from ..evaluation.token_limit import TokenLimit, token_limit
 from ..feature_cache.cache import CachedCollator, RowsInMemory
 from ..feature_cache.policy import open_cache, rows_seen, why_forbidden, why_not_frozen
 from ..models.load import Loaded, build_collator
+from ..system.console import shows_progress
 from ..system.distributed import is_main
 from .check_rows import CheckedRows, check_kept, check_rows
 from .context import RunContext
@@ -126,6 +127,6 @@ def cache_training_rows(inputs: TrainingInputs, base: Base, model: torch.nn.Modu
     model.eval()
     rows = base.rows
     if rows_seen(inputs.settings, len(rows), base.mixing) == len(rows):
-        hidden = None if is_main() and len(rows) > 64 else True
+        hidden = not (is_main() and len(rows) > 64 and shows_progress())
         samples: Iterable[Any] = (rows[i] for i in range(len(rows)))
         base.cached.fill(tqdm(samples, total=len(rows), desc="features", leave=False, disable=hidden), False)

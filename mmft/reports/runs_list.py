@@ -45,6 +45,21 @@ class RunsList:
     by: str
     found: int
 
+    def plain(self) -> list[dict[str, Any]]:
+        """One mapping for each run, values not rounded."""
+        head = ["run", *self.columns]
+        return [dict(zip(head, [row.name, *row.values], strict=True)) for row in self.rows]
+
+
+@dataclass
+class Differences:
+    """How two runs differ: key -> (value of the first, value of the second), only where they differ; all scores."""
+
+    runs: list[str]
+    config: dict[str, tuple[Any, Any]]
+    conditions: dict[str, tuple[Any, Any]]
+    scores: dict[str, tuple[Any, Any]]
+
 
 def table(listed: RunsList) -> Table:
     """At most 80 columns: names wrap, and columns that do not fit are named below the table."""
@@ -96,8 +111,7 @@ def write(listed: RunsList, path: Path) -> Path:
     if path.suffix == ".html":
         return write_text(path, render("runs.html.j2", listed=listed, text=text, is_number=is_number))
     if path.suffix == ".json":
-        rows = [dict(zip(head, [row.name, *row.values], strict=True)) for row in listed.rows]
-        return write_text(path, json.dumps(rows, ensure_ascii=False, indent=2) + "\n")
+        return write_text(path, json.dumps(listed.plain(), ensure_ascii=False, indent=2) + "\n")
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(head)

@@ -17,12 +17,12 @@ from ..evaluation.metrics.base import MetricSet
 from ..evaluation.resampling import FEWEST, LOSS, differences, paired
 from ..reports.answers_page import Side
 from .directory import Run
-from .open import open_run
+from .open import Opener, open_any
 
 
-def run_sides(path: str, cfg: DictConfig, overrides: list[str], checkpoint: int | None, asked: Sequence[Asked], with_base: bool) -> Iterator[Side]:
+def run_sides(path: str, cfg: DictConfig, overrides: list[str], checkpoint: int | None, asked: Sequence[Asked], with_base: bool, opener: Opener = open_any) -> Iterator[Side]:
     """The answers of a run, those of its base first if asked for. The model is freed at the end. Raises UserError."""
-    opened = open_run(path, cfg, overrides, checkpoint)
+    opened = opener(path, cfg, overrides, checkpoint)
     about = f"{path}{f', checkpoint {checkpoint}' if checkpoint is not None else ''}"
     for kind in ("base", "tuned") if with_base else ("tuned",):
         with opened.base() if kind == "base" else contextlib.nullcontext():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -86,6 +86,10 @@ class OpenedRun:
         chooser = Chooser.for_rows(settings["evaluation"], kept.rows) if kept else Chooser.from_settings(settings["evaluation"])
         return Evaluator(rows, self.collator, generation, settings["evaluation"]["batch_size"],
                          settings["trainer"].get("per_device_eval_batch_size", 8), metrics=metrics, chooser=chooser)  # fmt: skip
+
+
+# What opens a run for a verb: `open_any`, or a caller's own function that keeps the loaded model
+Opener = Callable[[str | Path | None, DictConfig, list[str], int | None], OpenedRun]
 
 
 def open_any(path: str | Path | None, cfg: DictConfig, overrides: list[str], checkpoint: int | None = None) -> OpenedRun:

@@ -10,6 +10,17 @@ import warnings
 from .distributed import is_main
 
 
+def shows_progress() -> bool:
+    """Whether progress bars are shown: stderr is a terminal, or the output of a notebook's cell."""
+    return sys.stderr.isatty() or in_notebook()
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    kernel = sys.modules.get("ipykernel.kernelapp")
+    return kernel is not None and kernel.IPKernelApp.initialized()
+
+
 def set_up_logging() -> None:
     """Send mmft's log to stdout as plain lines and silence the libraries' notices."""
     handler = logging.StreamHandler(sys.stdout)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ from ..data.augment import Augmented
 from ..evaluation.evaluate import Evaluator
 from ..loggers.base import Logger
 from ..runs.directory import Run
+from ..system.console import shows_progress
 from ..system.distributed import share, world_size
 from ..system.signals import Listener
 from .sampling import LengthGroupedSampler, MixtureSampler
@@ -86,7 +86,7 @@ class Progress(ProgressCallback):
     def __init__(self, member: JointMember | None = None):
         super().__init__()
         self.member = member  # jointly trained runs share one line
-        self.on_terminal = sys.stderr.isatty() and member is None
+        self.on_terminal = shows_progress() and member is None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.began = time.time()

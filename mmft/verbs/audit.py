@@ -112,7 +112,7 @@ class Audit:
         target = self._page(Path(settings["output_dir"]), name)
         page.write_page(target, result, prepared, [w.removeprefix("task.") for w in overrides if w != "task=audit"])
         log.info("\npage           %s", target)
-        raise_failed(result.checks, f" (see {target})")
+        raise_failed(result.checks, f" (see {target})", result)
         return result
 
     def _rank(self, cfg: DictConfig, overrides: list[str]) -> Ranking:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from omegaconf import DictConfig
 
@@ -21,9 +21,17 @@ if TYPE_CHECKING:
     from ..common.records import PlanReport
     from ..evaluation.inputs import Asked
     from ..reports.answers_page import Side
+    from ..runs.open import Opener
 
 log = logging.getLogger("mmft")
 SPREAD = 8  # samples compared when none is named
+
+
+class Compared(NamedTuple):
+    """The models' answers to the same samples, and the page that shows them."""
+
+    sides: list[Side]
+    page: Path
 
 
 @dataclass
@@ -41,11 +49,15 @@ class Compare:
     port: int = 7860
     host: str = "127.0.0.1"
 
-    def __call__(self, cfg: DictConfig, overrides: list[str]) -> list[Side] | None:
-        """Write the page and return the sides; None from ui=true. Raises UserError; Incomplete if an input could not be answered."""
+    def __call__(self, cfg: DictConfig, overrides: list[str], opener: Opener | None = None) -> Compared | None:
+        """Write the page and return it with the sides; None from ui=true. Raises UserError; Incomplete if an input could not be answered.
+
+        opener: opens the models, None: they are loaded here.
+        """
         from ..evaluation.metrics.base import MetricSet
         from ..evaluation.metrics.defaults import metric_set
         from ..runs.answers import add_metrics, drop_unanswered, label_runs, measured_sides, run_sides
+        from ..runs.open import open_any
 
         paths = [str(p) for p in (self.run if isinstance(self.run, list) else [self.run])]
         run, run_cfg = self._check_runs(paths, cfg, overrides)
@@ -56,7 +68,7 @@ class Compare:
             return None
         asked, description = self._prompts(run, run_cfg)
         page = self._page(run, run_cfg, paths, asked, description)
-        sides = [side for path in paths for side in run_sides(path, cfg, overrides, self.checkpoint, asked, len(paths) == 1)]
+        sides = [side for path in paths for side in run_sides(path, cfg, overrides, self.checkpoint, asked, len(paths) == 1, opener or open_any)]
         if len(paths) > 1:
             label_runs(sides)
         reasons = drop_unanswered(sides)
@@ -74,7 +86,7 @@ class Compare:
         log.info("\npage  %s", page)
         if reasons:
             raise Incomplete(f"{len(reasons)} of {len(asked)} inputs could not be answered, each is named above; the others were compared")
-        return sides
+        return Compared(sides, page)
 
     def _check_runs(self, paths: list[str], cfg: DictConfig, overrides: list[str]) -> tuple[Run, DictConfig]:
         """(the first run, its config), after checking all runs before a model is loaded. Raises UserError."""

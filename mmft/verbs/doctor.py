@@ -44,7 +44,7 @@ class Doctor:
             log.info("%-6s  %-12s %s%s", f.state, f.name, f.text, f"  ->  {f.fix}" if f.fix else "")
         broken = [f.name for f in findings if f.state == doctor_checks.BROKEN]
         if broken:
-            raise Incomplete(f"needed and broken: {', '.join(broken)}")
+            raise Incomplete(f"needed and broken: {', '.join(broken)}", findings)
         return findings
 
 
@@ -72,5 +72,5 @@ def check_model(cfg: DictConfig) -> list[CheckResult]:
     log.info("\n%s", markdown([TableRow(name, model_class, results)], transformers.__version__))
     failed = [r.name for r in results if r.passed is False]
     if failed:
-        raise Incomplete(f"model.path={family.path}: {', '.join(failed)} went wrong; this model would not be trained or used correctly")
+        raise Incomplete(f"model.path={family.path}: {', '.join(failed)} went wrong; this model would not be trained or used correctly", results)
     return results

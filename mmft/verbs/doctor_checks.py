@@ -20,6 +20,7 @@ OK, LESS, BROKEN = "ok", "less", "broken"  # LESS: mmft works, but something opt
 NEEDED = ("torch", "torchvision", "transformers", "peft", "accelerate", "datasets", "safetensors", "hydra-core", "pillow", "matplotlib", "jinja2")
 EXTRAS = {
     "gradio": "the browser page (compare ui=true): pip install 'mmft[ui]'",
+    "fastapi": "the OpenAI-compatible endpoint (mmft serve): pip install 'mmft[serve]'",
     "optuna": "searching sweeps: pip install 'mmft[sweep]'",
     "hydra_plugins.hydra_submitit_launcher": "sweeps on a Slurm cluster: pip install 'mmft[slurm]'",
     "swanboard": "SwanLab's local dashboard: pip install 'swanlab[dashboard]'",

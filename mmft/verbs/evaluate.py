@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..collators.types import BatchMaker
     from ..data.prepared import PreparedData
     from ..data.sample import Sample
-    from ..runs.open import OpenedRun
+    from ..runs.open import OpenedRun, Opener
 
 log = logging.getLogger("mmft")
 
@@ -45,8 +45,8 @@ class Evaluate:
     checkpoint: int | None = None
     base: bool = False
 
-    def __call__(self, cfg: DictConfig, overrides: list[str]) -> EvaluationSummary:
-        """Measure, write, and return the metrics. Raises UserError."""
+    def __call__(self, cfg: DictConfig, overrides: list[str], opener: Opener | None = None) -> EvaluationSummary:
+        """Measure, write, and return the metrics. opener: opens the model, None: it is loaded here. Raises UserError."""
         from ..data.prepare import prepared_data
         from ..data.selection import evaluation_rows
         from ..evaluation.choose import check_choices
@@ -66,7 +66,7 @@ class Evaluate:
         check_choices(settings["evaluation"], rows, str(settings["evaluation"]["split"]))
         metric_set(settings.get("metrics")).check(rows, answer=settings["evaluation"].get("answer", "generate"))
         kept = kept_sets(settings)
-        opened = open_any(self.run, cfg, overrides, self.checkpoint)
+        opened = (opener or open_any)(self.run, cfg, overrides, self.checkpoint)
         summary = self._describe(prepared, len(rows), settings, opened, [(k.name, k.prepared.fingerprint, len(k.rows)) for k in kept])
         log.info("%d rows of %s, split %s", len(rows), prepared.manifest["name"], summary["split"])
         evaluator = opened.evaluator(rows)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluator
     from ..evaluation.inputs import Asked, Message
     from ..evaluation.metrics.base import MetricSet
-    from ..runs.open import OpenedRun
+    from ..runs.directory import Run
+    from ..runs.open import OpenedRun, Opener
 
 log = logging.getLogger("mmft")
 
@@ -45,41 +46,73 @@ class Predict:
 
     def __call__(self, cfg: DictConfig, overrides: list[str]) -> list[AnswerRecord] | list[Message] | Path:
         """Print the answers, or write them to out= and return its path. Raises UserError; Incomplete if some inputs could not be answered."""
-        from ..evaluation.answer import AskedSamples, prompts_of, with_choices
+        from ..evaluation.answer import AskedSamples
         from ..evaluation.answer_table import AnswerFile
-        from ..evaluation.choose import Chooser
         from ..evaluation.metrics.defaults import metric_set
         from ..runs.open import any_config, open_any
 
-        run, run_cfg = any_config(self.run, cfg, overrides, self.checkpoint)
         if self.chat:
             from ..serving.chat import chat
 
+            any_config(self.run, cfg, overrides, self.checkpoint)
             return chat(open_any(self.run, cfg, overrides, self.checkpoint))
-        asked = prompts_of(self.input, self.prompt, self.together, run.path if run else None, run_cfg)
-        asked = with_choices(asked, self.choose, run_cfg)
-        chooser = Chooser.from_settings({**to_plain(run_cfg.evaluation), **({"answer": "choose"} if self.choose is not None else {})})
-        metrics = metric_set(to_plain(run_cfg.get("metrics")))
+        questions = self.questions(cfg, overrides)
+        asked, chooser = questions.asked, questions.chooser
+        metrics = metric_set(to_plain(questions.cfg.get("metrics")))
         if self.out is None:
             opened = open_any(self.run, cfg, overrides, self.checkpoint)
-            records = print_answers(opened, choosing(opened.evaluator(AskedSamples.of(asked)), chooser), asked)
+            records = print_answers(opened, questions.evaluator(opened), asked)
             raise_incomplete(finish(records, None, metrics), len(records))
             return records
         sets = {sample.choices for sample in AskedSamples.of(asked)} if chooser else set()
         with AnswerFile(Path(self.out), None if chooser is None else list(sets.pop()) if len(sets) == 1 else []) as table:
             opened = open_any(self.run, cfg, overrides, self.checkpoint)
-            write_answers(table, opened, choosing(opened.evaluator(AskedSamples.of(asked)), chooser), asked)
+            write_answers(table, opened, questions.evaluator(opened), asked)
             unanswered = finish(table.records(), table, metrics)
-        if run is not None:
-            run.record("predict", overrides, [table.path])
+        if questions.run is not None:
+            questions.run.record("predict", overrides, [table.path])
         raise_incomplete(unanswered, len(asked), f" (all in {table.path})")
         return table.path
 
+    def questions(self, cfg: DictConfig, overrides: list[str], given: Sequence[Asked] | None = None) -> Questions:
+        """What is asked and how it is answered, checked before weights are read. given: prompts, in place of input=. Raises UserError."""
+        from ..evaluation.answer import prompts_of, with_choices
+        from ..evaluation.choose import Chooser
+        from ..runs.open import any_config
 
-def choosing(evaluator: Evaluator, chooser: Chooser | None) -> Evaluator:
-    """The evaluator with what choose= asks for."""
-    evaluator.chooser = chooser
-    return evaluator
+        run, run_cfg = any_config(self.run, cfg, overrides, self.checkpoint)
+        if given is None:
+            given = prompts_of(self.input, self.prompt, self.together, run.path if run else None, run_cfg)
+        chooser = Chooser.from_settings({**to_plain(run_cfg.evaluation), **({"answer": "choose"} if self.choose is not None else {})})
+        return Questions(run, run_cfg, with_choices(given, self.choose, run_cfg), chooser)
+
+    def answers(self, cfg: DictConfig, overrides: list[str], opener: Opener, given: Sequence[Asked] | None = None) -> list[AnswerRecord]:
+        """The answers alone, one record for each prompt; nothing is printed. Raises UserError."""
+        from ..evaluation.answer import answer_prompts
+
+        questions = self.questions(cfg, overrides, given)
+        opened = opener(self.run, cfg, overrides, self.checkpoint)
+        evaluator = questions.evaluator(opened)
+        evaluator.announce = False
+        return list(answer_prompts(evaluator, opened.model, questions.asked, opened.settings["seed"]))
+
+
+@dataclass(frozen=True)
+class Questions:
+    """run: None for a model without one. cfg: the run's config with the command's changes. chooser: None where answers are generated."""
+
+    run: Run | None
+    cfg: DictConfig
+    asked: Sequence[Asked]
+    chooser: Chooser | None
+
+    def evaluator(self, opened: OpenedRun) -> Evaluator:
+        """The evaluator that answers these questions."""
+        from ..evaluation.answer import AskedSamples
+
+        evaluator = opened.evaluator(AskedSamples.of(self.asked))
+        evaluator.chooser = self.chooser
+        return evaluator
 
 
 def print_answers(opened: OpenedRun, evaluator: Evaluator, asked: Sequence[Asked]) -> list[AnswerRecord]:

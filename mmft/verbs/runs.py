@@ -17,7 +17,7 @@ from ..common.errors import UserError, nearest
 from ..reports import runs_list, terminal
 from ..reports.numbers import is_number
 from ..reports.run_files import flatten
-from ..reports.runs_list import ListedRun, RunsList
+from ..reports.runs_list import Differences, ListedRun, RunsList
 from ..runs.catalog import CatalogRun, catalog, find_run, write_tags
 from ..runs.condition import parse_condition
 from ..runs.directory import Run
@@ -42,14 +42,14 @@ class Runs:
     force: bool = False
     run: list[str] | str = field(default_factory=list)
     out: str | None = None
+    all_metrics: bool = False  # a column for every metric that a listed run has
 
-    def __call__(self, cfg: DictConfig, overrides: list[str]) -> RunsList | None:
-        """Raises UserError."""
+    def __call__(self, cfg: DictConfig, overrides: list[str]) -> RunsList | Differences | None:
+        """The list, or how two runs differ; None after a change. Raises UserError."""
         folder = Path(self.folder or cfg.output_dir)
         named = [self.run] if isinstance(self.run, str) else [str(word) for word in self.run]
         if self.diff is not None:
-            self._compare(cfg.output_dir)
-            return None
+            return self._compare(cfg.output_dir)
         if self.delete or self.tag or self.untag:
             if not named:
                 raise UserError(f"{'delete' if self.delete else 'tag'}: name the runs, e.g. run=[{self._example(folder)}]")
@@ -57,7 +57,7 @@ class Runs:
             return None
         if named:
             raise UserError(f"run={','.join(named)}: what shall be done with it? Add tag=[NAME] or delete=true, or compare two with diff=[A,B]")
-        listed = self._list(folder)
+        listed = self.list_runs(folder)
         terminal.show(runs_list.table(listed))
         if self.out is not None:
             path = Path(self.out)
@@ -69,7 +69,8 @@ class Runs:
 
     # --- the list -----------------------------------------------------------------------------------------------
 
-    def _list(self, folder: Path) -> RunsList:
+    def list_runs(self, folder: Path) -> RunsList:
+        """The runs below a folder that meet the condition, with the columns that were chosen. Raises UserError."""
         if not folder.is_dir():
             raise UserError(f"folder={folder}: no such directory; output_dir=... or folder=... names where the runs are")
         runs = found = catalog(folder)
@@ -94,6 +95,7 @@ class Runs:
         columns = ["started", "status", *([self.by] if self.by else []), "eval_loss", "seconds"]
         columns += ["tags"] if any(run.tags for run in runs) else []
         columns += ["disk"] if self.disk else []
+        columns += [metric for run in runs for metric in run.metrics] if self.all_metrics else []
         return list(dict.fromkeys([*columns, *map(str, self.show)]))
 
     def _example(self, folder: Path) -> str:
@@ -101,7 +103,7 @@ class Runs:
 
     # --- two runs -----------------------------------------------------------------------------------------------
 
-    def _compare(self, output_dir: str) -> None:
+    def _compare(self, output_dir: str) -> Differences:
         words = list(map(str, self.diff or ()))
         if len(words) != 2:
             raise UserError(f"diff={words}: name two runs, diff=[A,B]")
@@ -111,11 +113,13 @@ class Runs:
         config = {k: (ours.get(k), theirs.get(k)) for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k) and k not in ("run_dir", "output_dir", "name")}
         metrics: dict[str, tuple[Any, Any]] = {"eval_loss": (a.summary.get("eval_loss"), b.summary.get("eval_loss"))}
         metrics |= {k: (a.metrics.get(k), b.metrics.get(k)) for k in dict.fromkeys([*a.metrics, *b.metrics])}
+        found = Differences(names, config, _different(_conditions(a), _conditions(b)), metrics)
         terminal.show(
-            runs_list.difference_table("Config", names, config),
-            runs_list.difference_table("Data and versions", names, _different(_conditions(a), _conditions(b))),
-            runs_list.difference_table("Held-out scores", names, metrics),
+            runs_list.difference_table("Config", names, found.config),
+            runs_list.difference_table("Data and versions", names, found.conditions),
+            runs_list.difference_table("Held-out scores", names, found.scores),
         )
+        return found
 
     # --- changes ------------------------------------------------------------------------------------------------
 
