@@ -138,7 +138,7 @@ def first_tokens(part: Any, input_ids: torch.Tensor, logits_processor: Sequence[
     seen = filled(input_ids, mask) if logits_processor else None
     types = {k: given[k][:, -1:] if k == "token_type_ids" else torch.zeros_like(given[k][:, -1:]) for k in TOKEN_TYPES if given.get(k) is not None}
     fixed = Fixed(part, name, kept, tuple(RepetitionPenaltyLogitsProcessor(p.penalty) for p in logits_processor))
-    return Rows(fixed, cache, mask, None if positions is None else positions[..., -1:] + 1, types, seen, fixed.greedy(logits, seen))
+    return Rows(fixed, cache, mask, None if positions is None else positions[..., -1:] + 1, types, seen, fixed.greedy(logits, seen), logits=logits)
 
 
 def filled(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -157,10 +157,14 @@ class Fixed:
 
     def greedy(self, logits: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
         """The next token (B,) of each row, by logits (B, V)."""
+        return self.processed(logits, seen).argmax(dim=-1)
+
+    def processed(self, logits: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
+        """The logits (B, V) in fp32 with what the settings do to them."""
         logits = logits.float()
         for processor in self.processors:
             logits = processor(seen, logits)
-        return logits.argmax(dim=-1)
+        return logits
 
 
 @dataclass
@@ -169,7 +173,7 @@ class Rows:
 
     mask: (B, S), S tokens in the cache. positions: (..., B, 1) of the next token, None if the model takes none. types: (B, 1) of the
     next token. seen: (B, S) all tokens in the cache, if the processors need them. last: (B,) the tokens written last. ids: what each row has
-    written. finished: places of rows that have ended and still lie in the batch.
+    written. finished: places of rows that have ended and still lie in the batch. logits: (B, V) by which `last` was chosen.
     """
 
     fixed: Fixed
@@ -182,6 +186,7 @@ class Rows:
     keys: list[int] = field(default_factory=list)
     ids: list[list[int]] = field(default_factory=list)
     finished: set[int] = field(default_factory=set)
+    logits: torch.Tensor | None = None
 
     @torch.no_grad()
     def step(self) -> None:
@@ -196,7 +201,8 @@ class Rows:
         )  # fmt: skip
         if inputs.get("position_ids") is None:  # then a row would change its positions when it moves in the batch
             raise Undecodable(f"{type(part).__name__} counts positions by its cache")
-        self.last = self.fixed.greedy(part(**inputs, return_dict=True).logits[:, -1], self.seen)
+        self.logits = part(**inputs, return_dict=True).logits[:, -1]
+        self.last = self.fixed.greedy(self.logits, self.seen)
         if self.positions is not None:
             self.positions = self.positions + 1
 
