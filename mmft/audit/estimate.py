@@ -90,11 +90,16 @@ def estimate(model: torch.nn.Module, collator: BatchMaker, rows: Sequence[Sample
 
     trainer: the config section.
     """
-    batch = trainer.get("per_device_train_batch_size", 8)
+    batch, limit = trainer.get("per_device_train_batch_size", 8), trainer.get("tokens_per_batch")
+    mean = sum(counts.lengths) / len(counts.lengths)
+    if limit:  # rows are taken until a batch is full
+        batch = max(1, round(limit / mean))
     few, many = measure(model, collator, rows, 1), None
     if batch > 1:
         many = measure(model, collator, rows, min(MANY if few.seconds < 20 else 2, batch))
-    tokens, longest = counts.padded(batch), batch * max(counts.lengths)
+    tokens, longest = round(batch * mean) if trainer.get("packing") else counts.padded(batch), batch * max(counts.lengths)
+    if limit:
+        tokens = longest = limit
 
     def extrapolated(key: str, at: int) -> float:
         a, b = getattr(few, key), getattr(many or few, key)

@@ -30,13 +30,14 @@ class Problem:
 class Scan:
     """What `scan` found about every row, in order.
 
-    tokens: length of each row (of its longest sequence), 0 for a refused one. loss_tokens: how many carry loss. several: rows
-    that become several sequences. ignored_sizes: rows whose size keys the model's family has no use for.
+    tokens: length of each row (of its longest sequence), 0 for a refused one. loss_tokens: how many carry loss. sequences: how many each
+    row becomes. several: rows that become several. ignored_sizes: rows whose size keys the model's family has no use for.
     """
 
     max_length: int | None
     tokens: list[int] = field(default_factory=list)
     loss_tokens: list[int] = field(default_factory=list)
+    sequences: list[int] = field(default_factory=list)
     too_long: list[Problem] = field(default_factory=list)
     refused: list[Problem] = field(default_factory=list)
     without_loss: list[Problem] = field(default_factory=list)
@@ -76,9 +77,11 @@ def scan(collator: Collator, rows: Sequence[Sample], progress: bool = False) -> 
             result.refused.append(Problem(i, row.id, 0, getattr(error, "reason", str(error))))
             result.tokens.append(0)
             result.loss_tokens.append(0)
+            result.sequences.append(0)
             continue
         result.tokens.append(size.tokens)
         result.loss_tokens.append(size.loss_tokens)
+        result.sequences.append(size.sequences)
         result.several += size.sequences > 1
         if collator.max_length is not None and size.tokens > collator.max_length:
             result.too_long.append(Problem(i, row.id, size.tokens, f"{size.tokens} tokens"))

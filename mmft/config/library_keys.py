@@ -13,9 +13,11 @@ from pathlib import Path
 
 # Arguments of transformers.EarlyStoppingCallback, in the trainer group beside TrainingArguments.
 EARLY_STOPPING = {"early_stopping_patience": "int | None", "early_stopping_threshold": "float"}
-# Keys that mmft adds to the trainer group: whether the micro-batches of a step are merged, and what happens when the loss or
-# gradient of a step is not finite.
-OWN_TRAINER = {**EARLY_STOPPING, "fold_accumulation": "str", "nonfinite": "str", "nonfinite_limit": "int"}
+# Keys that mmft adds to the trainer group: whether the micro-batches of a step are merged, how batches are filled and laid out, and what
+# happens when the loss or gradient of a step is not finite.
+OWN_TRAINER = {
+    **EARLY_STOPPING, "fold_accumulation": "str", "tokens_per_batch": "int | None", "packing": "bool", "nonfinite": "str", "nonfinite_limit": "int",
+}  # fmt: skip
 OWN_LORA = {"r": "int | None", "scope": "str"}  # `scope`, and `r: null` for training without an adapter
 OWN_KEYS = {*OWN_TRAINER, "scope"}  # keys of these sections that are mmft's, not the library's
 

@@ -215,10 +215,16 @@ def _size(n: float) -> str:
     return f"{n / 2**30:.1f} GB" if n >= 2**30 else f"{max(n / 2**20, 0.1):.1f} MB"
 
 
-def rows_seen(settings: Settings, n_rows: int, mixing: Mixing | None = None) -> int:
-    """How many training rows a run will see: all, or fewer if max_steps ends it within the first epoch. mixing: the draws of a mix."""
+def rows_seen(settings: Settings, n_rows: int, mixing: Mixing | None = None, mean_tokens: float | None = None) -> int:
+    """How many training rows a run will see: all, or fewer if max_steps ends it within the first epoch. mixing: the draws of a mix.
+
+    mean_tokens: tokens of a row, for batches that are filled by tokens; it is then an estimate.
+    """
     trainer = settings["trainer"]
-    batch = trainer["per_device_train_batch_size"] * trainer.get("gradient_accumulation_steps", 1) * world_size()
+    tokens, rows = trainer.get("tokens_per_batch"), trainer["per_device_train_batch_size"]
+    if tokens and mean_tokens:
+        rows = max(1, round(tokens / mean_tokens))
+    batch = rows * trainer.get("gradient_accumulation_steps", 1) * world_size()
     steps, epochs = trainer.get("max_steps") or -1, trainer.get("num_train_epochs") or 1
     drawn = int(steps * batch if steps > 0 else epochs * (n_rows if mixing is None else mixing.draws))
     return min(drawn, n_rows) if mixing is None or mixing.every_row_once else mixing.rows_seen(drawn)

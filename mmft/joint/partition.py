@@ -72,6 +72,8 @@ def why_alone(settings: Settings) -> str | None:
     for key in ("fsdp", "deepspeed"):
         if trainer.get(key):
             return f"trainer.{key} takes a model apart"
+    if trainer.get("packing"):
+        return "trainer.packing=true: in one sequence the rows of several points could not be told apart"
     if trainer.get("neftune_noise_alpha"):
         return "trainer.neftune_noise_alpha adds noise to the embeddings, which all would share"
     if "swanlab" in str(settings["logger"]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +32,15 @@ def supervised_loss(model: Any, batch: dict[str, Any], label_smoothing: float = 
 
 
 def grouped_loss(
-    model: Any, batch: dict[str, Any], label_smoothing: float = 0.0, groups: RowGroups | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """`supervised_loss`, and with `groups` the same two numbers of each group, see `group_sums`."""
+    model: Any, batch: dict[str, Any], label_smoothing: float = 0.0, groups: RowGroups | None = None, pack: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    """`supervised_loss`, and with `groups` the same two numbers of each group, see `group_sums`.
+
+    pack: lays the batch out in one sequence before the model gets it (losses/packing.py); the supervised tokens keep their order.
+    """
     import torch.nn.functional as F
 
-    logits, targets, keep = supervised_logits(model, batch)
+    logits, targets, keep = supervised_logits(model, batch if pack is None else pack(batch))
     loss = F.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum", label_smoothing=label_smoothing)
     return loss, keep.sum(), None if groups is None else group_sums(logits, targets, batch["labels"], groups, label_smoothing)
 

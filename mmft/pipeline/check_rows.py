@@ -14,6 +14,7 @@ from ..common.errors import UserError
 from ..data.selection import MixedRows, Selection, parts_of
 from ..evaluation.kept import KeptSet
 from ..system.distributed import is_main
+from ..training.token_batches import RowSizes
 from .context import RunContext
 from .prepare import TrainingInputs
 
@@ -27,14 +28,20 @@ PROGRESS_FROM = 2000  # rows; fewer take about a second
 
 @dataclass
 class CheckedRows:
-    """The rows that are used. lengths: tokens of each training row. dropped: (split, row that was left out). sequences_differ: some
-    row becomes several sequences."""
+    """The rows that are used. lengths: tokens of each training row, of its longest sequence. sequences: how many each becomes. dropped:
+    (split, row that was left out). sequences_differ: some row becomes several sequences."""
 
     rows: Sequence[Any]
     held_out: Sequence[Any] | None
     lengths: list[int]
+    sequences: list[int]
     dropped: list[tuple[str, Problem]] = field(default_factory=list)
     sequences_differ: bool = False
+
+    @property
+    def sizes(self) -> RowSizes:
+        """The sizes of the training rows."""
+        return RowSizes(self.lengths, self.sequences)
 
 
 @dataclass
@@ -73,7 +80,7 @@ def check_rows(inputs: TrainingInputs, collator: Collator, context: RunContext) 
         each = "; ".join(f"{part.name}: {part.found.message()}" for part in bad)
         where = f"data={inputs.prepared.manifest['name']}" if bad[0].source else inputs.prepared.path
         raise UserError(f"{where}: {each}; {_advice(bad)}")
-    checked = CheckedRows(inputs.rows, inputs.held_out, [])
+    checked = CheckedRows(inputs.rows, inputs.held_out, [], [])
     kept: dict[bool, dict[str, Sequence[Any]]] = {trained: {} for trained in used}
     for part in parts:
         kept[part.trained][part.source] = _usable(part, checked)
@@ -98,6 +105,7 @@ def _usable(part: _Part, checked: CheckedRows) -> Sequence[Any]:
     if part.trained:
         left_out = part.left_out
         checked.lengths += [n for i, n in enumerate(found.tokens) if i not in left_out]
+        checked.sequences += [n for i, n in enumerate(found.sequences) if i not in left_out]
     checked.sequences_differ |= found.several > 0
     if found.several:
         log.info("%-14s %d of %d rows of %s become several sequences, one for each answer", "rows", found.several, len(rows), part.name)

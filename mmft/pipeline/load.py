@@ -25,6 +25,7 @@ from ..feature_cache.policy import open_cache, rows_seen, why_forbidden, why_not
 from ..models.load import Loaded, build_collator
 from ..system.console import shows_progress
 from ..system.distributed import is_main
+from ..training.token_batches import check_longest
 from .check_rows import CheckedRows, check_kept, check_rows
 from .context import RunContext
 from .prepare import TrainingInputs
@@ -68,6 +69,9 @@ def load_base(inputs: TrainingInputs, context: RunContext, audit: bool) -> Base:
     checked = check_rows(inputs, collator, context)
     rows = checked.rows
     collator([rows[0]])  # a collator that does not fit the model fails here, before any work is done
+    check_longest(settings["trainer"], rows, checked.sizes)
+    if settings["trainer"].get("packing"):
+        check_packing(inputs, loaded, collator, rows, context)
     if audit:
         checks = context.memo.once(inputs.base_key("audit"), lambda: quick_checks(loaded.model, collator, rows))
         raise_failed(checks, "; audit=false trains it all the same")
@@ -89,12 +93,21 @@ def load_base(inputs: TrainingInputs, context: RunContext, audit: bool) -> Base:
     return Base(loaded, collator, evaluator, augmented, limit, checked, kept=kept, mixing=mixing_of(inputs.prepared, rows))
 
 
+def check_packing(inputs: TrainingInputs, loaded: Loaded, collator: Collator, rows: Sequence[Any], context: RunContext) -> None:
+    """Raises UserError if `trainer.packing` would change what this model computes."""
+    from ..losses.packing import why_not_packed
+
+    why = context.memo.once(inputs.base_key("packing"), lambda: why_not_packed(loaded.model, collator, rows, loaded.quantized))
+    if why is not None:
+        raise UserError(f"trainer.packing=true: {why}; leave it out (trainer.tokens_per_batch=N saves most of the padding without it)")
+
+
 def use_feature_cache(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: int) -> None:
     """Let collator, evaluator and rows use the feature cache, if the vision part is frozen; compute what the held-out rows need.
 
     run_bytes: what the run itself will leave on the disk.
     """
-    seen = rows_seen(inputs.settings, len(base.rows), base.mixing)
+    seen = _rows_seen(inputs, base)
     collator: Any = base.collator
     assert isinstance(collator, Collator)
     cache = open_cache(
@@ -126,7 +139,13 @@ def cache_training_rows(inputs: TrainingInputs, base: Base, model: torch.nn.Modu
         raise UserError(f"vision_cache: {reason}, so features cannot be kept; use vision_cache=off")
     model.eval()
     rows = base.rows
-    if rows_seen(inputs.settings, len(rows), base.mixing) == len(rows):
+    if _rows_seen(inputs, base) == len(rows):
         hidden = not (is_main() and len(rows) > 64 and shows_progress())
         samples: Iterable[Any] = (rows[i] for i in range(len(rows)))
         base.cached.fill(tqdm(samples, total=len(rows), desc="features", leave=False, disable=hidden), False)
+
+
+def _rows_seen(inputs: TrainingInputs, base: Base) -> int:
+    """How many training rows the run will see."""
+    by_tokens = inputs.settings["trainer"].get("tokens_per_batch")
+    return rows_seen(inputs.settings, len(base.rows), base.mixing, base.checked.sizes.mean if by_tokens else None)

@@ -125,7 +125,7 @@ class Training:
             terminal.show(terminal.plan_table(adapted.report))
         loop = TrainingLoop(TrainingJob(
             run=run, logger=self.logger, settings=inputs.settings, loaded=base.loaded, model=adapted.model, rewrites=adapted.rewrites, full=inputs.full,
-            collator=base.collator, rows=base.rows, lengths=base.checked.lengths, held_out=base.checked.held_out, evaluator=base.evaluator, listener=listener, mixing=base.mixing, cached=base.cached is not None,
+            collator=base.collator, rows=base.rows, sizes=base.checked.sizes, held_out=base.checked.held_out, evaluator=base.evaluator, listener=listener, mixing=base.mixing, cached=base.cached is not None,
             checkpoint=resumed.checkpoint if resumed else None, member=context.member, reporter=context.reporter, sharers=context.sharers,
         ))  # fmt: skip
         try:

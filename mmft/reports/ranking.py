@@ -17,7 +17,9 @@ from .numbers import is_number
 BEST, CHEAPEST, NOISE = "best", "cheapest within 1 s.e.", "within noise of the best"
 
 # Settings whose difference makes runs not comparable, and why.
-ORDER = ("seed", "trainer.per_device_train_batch_size", "trainer.gradient_accumulation_steps", "trainer.train_sampling_strategy")
+ORDER = (
+    "seed", "trainer.per_device_train_batch_size", "trainer.gradient_accumulation_steps", "trainer.train_sampling_strategy", "trainer.tokens_per_batch",
+)  # fmt: skip
 AMOUNT = ("trainer.max_steps", "trainer.num_train_epochs", "data.draws")
 HELD_OUT = ("evaluation.split", "evaluation.max_samples")
 

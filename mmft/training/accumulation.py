@@ -15,21 +15,50 @@ from ..config.settings import Section
 from ..losses.supervised import supervised_loss
 from ..system.distributed import world_size
 from ..system.memory import passes_that_fit
+from .token_batches import STRATEGIES
 
 MAX_PADDING = 1.1  # positions of merged batches / positions of the batches apart; above it a CPU gains nothing
 MIN_ROWS, MAX_ROWS = 16, 64  # rows that are looked at to estimate it
 
 
 def mergeable(trainer: Section) -> int:
-    """How many micro-batches of a step could be merged by the settings alone (1: none). Raises UserError."""
+    """How many micro-batches of a step could be merged by the settings alone (1: none)."""
+    if (trainer.get("fold_accumulation") or "auto") == "off" or why_apart(trainer) is not None:
+        return 1
+    return trainer.get("gradient_accumulation_steps") or 1
+
+
+def why_apart(trainer: Section) -> str | None:
+    """Why the settings keep the micro-batches of a step apart; None if they do not."""
+    if world_size() > 1:
+        return "several processes share the micro-batches of a step"
+    for key in ("deepspeed", "fsdp"):
+        if trainer.get(key):
+            return f"trainer.{key} takes a model apart"
+    if trainer.get("neftune_noise_alpha"):
+        return "the noise of trainer.neftune_noise_alpha depends on the padded length of a batch"
+    if trainer.get("tokens_per_batch"):
+        return "trainer.tokens_per_batch says how large a batch is; raise it and lower trainer.gradient_accumulation_steps instead"
+    if trainer.get("packing"):
+        return "trainer.packing leaves no padding to tell micro-batches apart by; raise trainer.per_device_train_batch_size instead"
+    return None
+
+
+def check_batches(trainer: Section) -> None:
+    """Check the keys that say how batches are made, before anything is read. Raises UserError."""
     mode = trainer.get("fold_accumulation") or "auto"
     if mode not in ("auto", "always", "off"):
         raise UserError(f"trainer.fold_accumulation={mode}: must be auto, always or off")
-    if mode == "off" or world_size() > 1 or trainer.get("deepspeed") or trainer.get("fsdp"):
-        return 1
-    if trainer.get("neftune_noise_alpha"):  # its noise depends on the padded length of a batch
-        return 1
-    return trainer.get("gradient_accumulation_steps") or 1
+    accumulate = trainer.get("gradient_accumulation_steps") or 1
+    if mode == "always" and accumulate > 1 and (why := why_apart(trainer)) is not None:
+        raise UserError(f"trainer.fold_accumulation=always: {why}; with auto or off they are computed one after another")
+    tokens, order = trainer.get("tokens_per_batch"), trainer.get("train_sampling_strategy")
+    if tokens is not None and tokens < 1:
+        raise UserError(f"trainer.tokens_per_batch={tokens}: must be a number of tokens above 0, or null")
+    if tokens is not None and order not in STRATEGIES:
+        raise UserError(f"trainer.tokens_per_batch={tokens}: fills batches in an order of its own, not in that of trainer.train_sampling_strategy={order}; leave one out")
+    if trainer.get("packing") and trainer.get("neftune_noise_alpha"):
+        raise UserError("trainer.packing=true: the noise of trainer.neftune_noise_alpha depends on the length of a sequence, which packing changes; leave one out")
 
 
 def merged_micro_batches(trainer: Section, model: Any, collator: BatchMaker, rows: Sequence[Any], joint: bool = False, sharers: int = 1) -> int:

@@ -10,6 +10,7 @@ from ..config.library_keys import OWN_TRAINER, training_arguments
 from ..config.settings import Section
 from ..system import startup
 from ..system.distributed import world_size
+from .accumulation import check_batches
 
 PLAIN_OPTIMIZERS = ("adamw_torch", "sgd", "adafactor", "adagrad")  # first words of the optimizers that need no further package
 # Older names of TrainingArguments that every supported release has, and what 5.2x calls them.
@@ -23,6 +24,7 @@ def training_settings(trainer: Section, **managed: object) -> tuple[TrainingArgu
     """(TrainingArguments, callbacks of the early-stopping keys). managed: keys that mmft sets. Raises UserError."""
     import torch
 
+    check_batches(trainer)
     known = training_arguments()
     values = arguments({k: v for k, v in trainer.items() if k not in OWN_TRAINER}, known)
     for old, new in RENAMED.items():

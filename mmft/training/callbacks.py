@@ -20,9 +20,8 @@ from ..runs.directory import Run
 from ..system.console import shows_progress
 from ..system.distributed import share, world_size
 from ..system.signals import Listener
-from .sampling import LengthGroupedSampler, MixtureSampler
 from .source_meter import SourceMeter
-from .trainer import JointMember, SupervisedTrainer
+from .trainer import JointMember, RowSampler, SupervisedTrainer
 
 log = logging.getLogger("mmft")
 
@@ -188,7 +187,7 @@ class SaveAtEpochEnd(TrainerCallback):
 class SetEpoch(TrainerCallback):
     """Tell augmented rows and the sampler which epoch is trained, also in a resumed run."""
 
-    def __init__(self, targets: Sequence[Augmented | LengthGroupedSampler | MixtureSampler]):
+    def __init__(self, targets: Sequence[Augmented | RowSampler]):
         self.targets, self.next_epoch = targets, 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader: Any = None, **kwargs: Any) -> None:

@@ -22,6 +22,7 @@ from ..data.augment import Augmented
 from ..data.mixing import Mixing
 from ..evaluation.evaluate import Evaluator
 from ..loggers.base import Logger
+from ..losses.packing import Packing
 from ..models.device import mixed_precision
 from ..models.load import Loaded
 from ..rewrites.apply import Rewrites
@@ -46,7 +47,8 @@ from .callbacks import (
 )  # fmt: skip
 from .checkpoint_writer import CheckpointWriter, RestoreState
 from .sampling import LengthGroupedSampler, MixtureSampler
-from .trainer import JointMember, SupervisedTrainer
+from .token_batches import BatchedRows, BatchOfRows, RowSizes, TokenBatchSampler
+from .trainer import JointMember, RowSampler, SupervisedTrainer
 
 log = logging.getLogger("mmft")
 
@@ -69,7 +71,7 @@ class TrainingJob:
     full: bool
     collator: BatchMaker
     rows: Sequence[Any]
-    lengths: Sequence[int]
+    sizes: RowSizes
     held_out: Sequence[Any] | None
     evaluator: Evaluator | None
     listener: Listener
@@ -152,7 +154,7 @@ class TrainingLoop:
     def finished_facts(self) -> Summary:
         """The same with speed and totals, once training has ended."""
         assert self.trainer is not None
-        samples = self._progress["steps"] * (self._progress["effective_batch_size"] or 0)  # the last step of an epoch may have had fewer
+        samples = self.trainer.samples_until(self._progress["steps"])
         return {
             **self.facts(),
             "samples_per_second": round(samples / max(self.seconds, 1e-9), 3),
@@ -193,12 +195,15 @@ class TrainingLoop:
         if job.evaluator is not None:
             callbacks.append(SampleAnswers(job.run, job.logger, job.evaluator, evaluation["samples"], evaluation["sample_steps"]))
         sampler = self._sampler(args)
-        follows_epoch = [each for each in (job.rows, sampler) if isinstance(each, (Augmented, LengthGroupedSampler, MixtureSampler))]
+        by_tokens = isinstance(sampler, TokenBatchSampler)
+        follows_epoch = [each for each in (job.rows, sampler) if isinstance(each, (Augmented, LengthGroupedSampler, MixtureSampler, TokenBatchSampler))]
         if follows_epoch:
             callbacks.append(SetEpoch(follows_epoch))
         trainer = SupervisedTrainer(
-            model=job.model, args=args, rows=job.rows, held_out=job.held_out, collator=job.collator, processor=job.loaded.processor, callbacks=callbacks,
+            model=job.model, args=args, rows=BatchedRows(job.rows) if by_tokens else job.rows, held_out=job.held_out,
+            collator=BatchOfRows(job.collator) if by_tokens else job.collator, processor=job.loaded.processor, callbacks=callbacks,
             rewrites=job.rewrites, sampler=sampler, sources=tuple(job.mixing.sizes) if job.mixing else (), evaluator=job.evaluator, generate=evaluation["generate"], member=job.member, merged_rows=merged_rows,
+            packing=Packing(job.model) if self.arguments.get("packing") else None,
         )  # fmt: skip
         finite = FiniteStep(trainer, self.arguments.get("nonfinite") or "stop", self.arguments.get("nonfinite_limit") or 0)
         restore, writer = RestoreState(trainer, self.checkpoint), CheckpointWriter(trainer, job.run, limit)
@@ -219,30 +224,45 @@ class TrainingLoop:
         lower = source and metric == "loss" or any(score.name == metric and not score.higher_is_better for score in scores)
         return {"greater_is_better": False} if lower and self.arguments.get("greater_is_better") is None else {}
 
-    def _own_sampling(self) -> dict[str, str]:
-        """The Trainer's own grouping by length needs rows that are mappings; mmft's sampler takes its place."""
-        return {"train_sampling_strategy": "random"} if self._groups_by_length() else {}
+    def _own_sampling(self) -> dict[str, Any]:
+        """The Trainer's own grouping by length needs rows that are mappings; mmft's sampler takes its place.
+
+        To the Trainer a batch that is filled by tokens is one sample, so that it counts steps and shares batches among processes as ever.
+        """
+        by_tokens = {"per_device_train_batch_size": 1} if self.arguments.get("tokens_per_batch") else {}
+        return {"train_sampling_strategy": "random", **by_tokens} if self._groups_by_length() or by_tokens else {}
 
     def _groups_by_length(self) -> bool:
         return str(self.arguments.get("train_sampling_strategy")) == "group_by_length"
 
-    def _sampler(self, args: TrainingArguments) -> LengthGroupedSampler | MixtureSampler | None:
+    def _sampler(self, args: TrainingArguments) -> RowSampler | None:
         seed, mixing = self.job.settings["seed"], self.job.mixing
         drawn = mixing if mixing is not None and not mixing.every_row_once else None
+        if tokens := self.arguments.get("tokens_per_batch"):
+            packed, accumulate = bool(self.arguments.get("packing")), args.gradient_accumulation_steps
+            by_tokens = TokenBatchSampler(self.job.sizes, tokens, seed, drawn, packed, args.world_size, accumulate)
+            by_tokens.plan(args.num_train_epochs, args.max_steps)
+            return by_tokens
         if self._groups_by_length():
             step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            return LengthGroupedSampler(self.job.lengths, step, seed, drawn)
+            return LengthGroupedSampler(self.job.sizes.lengths, step, seed, drawn)
         return MixtureSampler(drawn, seed) if drawn is not None else None
 
     def _note(self, trainer: SupervisedTrainer) -> None:
         history = [h["loss"] for h in trainer.state.log_history if math.isfinite(h.get("loss", math.nan))]
-        args = trainer.args
         self._progress = {
             "steps": trainer.state.global_step,
             "train_loss": {"first": history[0] if history else None, "last": history[-1] if history else None},
-            "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "effective_batch_size": self._rows_of_a_step(trainer),
             "skipped_steps": trainer.meter.skipped,
         }
+
+    def _rows_of_a_step(self, trainer: SupervisedTrainer) -> int:
+        """Rows of an optimizer step, of batches that are filled by tokens on average."""
+        args, sampler = trainer.args, trainer.sampler
+        if isinstance(sampler, TokenBatchSampler):
+            return round(sampler.rows_per_epoch / sampler.steps_per_epoch)
+        return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
     def _finish_from(self, checkpoint: Path, merged_rows: int | None) -> None:
         """End a run that was stopped after its last step: nothing is trained, the weights and counts are those of the checkpoint."""
@@ -254,7 +274,7 @@ class TrainingLoop:
         self._note(trainer)
         steps = trainer.state.global_step
         trainer.log({  # the log that the Trainer writes after the last step
-            "train_runtime": round(self.seconds, 4), "train_samples_per_second": round(steps * self._progress["effective_batch_size"] / self.seconds, 3),
+            "train_runtime": round(self.seconds, 4), "train_samples_per_second": round(trainer.samples_until(steps) / self.seconds, 3),
             "train_steps_per_second": round(steps / self.seconds, 3), "total_flos": trainer.state.total_flos, "train_loss": 0.0,
         })  # fmt: skip
         best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
@@ -277,6 +297,8 @@ class TrainingLoop:
             )
         if trainer.phase == "measure":
             raise UserError(f"out of memory while measuring after step {step}: try a smaller trainer.per_device_eval_batch_size or evaluation.batch_size")
+        if tokens := self.arguments.get("tokens_per_batch"):
+            raise UserError(f"out of memory in batches of at most {tokens} tokens: try a smaller trainer.tokens_per_batch, or {ADVICE}")
         if size % 2 or joint:
             raise UserError(f"out of memory with {size} rows a micro-batch: try {ADVICE}" + (", or hydra/launcher=basic" if joint else ""))
         attempt.finite.forget_step()

@@ -15,6 +15,7 @@ from ..common.errors import UserError
 from ..common.tensors import to_device
 from ..data.augment import Augmented
 from ..evaluation.evaluate import Evaluator
+from ..losses.packing import Packing
 from ..losses.supervised import RowGroups, grouped_loss
 from ..rewrites.apply import Rewrites
 from ..system.distributed import share
@@ -23,6 +24,9 @@ from .accumulation import micro_batches
 from .meter import Meter
 from .sampling import LengthGroupedSampler, MixtureSampler, set_sampler
 from .source_meter import SourceMeter
+from .token_batches import BatchedRows, BatchOfRows, TokenBatchSampler
+
+RowSampler = LengthGroupedSampler | MixtureSampler | TokenBatchSampler
 
 
 class BatchLoss(NamedTuple):
@@ -56,23 +60,24 @@ class JointMember(Protocol):
 class SupervisedTrainer(Trainer):
     """Trainer whose loss is the mean over the supervised tokens of the whole (accumulated, distributed) batch.
 
-    sampler: the order of the rows, None for a random one. sources: of a mix. merged_rows: rows of each micro-batch that was merged into one batch
-    (training/accumulation.py), or None. member: the place in a
-    group of jointly trained runs, or None.
+    sampler: the order of the rows, None for a random one; of a TokenBatchSampler, `rows` are BatchedRows. sources: of a mix. merged_rows: rows of
+    each micro-batch that was merged into one batch (training/accumulation.py), or None. packing: lays the rows of a batch end to end. member: the
+    place in a group of jointly trained runs, or None.
     """
 
     control: TrainerControl
 
     def __init__(
-        self, *, model: Any, args: TrainingArguments, rows: Sequence[Any], held_out: Sequence[Any] | None, collator: BatchMaker, processor: Any,
-        callbacks: list[TrainerCallback], rewrites: Rewrites, sampler: LengthGroupedSampler | MixtureSampler | None = None, sources: Sequence[str] = (), evaluator: Evaluator | None = None, generate: bool = False,
-        member: JointMember | None = None, merged_rows: int | None = None,
+        self, *, model: Any, args: TrainingArguments, rows: Sequence[Any], held_out: Sequence[Any] | None, collator: BatchMaker | BatchOfRows, processor: Any,
+        callbacks: list[TrainerCallback], rewrites: Rewrites, sampler: RowSampler | None = None, sources: Sequence[str] = (), evaluator: Evaluator | None = None, generate: bool = False,
+        member: JointMember | None = None, merged_rows: int | None = None, packing: Packing | None = None,
     ):  # fmt: skip
         super().__init__(
             model=model, args=args, train_dataset=rows, eval_dataset=held_out, data_collator=collator, processing_class=processor, callbacks=callbacks
         )
         self.sampler = sampler
         self.rewrites, self.evaluator, self.generate, self.member, self.merged_rows = rewrites, evaluator, generate, member, merged_rows
+        self.packing = packing
         self.model_accepts_loss_kwargs = True  # have the Trainer count supervised tokens over the accumulated batch
         self.loss_is_scaled_for_ga = True  # compute_loss already divides by that count
         self.meter = Meter(args.device, sources=SourceMeter(sources, args.device) if sources else None)
@@ -90,13 +95,22 @@ class SupervisedTrainer(Trainer):
         loader = super().get_train_dataloader()
         if self.sampler is not None:
             set_sampler(loader, self.sampler)
-        if isinstance(self.train_dataset, Augmented):
-            self.train_dataset.follow(loader)
+        rows = self.train_dataset.rows if isinstance(self.train_dataset, BatchedRows) else self.train_dataset
+        if isinstance(rows, Augmented):
+            rows.follow(loader)
         return loader
 
     def num_examples(self, dataloader: Any) -> int:
         """Rows of an epoch, from which the Trainer computes its speed."""
+        if isinstance(self.sampler, TokenBatchSampler):
+            return self.sampler.rows_per_epoch
         return len(self.sampler) if self.sampler is not None else super().num_examples(dataloader)
+
+    def samples_until(self, step: int) -> int:
+        """Rows of the first `step` steps; where every batch has the same number, as if the last step of an epoch had no fewer."""
+        if isinstance(self.sampler, TokenBatchSampler):
+            return self.sampler.rows_until(step)
+        return step * self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
         if self.rewrites.dropout is not None:
@@ -136,7 +150,7 @@ class SupervisedTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         groups = self._count_rows(inputs)
-        whole, count, by_group = grouped_loss(model, inputs, self.args.label_smoothing_factor, groups)
+        whole, count, by_group = grouped_loss(model, inputs, self.args.label_smoothing_factor, groups, self.packing)
         loss = whole / (count if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # the gradient is averaged over processes afterwards
@@ -147,7 +161,8 @@ class SupervisedTrainer(Trainer):
         """transformers' own estimate, 6 x parameters x tokens, with the parameters counted once and not at every step."""
         if self._base_parameters is None:
             self._base_parameters = self.model.num_parameters(exclude_embeddings=True)
-        return 6 * self._base_parameters * inputs["input_ids"].numel()
+        tokens = inputs["input_ids"].numel() if self.packing is None else int(inputs["attention_mask"].sum())
+        return 6 * self._base_parameters * tokens
 
     def scaled(self, loss: torch.Tensor) -> torch.Tensor:
         """The loss as its gradient is taken: fp16 gradients need a scale."""
@@ -172,6 +187,9 @@ class SupervisedTrainer(Trainer):
     def _whole_run(self, logs: dict[str, float]) -> dict[str, float]:
         """The Trainer's last log, whose loss and speed are of this part of a resumed run, for the whole run."""
         steps = self.state.global_step
+        if isinstance(self.sampler, TokenBatchSampler) and logs["train_runtime"]:  # the Trainer has counted batches
+            rows = self.samples_until(steps) - self.samples_until(self.meter.first_step)
+            logs["train_samples_per_second"] = round(rows / logs["train_runtime"], 3)
         logs["train_loss"] = (self.meter.logged_loss + self.meter.loss.item()) / max(steps, 0.001)
         seconds, here = logs["train_runtime"], steps - self.meter.first_step
         if self.meter.earlier_seconds and here and seconds:

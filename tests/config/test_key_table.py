@@ -344,9 +344,9 @@ def test_tokens_are_averaged_over_processes(monkeypatch):
 
     from mmft.training import trainer as own
 
-    monkeypatch.setattr(own, "grouped_loss", lambda model, inputs, smoothing, groups: (torch.tensor(6.0), torch.tensor(2), {}))
+    monkeypatch.setattr(own, "grouped_loss", lambda model, inputs, smoothing, groups, pack: (torch.tensor(6.0), torch.tensor(2), {}))
     for average, expected in ((True, 9.0), (False, 3.0)):
-        fake = SimpleNamespace(args=SimpleNamespace(label_smoothing_factor=0, average_tokens_across_devices=average),
+        fake = SimpleNamespace(packing=None, args=SimpleNamespace(label_smoothing_factor=0, average_tokens_across_devices=average),
                                accelerator=SimpleNamespace(num_processes=3), _count_rows=lambda inputs: None, _count_losses=lambda *counted: None)  # fmt: skip
         assert own.SupervisedTrainer.compute_loss(fake, None, {}, num_items_in_batch=2).item() == expected
 

@@ -83,3 +83,24 @@ def test_each_process_of_a_machine_uses_its_own_gpu(monkeypatch):
     for name, value in {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     assert choose_device("auto") == choose_device("cuda") == "cuda:1"
+
+
+@pytest.mark.long
+def test_two_processes_share_the_batches_that_are_filled_by_tokens(mmft, tmp_path):
+    """Two batches a step, in one process one after another or in two processes: the rows of every step are the same, and so are its loss and weights."""
+    from safetensors.torch import load_file
+
+    words = ["data.pictures=40", "data.splits.validation=6", "evaluation.split=null", "trainer.num_train_epochs=2", "trainer.logging_steps=1", "lora.lora_dropout=0",
+             "trainer.tokens_per_batch=180", "logger=none", "model.device=cpu"]  # fmt: skip
+    out = tmp_path / "outputs"
+    code, _, err = mmft(*words, "trainer.gradient_accumulation_steps=2", f"run_dir={(out / 'one').as_posix()}")
+    assert code == 0, err
+    done = torchrun(out, *words, "name=two")
+    assert done.returncode == 0, done.stderr[-3000:]
+    (two,) = out.glob("*_two")
+    first, second = (json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in (out / "one", two))
+    for key in ("steps", "supervised_tokens", "effective_batch_size"):
+        assert first[key] == second[key], key
+    assert logged(two, "loss") == pytest.approx(logged(out / "one", "loss"), rel=1e-4)
+    a, b = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (out / "one", two))
+    assert max(float((a[key] - b[key]).abs().max()) for key in a) < 1e-4
