@@ -32,6 +32,14 @@ def differences(plain: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return found + apart([s["loss"] for s in plain["steps"]], [s["loss"] for s in other["steps"]])
 
 
+def other_rows(plain: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """As `differences`, of a contender with an order of its own: the same start, and the same rows in all steps together."""
+    if plain["adapter"] != other["adapter"]:
+        return [f"the adapters start apart: {plain['adapter']} and {other['adapter']}"]
+    rows = [sorted(str((row["ids"], row["labels"], row["grid"])) for step in seen["steps"] for row in step["rows"]) for seen in (plain, other)]
+    return [] if rows[0] == rows[1] else ["other rows than the plain loop's"]
+
+
 def apart(plain: Sequence[float], other: Sequence[float]) -> list[str]:
     """The first step at which the losses differ by more than rounding, in words; empty when none does."""
     if len(plain) != len(other):

@@ -7,6 +7,7 @@ import functools
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,11 @@ class Work:
     alpha: int = 32
     seed: int = 42
     checkpointing: bool = False
+    skewed: bool = False  # rows of skewed.py, each with a question of its own
 
     @property
     def prompt(self) -> str:
-        return "" if self.family == "blip2" else PROMPT
+        return "" if self.family == "blip2" or self.skewed else PROMPT
 
     @property
     def targets(self) -> list[str]:
@@ -73,8 +75,8 @@ def mmft_keys() -> frozenset[str]:
     return frozenset(line.split(":")[0] for line in shown.splitlines() if line[:1].isalpha())
 
 
-def mmft(work: Work, out: Path, home: Path, cache: str = "auto", ranks: list[int] | None = None) -> Command:
-    """`python -m mmft ...` into `out`; with `ranks`, a sweep over lora.r (`home`/sweeps/NAME)."""
+def mmft(work: Work, out: Path, home: Path, cache: str = "auto", ranks: list[int] | None = None, more: Sequence[str] = ()) -> Command:
+    """`python -m mmft ...` into `out`; with `ranks`, a sweep over lora.r (`home`/sweeps/NAME). more: further words."""
     words = [
         f"model={work.family}", f"model.path={work.model}", "model.device=cpu", "model.dtype=fp32",
         "data=table", f"data.path={work.rows}", "data.splits.validation=0", "evaluation.split=null", "logger=none",
@@ -84,12 +86,15 @@ def mmft(work: Work, out: Path, home: Path, cache: str = "auto", ranks: list[int
         "trainer.lr_scheduler_type=linear", "trainer.warmup_steps=0", "trainer.logging_steps=1",
         f"trainer.gradient_checkpointing={str(work.checkpointing).lower()}", f"seed={work.seed}", f"output_dir={home}",
     ]  # fmt: skip
+    if work.skewed:
+        words += ["data.columns={image: image, text: text, prompt: prompt}", "data.text_only=true"]
     if work.prompt:
         words += [f"data.prompt={work.prompt}"]
     if work.family == "qwen2vl":
         words += [f"model.processor={{min_pixels:{56 * 56},max_pixels:{SIDE * SIDE}}}"]  # as the fixture's processor; mmft's own yaml would take larger ones
     if "vision_cache" in mmft_keys():
         words += [f"vision_cache={cache}"]
+    words += more
     if ranks:
         words += [f"lora.r={','.join(map(str, ranks))}", f"name={out.name}"]
         base = home / "sweeps" / out.name

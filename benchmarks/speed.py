@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from . import checks, commands, fixture, process
+from . import checks, commands, fixture, process, skewed
 from .commands import PEERS, Command, Work
 from .process import Timed
 
@@ -36,6 +36,7 @@ class Group:
     ranks: tuple[int, ...] = ()
     peers: bool = False
     watched: bool = True
+    skewed: bool = False  # over the rows of skewed.py
 
 
 @dataclass
@@ -72,7 +73,14 @@ GROUPS = {
     "checkpointing": Group("qwen2vl", ["plain", "mmft_warm", "hand"], checkpointing=True),
     "sweep": Group("qwen2vl", ["plain", "mmft"], ranks=(1, 2, 4, 8, 16, 32, 64, 128), watched=False),
     "llava": Group("llava", ["plain", "mmft_warm", "hand"]),
+    "skewed": Group("qwen2vl", ["plain", "mmft_warm", "mmft_packed", "mmft_grouped", "hand"], peers=True, skewed=True),
 }
+# What mmft's contenders over skewed rows are told beside the rest. Packed, a step has one micro-batch of four rows in place of two of two.
+WORDS = {
+    "mmft_packed": ["trainer.packing=true", "trainer.per_device_train_batch_size=4", "trainer.gradient_accumulation_steps=1"],
+    "mmft_grouped": ["trainer.train_sampling_strategy=group_by_length", "trainer.fold_accumulation=always"],
+}
+OTHER_ORDER = ("mmft_grouped",)  # contenders that train on the rows of an epoch in an order of their own: losses are not comparable
 ROWS = {
     "warm": Row("Qwen2-VL fixture, {rows} photos, batch 2 x 2, warm cache: loop time", 0.50, "qwen2vl", ("mmft_warm", loop), ("plain", loop)),
     "two": Row("the same, 2 epochs, the pass that fills the cache counted", 0.60, "qwen2vl", ("mmft", counted), ("plain", loop)),
@@ -85,7 +93,11 @@ ROWS = {
     "hand": Row("mmft's loop against a hand-written PyTorch loop with the same caches", 1.05, "qwen2vl", ("mmft_warm", loop), ("hand", loop)),
     "hand_merged": Row("the same, its micro-batches merged as mmft's are", None, "qwen2vl", ("mmft_warm", loop), ("hand_merged", loop)),
     "llava": Row("LLaVA fixture, warm cache: loop time", None, "llava", ("mmft_warm", loop), ("plain", loop)),
+    "skewed": Row("Qwen2-VL fixture, {rows} rows of very different length, warm cache: loop time", None, "skewed", ("mmft_warm", loop), ("plain", loop)),
+    "packed": Row("the same, packed", 0.40, "skewed", ("mmft_packed", loop), ("plain", loop)),
+    "grouped": Row("the same, grouped by length", None, "skewed", ("mmft_grouped", loop), ("plain", loop)),
 }
+EXTRA = ("llava", "skewed", "packed", "grouped")  # rows that are measured only if --only names them
 
 
 @dataclass
@@ -110,19 +122,26 @@ class Benchmark:
         size, data = "quick" if self.args.quick else "small", self.home / "data"
         rows = fixture.photos(self.args.photos, data, self.args.rows)
         self.n_rows = len(rows)
-        for family in sorted({g.family for g in self.groups.values()}):
+        if any(g.skewed for g in self.groups.values()):
+            made = skewed.rows(self.args.photos, self.home / "skewed_data", self.args.rows)
+            texts = [text for row in made for text in (row["text"], row["prompt"])]
+            self.parameters["skewed"] = fixture.build("qwen2vl", self.home / "skewed", texts, size)
+            say(f"fixture        qwen2vl, {self.parameters['skewed'] / 1e6:.1f} M parameters, {len(made)} rows of very different length")
+        for family in sorted({g.family for g in self.groups.values() if not g.skewed}):
             self.parameters[family] = fixture.build(family, self.home / family, [row["text"] for row in rows], size)
             say(f"fixture        {family}, {self.parameters[family] / 1e6:.1f} M parameters, {self.n_rows} photos")
 
     def task(self, group: Group, r: int = 16) -> Work:
         model, rows = self.home / group.family, self.home / "data" / "captions.jsonl"
-        return Work(group.family, str(model), str(rows), lr=commands.RATES[group.family], epochs=group.epochs, checkpointing=group.checkpointing, r=r)
+        if group.skewed:
+            model, rows = self.home / "skewed", self.home / "skewed_data" / "rows.jsonl"
+        return Work(group.family, str(model), str(rows), lr=commands.RATES[group.family], epochs=group.epochs, checkpointing=group.checkpointing, r=r, skewed=group.skewed)
 
     def command(self, key: str, name: str, out: Path) -> list[Command]:
         """What one turn of a contender runs: one process, or for the plain loop's sweep one for each point."""
         group = self.groups[key]
-        if name == "mmft_warm":  # one home for all rounds: the first run there, which is not timed, fills the cache
-            return [commands.mmft(self.task(group), out, self.home / "runs" / key / "warm", "disk")]
+        if name in ("mmft_warm", *WORDS):  # one home for all rounds: the first run there, which is not timed, fills the cache
+            return [commands.mmft(self.task(group), out, self.home / "runs" / key / "warm", "disk", more=WORDS.get(name, ()))]
         if name == "mmft":
             return [commands.mmft(self.task(group), out, out / "home", "auto", list(group.ranks) or None)]
         points = group.ranks or (16,)
@@ -151,7 +170,8 @@ class Benchmark:
                     raise
                 continue
             seen[name] = json.loads(report.read_text(encoding="utf-8"))
-            if found := checks.differences(seen["plain"], seen[name]):
+            compare = checks.other_rows if name in OTHER_ORDER else checks.differences
+            if found := compare(seen["plain"], seen[name]):
                 self.problems[f"{key}/{name}"] = "; ".join(found)
         self.flops[key] = {name: s["flops"] for name, s in seen.items()}
         first = seen["plain"]["steps"][0]
@@ -177,7 +197,7 @@ class Benchmark:
                 self.problems[f"{key}/{name}"] = str(error).strip().splitlines()[-1]
                 continue
             found[name] = added(name, parts)
-            for a, b in zip(found["plain"].losses, found[name].losses, strict=True):
+            for a, b in zip(found["plain"].losses, found[name].losses, strict=True) if name not in OTHER_ORDER else ():
                 if different := checks.apart(a, b):
                     self.problems.setdefault(f"{key}/{name}", "; ".join(different))
             t = found[name]
@@ -274,7 +294,7 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--photos", type=Path, help="a COCO folder or a folder of pictures; default: pictures are drawn")
     parser.add_argument("--rows", type=int, help="photos to train on (32; 8 with --quick)")
     parser.add_argument("--repeats", type=int, help="interleaved rounds (5; 1 with --quick)")
-    parser.add_argument("--only", action="append", choices=ROWS, help="a row of the table; may be given several times (llava only so)")
+    parser.add_argument("--only", action="append", choices=ROWS, help=f"a row of the table; may be given several times ({', '.join(EXTRA)} only so)")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help=f"a peer and the python of its environment: {', '.join(PEERS)}")
     parser.add_argument("--threads", type=int, help="threads of every contender; default: as many as torch takes by itself")
     parser.add_argument("--quick", action="store_true", help="models of half a million parameters and few steps: checks the benchmark itself")
@@ -292,7 +312,7 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
 def main(words: list[str] | None = None) -> int:
     """0: everything measured was the same work; 1: a contender of ours was not, and is left out by name."""
     args = parsed(words)
-    rows = {key: row for key, row in ROWS.items() if (key in args.only if args.only else key != "llava")}
+    rows = {key: row for key, row in ROWS.items() if (key in args.only if args.only else key not in EXTRA)}
     groups = {key: group for key, group in GROUPS.items() if any(row.group == key for row in rows.values())}
     if args.quick:
         groups = {key: dataclasses.replace(g, epochs=min(g.epochs, 3), ranks=g.ranks[:3]) for key, g in groups.items()}

@@ -11,7 +11,7 @@ from interrupted import SMALL, final, killed_after, rows
 from small_models import GROUP
 
 ON = ["augment.RandomResizedCrop.scale=[0.6,1.0]", "augment.RandomRotation.degrees=10", "augment.RandomHorizontalFlip.p=0.5", "augment.ColorJitter.brightness=0.3"]
-EPOCHS = [w for w in SMALL if "max_steps" not in w] + ["trainer.num_train_epochs=2", "trainer.logging_steps=1"]  # 20 rows, 4 a step
+EPOCHS = [w for w in SMALL if "max_steps" not in w] + ["trainer.num_train_epochs=2", "trainer.logging_steps=1", "trainer.dataloader_num_workers=0"]  # 20 rows, 4 a step
 
 
 @pytest.fixture(scope="module")

@@ -81,6 +81,43 @@ def quick(words: list[str]) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
 
 
+def test_packed_rows_are_described_as_rows_apart(small, monkeypatch):
+    """What the check of equal work sees of rows with one image, two and none."""
+    from mmft.losses.packing import Packing
+
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks" / "contenders"), *sys.path])
+    watch = importlib.import_module("watch")
+    model, collator, _ = small.load("qwen2vl")
+    batch = collator([small.sample("a", [0], "What?", "a red square"), small.sample("b", [1, 2], "Which?", "blue"), small.sample("c", [], "Two dogs", "3 cats")])
+    batch.pop("row_ids")
+    apart, packed = watch.described(batch), watch.described(Packing(model)(batch))
+    assert packed == apart and [len(row["grid"] or ()) for row in apart] == [1, 2, 0]
+    swapped = {**batch, "image_grid_thw": batch["image_grid_thw"][[0, 2, 1]]}
+    assert watch.described(swapped) != apart
+
+
+def test_skewed_rows_have_the_shares_and_lengths_that_are_said(tmp_path):
+    from benchmarks import skewed
+
+    rows = skewed.rows(None, tmp_path, 40)
+    assert [sum(len(row["image"]) == k for row in rows) for k in (0, 1, 2)] == [6, 28, 6]
+    words = sorted(len(row["text"].split()) for row in rows)
+    assert 5 <= words[0] < 15 and 250 < words[-1] <= 400
+    kinds = [sum(row["prompt"] in questions for row in rows) for *_, questions in skewed.KINDS]
+    assert kinds == [15, 6, 19]  # 40 x 58, 23 and 77 of 158
+    assert len({row["image"][0] for row in rows if row["image"]}) > 20 and all((tmp_path / name).is_file() for row in rows for name in row["image"])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_the_benchmark_of_rows_of_unequal_length_runs_on_a_small_model(tmp_path):
+    """All contenders, packed and in another order, train on the same rows."""
+    done = quick(["benchmarks.speed", "--quick", "--threads", "1", "--only", "packed", "--out", str(tmp_path)])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
+    assert not found["problems"] and set(found["rounds"]["skewed"][0]) == {"plain", "mmft_warm", "mmft_packed", "mmft_grouped", "hand"}
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_the_whole_benchmark_runs_on_small_models(tmp_path):

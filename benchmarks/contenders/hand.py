@@ -25,16 +25,21 @@ def main() -> None:
     rows = recipe.rows(task)
 
     started = time.perf_counter()
-    kept = []  # of each row: its tensors without padding, and the features of its image
+    kept = []  # of each row: its tensors without padding, the features of its images, and their grids
     with torch.no_grad():
         for at in range(0, len(rows), 8):
             batch = collate(rows[at : at + 8])
             given = {k: batch[k] for k in ("pixel_values", "image_grid_thw") if k in batch}
-            output = model.get_image_features(**given, return_dict=True)
-            kind, features = type(output), output.pooler_output
+            features: list = []
+            if given:
+                output = model.get_image_features(**given, return_dict=True)
+                kind, features = type(output), list(output.pooler_output)
+            first = 0
             for n, length in enumerate(batch["attention_mask"].sum(1).tolist()):
                 entry = {k: batch[k][n, :length] for k in ("input_ids", "labels", "mm_token_type_ids") if k in batch}
-                kept.append((entry, features[n], batch["image_grid_thw"][n] if "image_grid_thw" in batch else None))
+                own = slice(first, first + len(recipe.pictures(rows[at + n])))
+                first = own.stop
+                kept.append((entry, features[own], list(batch["image_grid_thw"][own]) if "image_grid_thw" in batch else []))
     cache = time.perf_counter() - started
 
     def batched(chosen: list[int]) -> tuple[dict, torch.Tensor]:
@@ -43,8 +48,10 @@ def main() -> None:
         batch = {k: torch.nn.utils.rnn.pad_sequence([e[k] for e in entries], True, pad[k]) for k in entries[0]}
         batch["attention_mask"] = torch.nn.utils.rnn.pad_sequence([torch.ones_like(e["input_ids"]) for e in entries], True, 0)
         stacked = task.family == "blip2"
-        batch["mm_encoder_outputs"] = {"image": kind(pooler_output=torch.stack(features) if stacked else tuple(features))}
-        if grids[0] is not None:
+        features, grids = ([one for own in each for one in own] for each in (features, grids))
+        if features:
+            batch["mm_encoder_outputs"] = {"image": kind(pooler_output=torch.stack(features) if stacked else tuple(features))}
+        if grids:
             batch["image_grid_thw"] = torch.stack(grids)
         if task.family == "blip2":
             batch["pixel_values"] = None  # an argument that its forward insists on

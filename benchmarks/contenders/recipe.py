@@ -32,11 +32,19 @@ def trained(trainer: Any) -> dict[str, Any]:
     return {"loop": loop, "cache": 0.0, "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
 
 
-def rows(task: SimpleNamespace) -> list[dict[str, str]]:
-    """The rows {image, text} in the order of the file, images as paths."""
+def rows(task: SimpleNamespace) -> list[dict[str, Any]]:
+    """The rows {image, text} in the order of the file, images as paths; of the skewed rows {image: [paths], prompt, text}."""
     file = Path(task.rows)
     found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return [{"image": str(file.parent / row["image"]), "text": row["text"]} for row in found]
+    return [
+        {**row, "image": [str(file.parent / i) for i in row["image"]] if isinstance(row["image"], list) else str(file.parent / row["image"])}
+        for row in found
+    ]
+
+
+def pictures(row: dict[str, Any]) -> list[str]:
+    """The paths of a row's images."""
+    return row["image"] if isinstance(row["image"], list) else [row["image"]]
 
 
 def processor(task: SimpleNamespace) -> Any:
@@ -66,20 +74,22 @@ class Collate:
         self.end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>") if self.family != "blip2" else None
         self.opening = processor.tokenizer("<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
 
-    def __call__(self, rows: list[dict[str, str]]) -> dict[str, Any]:
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         from PIL import Image
 
-        images = [Image.open(row["image"]).convert("RGB") for row in rows]
+        images = [[Image.open(path).convert("RGB") for path in pictures(row)] for row in rows]
         texts = [self.text(row) for row in rows]
-        batch = dict(self.processor(text=texts, images=images if self.family == "blip2" else [[i] for i in images], padding=True, return_tensors="pt"))
+        flat = [image for own in images for image in own]
+        given = flat or None if self.family == "blip2" or len(flat) != len(rows) else [[i] for i in flat]
+        batch = dict(self.processor(text=texts, images=given, padding=True, return_tensors="pt"))
         batch["labels"] = self.labels(batch)
         return batch
 
-    def messages(self, row: dict[str, str]) -> list[dict[str, Any]]:
-        user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.prompt}]}
+    def messages(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        user = {"role": "user", "content": [*({"type": "image"} for _ in pictures(row)), {"type": "text", "text": row.get("prompt", self.prompt)}]}
         return [user, {"role": "assistant", "content": [{"type": "text", "text": row["text"]}]}]
 
-    def text(self, row: dict[str, str]) -> str:
+    def text(self, row: dict[str, Any]) -> str:
         if self.family == "blip2":
             return row["text"] + "\n"  # BLIP-2's OPT ends a caption with a newline
         return self.processor.apply_chat_template(self.messages(row), tokenize=False)

@@ -64,9 +64,9 @@ def main() -> None:
     template.model = model
     collate = recipe.Collate(task, recipe.processor(task))
 
-    def encode(row: dict[str, str], **_: Any) -> dict[str, Any]:
+    def encode(row: dict[str, Any], **_: Any) -> dict[str, Any]:
         batch = collate([row])
-        whole = {key: batch[key] for key in ("pixel_values", "image_grid_thw")}
+        whole = {key: batch[key] for key in ("pixel_values", "image_grid_thw") if key in batch}
         return whole | {key: batch[key][0].tolist() for key in ("input_ids", "labels", "mm_token_type_ids")}
 
     rows = LazyLLMDataset(recipe.rows(task), encode, strict=True)

@@ -37,12 +37,16 @@ def adapter_hash(model: Any) -> str:
 def described(inputs: dict[str, Any]) -> list[dict[str, Any]]:
     """Each row of a batch without its padding: a hash of its ids, one of what carries loss, its grid, and how much carries loss.
 
-    A supervised position is read from `labels`, or from the mask of the logits that are kept.
+    A supervised position is read from `labels`, or from the mask of the logits that are kept. Rows that are packed into one sequence are
+    told apart by their positions.
     """
+    if inputs.get("attention_mask") is None and inputs.get("position_ids") is not None:
+        inputs = unpacked(inputs)
     ids, mask, labels, keep = inputs["input_ids"], inputs["attention_mask"], inputs.get("labels"), inputs.get("logits_to_keep")
     if labels is not None and labels.shape != ids.shape:
         labels = whole(labels, keep, ids)
-    grids, rows = inputs.get("image_grid_thw"), []
+    grids, kinds, rows = inputs.get("image_grid_thw"), inputs.get("mm_token_type_ids"), []
+    waiting = grids.tolist() if grids is not None else []
     for n in range(ids.shape[0]):
         real = mask[n].bool()
         if labels is not None:
@@ -52,9 +56,29 @@ def described(inputs: dict[str, Any]) -> list[dict[str, Any]]:
             offset = int(real.int().argmax())  # rows that are padded on the left begin later
             target = [(p + 1 - offset, row[p + 1]) for p, kept in enumerate(keep[n].tolist()) if kept]
         row = ids[n][real].tolist()
-        grid = grids[n].tolist() if grids is not None else None
+        grid, places = None, int((kinds[n][real] == 1).sum()) if grids is not None else 0
+        while places > 0:  # 2 x 2 patches are one feature
+            own = waiting.pop(0)
+            grid, places = [*(grid or []), own], places - own[0] * own[1] * own[2] // 4
         rows.append({"ids": short(row), "labels": short(target), "grid": grid, "tokens": len(row), "supervised": len(target)})
     return rows
+
+
+def unpacked(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Packed rows as a padded batch: a row begins where the positions in its text begin with 0."""
+    import torch
+
+    positions = inputs["position_ids"]
+    text = positions[0, 0] if positions.dim() == 3 else positions[0]
+    starts = (text == 0).nonzero().squeeze(1).tolist()
+    sizes = [b - a for a, b in zip(starts, [*starts[1:], len(text)])]
+
+    def padded(values: Any, fill: int) -> Any:
+        return torch.nn.utils.rnn.pad_sequence(list(values[0].split(sizes)), True, fill)
+
+    fills = {"input_ids": 0, "labels": IGNORE, "logits_to_keep": 0, "mm_token_type_ids": 0}
+    given = {key: padded(inputs[key], fill) for key, fill in fills.items() if isinstance(inputs.get(key), torch.Tensor)}
+    return {**inputs, **given, "attention_mask": padded(torch.ones_like(inputs["input_ids"]), 0)}
 
 
 def whole(labels: Any, keep: Any, ids: Any) -> Any:
@@ -79,7 +103,7 @@ def recording() -> Iterator[dict[str, Any]]:
 
     counter = FlopCounterMode(display=False)
     models = (PeftModel, *(getattr(transformers, name) for name in CLASSES))
-    seen: dict[str, Any] = {"adapter": None, "steps": [], "shapes": [], "features": 0, "pixels": 0}
+    seen: dict[str, Any] = {"adapter": None, "steps": [], "shapes": [], "features": 0, "pixels": 0, "text": 0}
     batch: list[dict[str, Any]] = []  # of the latest forward pass; it counts once a backward pass follows
     given: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
@@ -94,7 +118,7 @@ def recording() -> Iterator[dict[str, Any]]:
             if not seen["shapes"]:
                 counter.flop_counts.clear()  # passes that only try how much memory one takes lie before the first backward
             batch[:] = described(inputs)
-            given.update(shape=list(inputs["input_ids"].shape), kind="features" if inputs.get("mm_encoder_outputs") else "pixels")
+            given.update(shape=list(inputs["input_ids"].shape), kind="features" if inputs.get("mm_encoder_outputs") else "pixels" if inputs.get("pixel_values") is not None else "text")
         return plain_call(self, *args, **inputs)
 
     def backward(self: Any, *args: Any, **keys: Any) -> Any:

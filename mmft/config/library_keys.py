@@ -18,6 +18,8 @@ EARLY_STOPPING = {"early_stopping_patience": "int | None", "early_stopping_thres
 OWN_TRAINER = {
     **EARLY_STOPPING, "fold_accumulation": "str", "tokens_per_batch": "int | None", "packing": "bool", "nonfinite": "str", "nonfinite_limit": "int",
 }  # fmt: skip
+# Keys of TrainingArguments that may be null: the device decides (training/device_defaults.py).
+BY_DEVICE = {"dataloader_num_workers": "int | None", "dataloader_pin_memory": "bool | None"}
 OWN_LORA = {"r": "int | None", "scope": "str"}  # `scope`, and `r: null` for training without an adapter
 OWN_KEYS = {*OWN_TRAINER, "scope"}  # keys of these sections that are mmft's, not the library's
 
@@ -52,7 +54,7 @@ def _dataclass_fields(node: ast.ClassDef | None) -> dict[str, str]:
 def training_arguments() -> dict[str, str]:
     """name -> annotation of every key of the trainer group; {} where transformers cannot be read."""
     keys = _dataclass_fields(_class("transformers", "training_args.py", "TrainingArguments"))
-    return {**keys, **OWN_TRAINER} if keys else {}
+    return {**keys, **{k: v for k, v in BY_DEVICE.items() if k in keys}, **OWN_TRAINER} if keys else {}
 
 
 @cache

@@ -46,6 +46,7 @@ from .callbacks import (
     TrialReporter,
 )  # fmt: skip
 from .checkpoint_writer import CheckpointWriter, RestoreState
+from .device_defaults import Machine, describe_device, loader_defaults
 from .sampling import LengthGroupedSampler, MixtureSampler
 from .token_batches import BatchedRows, BatchOfRows, RowSizes, TokenBatchSampler
 from .trainer import JointMember, RowSampler, SupervisedTrainer
@@ -100,9 +101,12 @@ class TrainingLoop:
     def __init__(self, job: TrainingJob):
         self.job = job
         given = job.settings["trainer"]
-        self.arguments = {**mixed_precision(job.loaded.dtype, job.loaded.device, job.full), **given}
-        if job.cached:
-            self.arguments["dataloader_num_workers"] = 0
+        machine = Machine.here(job.loaded.device)
+        loader, note = loader_defaults(given, machine, job.cached)
+        self.arguments = {**mixed_precision(job.loaded.dtype, job.loaded.device, job.full), **given, **loader}
+        for text in (note, describe_device(given, machine, self.arguments)):
+            if text is not None:
+                log.info("%-14s %s", "device", text)
         self.arguments.setdefault("use_cpu", job.loaded.device == "cpu")
         self.checkpoint = job.checkpoint
         self.seconds = 0.0  # in the Trainer's loop, of all parts of the run
