@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING
+
+from ..data.images import inside
 
 if TYPE_CHECKING:
     from ..data.sample import Sample
@@ -17,7 +20,8 @@ def image_file_sizes(sample: Sample) -> list[tuple[int, int]]:
     sizes = []
     try:
         for path in sample.image_paths:
-            with Image.open(path) as image:
+            place = inside(path)
+            with Image.open(path if place is None else io.BytesIO(place.read())) as image:
                 width, height = image.size
                 sizes.append((height, width) if image.getexif().get(0x0112) in ROTATED else (width, height))
     except Exception:  # whatever is wrong with a file, opening it in full says it better

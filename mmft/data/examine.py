@@ -15,7 +15,7 @@ from ..config.guard.secrets import redact
 from .archives import Archives, Member
 from .download import Download, RefusedError, is_url
 from .image_index import ImageRecord
-from .images import MAX_PIXELS, ImageError, decode, read_image
+from .images import MAX_PIXELS, ImageError, decode, inside, read_image
 from .near import look
 from .wording import shorten_words, shown
 
@@ -99,7 +99,7 @@ class Examiner:
                 path = candidate(image, self.root)
                 path, relative = locate(image, self.root, self.allowed)
                 data = read_image(path, "", self.max_pixels)
-                mtime = path.stat().st_mtime_ns
+                mtime = file_state(path)["mtime_ns"]
             picture, kind = decode(data, "", self.max_pixels)
         except ImageError as error:
             url = "" if isinstance(error, RefusedError) else url  # it would be refused again
@@ -124,7 +124,7 @@ class Examiner:
         if not self.archives.paths:
             return None
         place = candidate(image, self.root)
-        return None if place is None or _is_file(place) else self.archives.find(image)
+        return None if place is None or _is_file(place) or inside(place) else self.archives.find(image)
 
     def _downloaded(self, image: str, url: str, download: Download) -> bytes:
         if url in self.earlier:
@@ -150,10 +150,14 @@ class FileState(TypedDict):
 
 
 def file_state(path: Path | None) -> FileState:
+    """The state of a file; of an image inside a tar file its size and the times of the archive."""
     try:
-        info = path.stat() if path is not None else None
+        place = inside(path) if path is not None else None
+        info = None if path is None else place.archive.stat() if place else path.stat()
     except (OSError, ValueError):
         info = None
     if info is None:
         return {"size": -1, "mtime_ns": -1, "ctime_ns": -1}
+    if place is not None:
+        return {"size": place.size, "mtime_ns": info.st_mtime_ns, "ctime_ns": info.st_ctime_ns}
     return {"size": info.st_size, "mtime_ns": info.st_mtime_ns, "ctime_ns": info.st_ctime_ns}

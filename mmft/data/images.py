@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import stat
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +41,29 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", 
 def is_image(data: bytes) -> bool:
     """Whether bytes begin like an image file."""
     return data.startswith(_SIGNATURES) or data[4:8] == b"ftyp" or data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+
+
+_PLACE = re.compile(r"@(\d+)\+(\d+)")
+
+
+@dataclass(frozen=True)
+class Inside:
+    """An image inside an uncompressed tar file: its bytes are read where they lie."""
+
+    archive: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        with self.archive.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+def inside(path: Path) -> Inside | None:
+    """Where an image of a path `shard.tar/@OFFSET+SIZE/name.jpg` lies; None for a file of its own."""
+    match = _PLACE.fullmatch(path.parent.name)
+    return Inside(path.parent.parent, int(match[1]), int(match[2])) if match and path.parent.parent.is_file() else None
 
 
 class ImageError(UserError):
@@ -71,8 +96,15 @@ def max_bytes(max_pixels: int) -> int:
 
 
 def read_image(path: Path, name: str, max_pixels: int = MAX_PIXELS) -> bytes:
-    """The bytes of an image file. Raises ImageError, also for pipes and devices, whose reading might never end."""
+    """The bytes of an image file, or of an image inside a tar file. Raises ImageError, also for pipes and devices, whose reading might never end."""
     try:
+        if (place := inside(path)) is not None:
+            if place.size > max_bytes(max_pixels):
+                raise ImageError(name, f"unreadable image: {place.size} bytes, more than {max_bytes(max_pixels)} in all")
+            data = place.read()
+            if len(data) < place.size:
+                raise ImageError(name, f"unreadable image: {place.archive.name} ends within it")
+            return data
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):
             raise ImageError(name, "unreadable image: not a file" if not stat.S_ISDIR(info.st_mode) else "unreadable image: a folder")

@@ -278,7 +278,7 @@ class _Preparation:
         from tqdm import tqdm
 
         pending: deque[_PendingRow | BadRow] = deque()
-        rows = tqdm(self.source.limited_rows(), total=self.source.total(), desc=f"preparing {self.source.name}", unit=" rows",
+        rows = tqdm(self.source.limited_rows(), total=self._expected(), desc=f"preparing {self.source.name}", unit=" rows",
                     delay=3, mininterval=0.5, file=sys.stderr, dynamic_ncols=True, disable=not shows_progress())
         with rows:
             for item in rows:
@@ -289,6 +289,11 @@ class _Preparation:
         while pending:
             self._finish(pending.popleft())
         self.rows.close()
+
+    def _expected(self) -> int | None:
+        """The number of rows for the progress bar, as far as it is known; it shows the time left."""
+        total, limit = self.source.total(), self.source.limit
+        return limit if total is None else total if limit is None else min(total, limit)
 
     def _start(self, item: Row | BadRow) -> _PendingRow | BadRow:
         """Check a row's texts and start decoding its images."""

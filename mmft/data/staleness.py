@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -13,7 +14,7 @@ from ..common.hashing import sha256
 from .archives import Archives
 from .examine import FileState, file_state
 from .image_index import ImageIndex
-from .images import HEIF_HINT
+from .images import HEIF_HINT, inside
 from .prepared import ImageFile, PreparedData
 from .writer import write_image_files
 
@@ -134,6 +135,8 @@ def _record_times(prepared: PreparedData, times: dict[int, int]) -> None:
 
 def _hash(path: Path) -> str | None:
     try:
+        if (place := inside(path)) is not None:
+            return hashlib.sha256(place.read()).hexdigest()
         return sha256(path) if path.is_file() else None
     except OSError:
         return None

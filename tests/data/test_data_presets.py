@@ -14,7 +14,7 @@ from mmft.data.sources.base import BaseSource
 
 FILES = sorted(p.stem for p in (Path(__file__).parents[2] / "conf" / "data").glob("[!_]*.yaml"))
 GIVEN = {"hub": ["data.dataset=a/b"], "llamafactory": ["data.path=x", "data.dataset=y"]}
-NEED_PATH = ("classfolder", "coco", "coco_boxes", "conversations", "imagefolder", "messages", "saved", "table")
+NEED_PATH = ("classfolder", "coco", "coco_boxes", "conversations", "imagefolder", "messages", "saved", "table", "webdataset")
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -76,6 +76,7 @@ class Source(Protocol):
     choices: str | Sequence[str] | None
     near_distance: int | None
     without: str | Sequence[str] | None
+    limit: int | None
 
     @property
     def downloader(self) -> Download | None: ...
