@@ -22,7 +22,7 @@ from mmft.config.guard.targets import parameters, resolve
 from mmft.config.schema import LIVE
 
 TITLES = {
-    "task": "Verbs", "model": "Models", "collator": "Collators", "data": "Data sets", "lora": "LoRA", "trainer": "Trainer", "logger": "Loggers", "metrics": "Metrics",
+    "task": "Verbs", "model": "Models", "collator": "Collators", "data": "Data sets", "lora": "LoRA", "trainer": "Trainer", "objective": "Objectives", "logger": "Loggers", "metrics": "Metrics",
     "experiment": "Experiments", "hydra": "Sweepers and launchers",
 }  # fmt: skip
 INTROS = {
@@ -31,6 +31,7 @@ INTROS = {
     "collator": "A model chooses its collator; `collator=NAME` chooses another, `collator.KEY=VALUE` changes it.",
     "data": "`data=NAME`, and then `data.KEY=VALUE`. What each format looks like: [Your own data](../data.md).",
     "lora": "`lora=NAME`, and then `lora.KEY=VALUE`.",
+    "objective": "`objective=NAME`, and then `objective.KEY=VALUE`. What they learn: [Preferences](../preferences.md).",
     "trainer": "`trainer.KEY=VALUE`. The model group `tiny` brings the option `tiny`, every other model `default`.",
     "logger": "`logger=NAME`, and then `logger.KEY=VALUE`.",
     "metrics": "`metrics=[NAME,NAME]`, and then `metrics.NAME.KEY=VALUE`. What they measure: [Metrics](../metrics.md).",

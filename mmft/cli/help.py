@@ -30,7 +30,7 @@ examples
 keys
   trainer.*      transformers.TrainingArguments      lora.*   peft.LoraConfig
   generation.*   transformers.GenerationConfig       model.quantization.*   BitsAndBytesConfig
-  seed=42 name=WORD output_dir=outputs run_dir=DIR evaluation.max_samples=256 objective=eval_loss ...
+  seed=42 name=WORD output_dir=outputs run_dir=DIR evaluation.max_samples=256 rank_by=eval_loss ...
 
 flags
   --config-dir DIR   your own groups beside the shipped ones     --config-name NAME

@@ -12,6 +12,7 @@ from ..config.command import Command
 from ..config.groups import verbs
 from ..config.guard.remote_code import TRUST_VARIABLE
 from ..config.python_words import bare_keys
+from ..config.ranking import renamed
 from .completion import SCRIPTS
 from .json_output import VERBS
 
@@ -54,7 +55,7 @@ def parse(argv: list[str]) -> Command:
         if command.verb not in verbs():
             raise UserError(f"{command.verb}: no such verb.{nearest(command.verb, verbs())} There are: {', '.join(verbs())}.")
         command.overrides.append(f"task={command.verb}")
-    command.overrides += bare_keys(command.verb, words)
+    command.overrides = renamed([*command.overrides, *bare_keys(command.verb, words)], command.config_dir)
     if command.json and (command.multirun or command.verb not in VERBS):
         raise UserError(f"--json: goes with one command of {', '.join(VERBS[:-1])} or {VERBS[-1]}")
     for flag, value in (("--cfg", args.cfg), ("--package", args.package), ("--info", args.info)):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..common.errors import UserError
 from ..system.console import shows_progress
+from .answers import AnswerCollator
 from .base import NO_LOSS, Collator, size_keys
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Scan:
         return "; ".join(parts)
 
 
-def scan(collator: Collator, rows: Sequence[Sample], progress: bool = False) -> Scan:
+def scan(collator: Collator | AnswerCollator, rows: Sequence[Sample], progress: bool = False) -> Scan:
     """Measure every row with `Collator.measure`. Rows that it refuses are collected, not raised."""
     from tqdm import tqdm
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, open_dict
 
 from ..common.errors import UserError
-from . import keep
+from . import keep, ranking
 from .groups import CONFIG_DIR, default_metrics_section
 from .guard import environment, moved_targets
 from .guard.hydra_section import check_composed, check_files
@@ -35,6 +35,7 @@ def compose_hydra(words: list[str], config_dir: str | None = None, config_name: 
 def finish(cfg: DictConfig) -> None:
     """Update moved class names, expand `~`, check every key and value. Raises UserError."""
     moved_targets.update(cfg)
+    ranking.settle(cfg)
     if "metrics" not in cfg:  # the snapshot of a run from before this group existed
         with open_dict(cfg):
             cfg.metrics = default_metrics_section()
@@ -44,10 +45,13 @@ def finish(cfg: DictConfig) -> None:
 
 def compose_unchecked(words: list[str], config_dir: str | None, config_name: str, with_hydra: bool = False) -> DictConfig:
     """The config with all values set, not yet checked. with_hydra: keep the node `hydra`. Raises UserError."""
+    words = ranking.renamed(words, config_dir)
     check_words(words)
     check_known(words, config_dir)
     options, values = split_words(words)
     cfg = compose_options(options, config_dir, config_name, with_hydra)
+    if isinstance(cfg.get("objective"), str) and (chosen := next((w for w in words if w.startswith("objective=")), None)):
+        raise UserError(f"{chosen}: a yaml file says objective: {cfg.objective}, the former name of the key that ranks runs; write rank_by: {cfg.objective} there")
     set_all(cfg, values, config_dir)
     return cfg
 

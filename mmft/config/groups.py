@@ -11,7 +11,7 @@ CONFIG_DIR = Path(__file__).resolve().parents[2] / "conf"
 if not CONFIG_DIR.is_dir():  # installed from a wheel: conf/ is the package mmft.conf
     CONFIG_DIR = Path(__file__).resolve().parents[1] / "conf"
 
-GROUPS = ("task", "model", "collator", "data", "lora", "trainer", "logger", "metrics", "experiment")
+GROUPS = ("task", "model", "collator", "data", "lora", "trainer", "logger", "metrics", "objective", "experiment")
 
 
 def group_options(config_dir: str | None = None) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ from ..common.errors import UserError
 from . import library_keys
 from .guard.targets import parameters, resolve
 
-TOP_LEVEL_TYPES = {"seed": "int", "output_dir": "str", "name": "str | None", "run_dir": "str | None", "objective": "str"}
+TOP_LEVEL_TYPES = {"seed": "int", "output_dir": "str", "name": "str | None", "run_dir": "str | None", "rank_by": "str"}
 
 
 def annotation(cfg: DictConfig, key: str) -> str:

@@ -39,7 +39,7 @@ class Settings(TypedDict):
     name: str | None
     output_dir: str
     run_dir: str | None
-    objective: str
+    rank_by: str
     vision_cache: str
     vision_cache_gb: float
     augment: Section | None
@@ -53,3 +53,4 @@ class Settings(TypedDict):
     trainer: Section
     logger: Section
     metrics: Section
+    objective: Section

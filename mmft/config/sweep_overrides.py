@@ -13,6 +13,7 @@ from .compose import compose_options, finish, set_all, split_words
 from .groups import group_options
 from .guard.secrets import check_words
 from .overrides import check_known
+from .ranking import renamed
 from .words import parse, split, sweep_values
 
 
@@ -71,6 +72,7 @@ def compose_each(points: list[list[str]], config_dir: str | None = None, config_
 
     Points that choose the same options are composed by Hydra once, and their values are set in copies of that config.
     """
+    points = [renamed(point, config_dir) for point in points]
     words = list(dict.fromkeys(itertools.chain(*points)))
     check_words(words)
     check_known(words, config_dir)

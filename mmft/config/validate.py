@@ -10,13 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 from ..common.errors import UserError, nearest
 from . import keep, key_table, library_keys
 from .build import build
-from .choices import ANSWERS, AUGMENT_TRANSFORMS, CHOICE_NORMS, TRAINER_METRICS
+from .choices import ANSWERS, AUGMENT_TRANSFORMS, CHOICE_NORMS, PREFERENCE_SCORES, TRAINER_METRICS
 from .groups import CONFIG_DIR, GROUPS
 from .guard import remote_code, secrets
 from .guard.targets import parameters, resolve
 from .key_lookup import TOP_LEVEL_TYPES
 from .key_types import check_keys, check_value
 from .plain import to_plain
+from .ranking import is_supervised
 
 
 def check(cfg: DictConfig) -> None:
@@ -34,16 +35,18 @@ def check(cfg: DictConfig) -> None:
     check_keys("evaluation", plain["evaluation"], {k: "" for k in defaults["evaluation"]})
     keep.check(plain["evaluation"].get("keep"))
     check_choosing(plain["evaluation"])
+    if not overlays_run:
+        build(plain.get("objective"), "objective")
     check_augment(plain.get("augment"))
     check_generation(plain["generation"])
     directions = score_directions(plain) if not overlays_run else {}
     check_best_metric(plain, directions)
     for key, kind in TOP_LEVEL_TYPES.items():
         check_value(key, plain.get(key), kind)
-    objectives = ("eval_loss", *directions)
-    if not overlays_run and plain.get("objective") not in objectives:
-        hint = nearest(str(plain.get("objective")), objectives)
-        raise UserError(f"objective={plain.get('objective')}: no such metric.{hint} There are: {', '.join(objectives)} (metrics=[...] adds others).")
+    scores = ("eval_loss", *directions)
+    if not overlays_run and plain.get("rank_by") not in scores:
+        hint = nearest(str(plain.get("rank_by")), scores)
+        raise UserError(f"rank_by={plain.get('rank_by')}: no such metric.{hint} There are: {', '.join(scores)} (metrics=[...] adds others).")
     for section, known in library_keys.sections().items():
         node: Any = plain
         for part in section.split("."):
@@ -87,6 +90,8 @@ def metric_directions(section: Mapping[str, Any], data: Mapping[str, Any] | None
 def score_directions(plain: Mapping[str, Any]) -> dict[str, bool]:
     """name -> whether higher is better, of every score of a plain config: of its metrics, and of the sets in evaluation.keep."""
     directions = metric_directions(plain.get("metrics") or {}, plain.get("data") or {})
+    if not is_supervised(plain.get("objective")):
+        directions |= PREFERENCE_SCORES
     for name, section in (plain["evaluation"].get("keep") or {}).items():
         scores = {**metric_directions(section["metrics"]), "loss": False}
         directions |= {keep.score_name(name, score): higher for score, higher in scores.items()}
@@ -102,7 +107,7 @@ def check_best_metric(plain: dict[str, Any], directions: Mapping[str, bool]) -> 
     name = str(given).removeprefix("eval_")
     if name in directions and keep.split_name(name):
         raise UserError(f"trainer.metric_for_best_model={given}: sets of evaluation.keep are measured before and after training, not during it")
-    if name in directions and name.partition("/")[0] != "loss" and not evaluation.get("generate"):
+    if name in directions and name.partition("/")[0] not in ("loss", *PREFERENCE_SCORES) and not evaluation.get("generate"):
         raise UserError(f"trainer.metric_for_best_model={given}: {name} is measured while training only with evaluation.generate=true; add that,"
                         " or use trainer.metric_for_best_model=loss")  # fmt: skip
     if name not in directions and name not in ("loss", *TRAINER_METRICS):

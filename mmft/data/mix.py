@@ -181,6 +181,7 @@ class PreparedMix(PreparedData):
             reasons.update(manifest["reasons"])
         every = list(manifests.values())
         return {
+            "rejected": sum(m.get("rejected", 0) for m in every), "bad": sum(m.get("bad", 0) for m in every),
             "boxes": sum(m.get("boxes", 0) for m in every), "format": FORMAT, "name": self.mix.name, "key": _hash({name: m["key"] for name, m in manifests.items()})[:12],
             "source": {name: m["source"] for name, m in manifests.items()}, "stamp": {name: m["stamp"] for name, m in manifests.items()},
             "fingerprint": self.fingerprint, "root": None, "splits": splits, "images": sum(m["images"] for m in every),

@@ -150,6 +150,7 @@ class _Preparation:
     row_notes: Counter[str] = field(default_factory=Counter)
     uses_archives: bool = False
     units: UnitWatch = field(default_factory=UnitWatch)
+    compared: Counter[str] = field(default_factory=Counter)  # rows with a rejected answer, rows with a bad one
 
     def __post_init__(self) -> None:
         self.root = self.source.data_root()
@@ -211,6 +212,7 @@ class _Preparation:
             "merged": merged, "archives": archive_states(self.archives) if self.uses_archives or missing else None,
             "reasons": dict(sorted(self.report.kinds.items())), "notes": notes, "boxes": self.units.rows,
             **({} if alike is None else {"near_duplicates": alike.number}),
+            **{key: count for key, count in self.compared.items() if count},
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": _versions(),
         }
 
@@ -351,6 +353,7 @@ class _Preparation:
         if name in self.without:
             self.left_out[name] = self.rows.count
         given_split = -1 if row.split is None else splits.ALIASES[str(row.split).lower()]
+        self.compared.update(rejected=int(row.rejected is not None), bad=int(row.label is False))
         self.rows.add(name, row, records, given_split)
 
     def _record(self, key: str) -> ImageRecord:

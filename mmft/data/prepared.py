@@ -34,7 +34,7 @@ class Manifest(TypedDict):
     merged: rows that became part of another row (data.captions=group). archives: size and time of the archives beside the table,
     if images were read from one or are missing. boxes: rows with boxes or points; unusable: rows dropped because they cannot be used, which
     data.max_bad_share limits; near_duplicates: pairs of images that look alike. All three are absent in sets of earlier versions, the last one
-    also with data.near_distance=null.
+    also with data.near_distance=null. rejected, bad: rows with a rejected answer, and rows whose answer is labelled bad; absent where there are none.
     """
 
     format: int
@@ -56,6 +56,8 @@ class Manifest(TypedDict):
     notes: list[str]
     boxes: NotRequired[int]
     near_duplicates: NotRequired[int]
+    rejected: NotRequired[int]
+    bad: NotRequired[int]
     created: str
     versions: dict[str, str]
 
@@ -209,7 +211,7 @@ class Rows(Sequence[Sample]):
             self._own = self.path.resolve().as_posix()
         root = self._own if row["stored"] else self._root or ""
         return Sample(row["id"], tuple(row["images"]), json.loads(row["messages"]), tuple(row["references"]), root, tuple(row["sha256"]),
-                      self._max_pixels, choices=tuple(row.get("choices") or ()))  # fmt: skip
+                      self._max_pixels, choices=tuple(row.get("choices") or ()), rejected=row.get("rejected") or "", label=row.get("label"))  # fmt: skip
 
     def _mapped(self) -> list[pa.RecordBatch]:
         import pyarrow as pa

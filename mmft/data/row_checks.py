@@ -20,6 +20,10 @@ def strip_texts(row: Row) -> None:
     answer = message_text(row.messages[-1]) if row.messages else ""
     references = [text for r in row.references if (text := r.strip())]
     row.references = references if answer in references else [answer, *references]
+    if row.label is False:  # nothing is measured by a bad answer
+        row.references = [text for text in row.references if text != answer]
+    if row.rejected is not None:
+        row.rejected = row.rejected.strip()
 
 
 def problem(row: Row, text_only: bool = False) -> str | None:
@@ -39,8 +43,12 @@ def problem(row: Row, text_only: bool = False) -> str | None:
             return "missing image: the image's name is empty"
         if not isinstance(image, bytes) and not _is_unicode(str(image)):
             return f"missing image: {shown(image)!r} is not a file name"
-    if not all(_is_unicode(str(text)) for text in (row.id, *row.references, *row.choices)):
-        return "bad text: its id, a reference or a choice holds half of a surrogate pair, which is not a character"
+    if not all(_is_unicode(str(text)) for text in (row.id, *row.references, *row.choices, row.rejected)):
+        return "bad text: its id, a reference, a choice or its rejected answer holds half of a surrogate pair, which is not a character"
+    if row.rejected == "":
+        return "empty rejected answer: there is nothing to compare the chosen answer with"
+    if row.rejected is not None and row.rejected == message_text(row.messages[-1]).strip():
+        return f"equal answers: the chosen and the rejected answer are both {shown(row.rejected)!r}"
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
@@ -145,7 +145,8 @@ class Sample:
     references: all known captions or answers, the training answer first.
     sha256: the content hash of each image file, in the order of `images`. max_pixels: larger images are refused. source: of a mix, with
     which the id begins (`chat/17`); "" for a single data set.
-    choices: the texts of which the answer is one; empty for a free answer.
+    choices: the texts of which the answer is one; empty for a free answer. rejected: a worse answer than the last message; "" if there is
+    none. label: whether the last message is a good answer; None where that is not said.
     """
 
     id: str
@@ -157,6 +158,8 @@ class Sample:
     max_pixels: int = MAX_PIXELS
     source: str = ""
     choices: tuple[str, ...] = ()
+    rejected: str = ""
+    label: bool | None = None
 
     @property
     def image_paths(self) -> list[Path]:
@@ -189,6 +192,12 @@ class Sample:
         return message_text(self.messages[-2]) if len(self.messages) > 1 else ""
 
 
+def with_answer(sample: Sample, answer: str | Message) -> Sample:
+    """The row with another last message, the only one that carries loss. answer: its text, or the message."""
+    earlier: list[Message] = [{**m, "loss": False} if m["role"] == "assistant" else m for m in sample.messages[:-1]]
+    return replace(sample, messages=[*earlier, assistant_turn(answer) if isinstance(answer, str) else answer])
+
+
 @dataclass
 class Row:
     """A row that a source could read; `prepare` checks it.
@@ -196,7 +205,7 @@ class Row:
     images: paths (absolute, or relative to the source's data root) or the encoded bytes of an image file.
     where: names the row in messages to the user: `captions.csv:17`. notes: what the user should know about how the row was
     read; `prepare` reports each note once, with the number of rows ("12 rows " + note). boxes_unit: of its boxes, where the row says it
-    (mmft/data/regions.py). choices: see Sample.
+    (mmft/data/regions.py). choices, label: see Sample. rejected: a worse answer; None for a row that has no place for one.
     """
 
     images: list[str | bytes]
@@ -208,6 +217,8 @@ class Row:
     notes: tuple[str, ...] = ()
     boxes_unit: str | None = None
     choices: list[str] = field(default_factory=list)
+    rejected: str | None = None
+    label: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,15 @@ class Selection(Sequence[Sample]):
         return self.rows[self.indices[index]]
 
 
+def good_rows(rows: Sequence[Sample]) -> Sequence[Sample]:
+    """The rows whose answer is not labelled bad; the same sequence if there is none."""
+    if isinstance(rows, MixedRows):
+        parts = {name: good_rows(part) for name, part in rows.parts.items()}
+        return rows if all(parts[name] is part for name, part in rows.parts.items()) else MixedRows({name: part for name, part in parts.items() if len(part)})
+    good = [i for i in range(len(rows)) if rows[i].label is not False]
+    return rows if len(good) == len(rows) else Selection(rows, good)
+
+
 def spread(rows: Sequence[Sample], n: int = 1000) -> Iterator[Sample]:
     """At most `n` rows, evenly spaced."""
     count = min(n, len(rows))
@@ -99,7 +108,8 @@ def evaluation_rows(prepared: PreparedData, evaluation: Mapping[str, Any]) -> Se
         raise UserError(f"evaluation.split must be given: this run held nothing out; the set holds {prepared.splits}")
     if not prepared.splits.get(name):
         raise UserError(f"evaluation.split={name}: the prepared set has no such rows, it holds {prepared.splits}")
-    return first_rows(prepared.split(name), evaluation["max_samples"])
+    rows = first_rows(prepared.split(name), evaluation["max_samples"])
+    return good_rows(rows) if prepared.manifest.get("bad") else rows
 
 
 def split_rows(prepared: PreparedData, evaluation: Mapping[str, Any]) -> tuple[Sequence[Sample], Sequence[Sample] | None]:

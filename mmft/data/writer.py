@@ -33,6 +33,7 @@ def _schema() -> pa.Schema:
     return pa.schema([
         ("id", pa.string()), ("images", pa.list_(pa.string())), ("sha256", pa.list_(pa.string())), ("stored", pa.bool_()),
         ("messages", pa.string()), ("references", pa.list_(pa.string())), ("choices", pa.list_(pa.string())),
+        ("rejected", pa.string()), ("label", pa.bool_()),
     ])
 
 
@@ -97,7 +98,7 @@ class RowFile:
     def add(self, id: str, row: Row, images: list[ImageRecord], given_split: int) -> None:
         cells = (
             id, [r.path for r in images], [r.sha256 for r in images], any(r.stored for r in images),
-            _to_json(row.messages), row.references, row.choices, row.where,
+            _to_json(row.messages), row.references, row.choices, row.rejected, row.label, row.where,
         )
         for column, cell in zip(self._columns, cells):
             column.append(cell)
@@ -153,7 +154,7 @@ def divide(folder: Path, rows: Path, assignment: Assignment, index: ImageIndex, 
     """Write one Arrow file a split, and images.arrow. Returns (counts of each split, fingerprint, number of images).
 
     shared: row -> prompt key of rows that get the references of all rows with that key.
-    The fingerprint hashes (split, id, messages, references, image hashes, choices if there are any) in order; paths and file names do not enter it.
+    The fingerprint hashes (split, id, messages, references, image hashes, choices if there are any) in order, with rejected answer and label where a row has one; paths and file names do not enter it.
     """
     import pyarrow as pa
 
@@ -227,8 +228,9 @@ class _DigestSet:
 def _hash(digest: hashlib._Hash, used: _DigestSet, part: pa.RecordBatch) -> None:
     sha256 = part["sha256"]
     used.update(sha256.flatten().to_pylist())
-    for *cells, choices in zip(*(part[name].to_pylist() for name in ("id", "messages", "references", "sha256", "choices"))):
-        digest.update(_to_json([*cells, choices] if choices else cells).encode())
+    for *cells, choices, rejected, label in zip(*(part[name].to_pylist() for name in ("id", "messages", "references", "sha256", "choices", "rejected", "label"))):
+        preference = [{"rejected": rejected, "label": label}] if rejected is not None or label is not None else []
+        digest.update(_to_json([*cells, *([choices] if choices else []), *preference]).encode())
         digest.update(b"\n")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..collators.types import BatchMaker
 from ..common.errors import UserError
 from ..common.model_parts import is_encoder_decoder
-from ..data.sample import Message, Sample, assistant_turn, text_part
+from ..data.sample import Message, Sample, text_part, with_answer
 from ..system.console import shows_progress
 
 log = logging.getLogger("mmft")
@@ -180,12 +180,6 @@ class Chooser:
 def chosen(probabilities: Mapping[str, float]) -> str:
     """The choice with the largest probability; of equal ones the first by its text, whatever their order."""
     return min(probabilities, key=lambda text: (-probabilities[text], text))
-
-
-def with_answer(sample: Sample, text: str) -> Sample:
-    """The row with another answer, the only one that carries loss."""
-    earlier: list[Message] = [{**m, "loss": False} if m["role"] == "assistant" else m for m in sample.messages[:-1]]
-    return replace(sample, messages=[*earlier, assistant_turn(text)])
 
 
 def check_choices(evaluation: Mapping[str, Any], rows: Sequence[Sample], where: str) -> None:

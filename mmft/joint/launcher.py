@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from ..common.errors import UserError
 from ..config.plain import to_plain
+from ..config.ranking import ranking
 from ..config.settings import Settings
 from ..models.fingerprint import import_while_hashing
 from ..sweeps.directory import PointResult, Sweep
@@ -105,7 +106,7 @@ class Joint:
             for n in share:
                 point = points[n]
                 assert point is not None
-                result = sweeps[n].result(point, point.config.get("objective", "eval_loss"))
+                result = sweeps[n].result(point, ranking(point.config))
                 results[n] = result if result["status"] == "finished" else {**result, "reason": outcome.why}
         return [results[n] for n in range(len(members))]
 

@@ -22,7 +22,7 @@ from ..system.memory import USABLE, free_memory
 from .memory import adapter_bytes
 
 # Sections that each member has for itself; every other setting must be the same in a group.
-INDIVIDUAL = ("seed", "name", "run_dir", "objective", "generation", "evaluation")
+INDIVIDUAL = ("seed", "name", "run_dir", "rank_by", "generation", "evaluation")
 # Keys of LoraConfig that only decide what is added to the output of linear layers. Others (DoRA, biases, initialisations that change
 # the base, modules_to_save) change what the base computes for everyone.
 LORA = (
@@ -76,6 +76,9 @@ def why_alone(settings: Settings) -> str | None:
         return "trainer.packing=true: in one sequence the rows of several points could not be told apart"
     if trainer.get("neftune_noise_alpha"):
         return "trainer.neftune_noise_alpha adds noise to the embeddings, which all would share"
+    objective = build(settings["objective"], "objective")
+    if objective.MISMATCHED:
+        return f"objective={objective.NAME} needs a pass of its own for the answers of other rows"
     if "swanlab" in str(settings["logger"]):
         return "logger: SwanLab keeps one run in a process"
     return None
@@ -85,8 +88,9 @@ def group_key(settings: Settings) -> str:
     """Equal for points that can share forward passes."""
     lora = {k: v for k, v in settings["lora"].items() if k not in (*LORA, *PLAIN)}
     trainer = {k: v for k, v in settings["trainer"].items() if k not in TRAINER}
-    rest = {k: v for k, v in settings.items() if k not in (*INDIVIDUAL, "lora", "trainer", "data")}
-    return key_of(lora, trainer, rest, _without_draws(settings["data"]))
+    rest = {k: v for k, v in settings.items() if k not in (*INDIVIDUAL, "lora", "trainer", "data", "objective")}
+    # one batch of pairs serves every objective of pairs, and the beta of each
+    return key_of(lora, trainer, rest, _without_draws(settings["data"]), build(settings["objective"], "objective").PREFERENCE)
 
 
 def _without_draws(data: Section) -> Section:

@@ -27,6 +27,7 @@ from greenlet import getcurrent, greenlet
 
 from ..common.errors import Preempted
 from ..common.private_api import set_sync_gradients
+from ..losses.answers import AnswerParts, ObjectiveLoss
 from ..losses.supervised import RowGroups
 from ..sweeps.context import SharedBase
 from ..sweeps.directory import PointResult
@@ -38,12 +39,15 @@ log = logging.getLogger("mmft")
 
 @dataclass
 class MicroBatch:
-    """What a member hands to the leader. items: the divisor of its loss, the supervised tokens of the step. groups: of its sequences."""
+    """What a member hands to the leader. items: the divisor of its loss, the supervised tokens of the step. groups: of its sequences. answers:
+    what its collator added for a preference objective.
+    """
 
     trainer: SupervisedTrainer
     inputs: dict[str, Any]
     items: torch.Tensor | int | None
     groups: RowGroups | None
+    answers: AnswerParts | None = None
 
 
 class Member:
@@ -64,9 +68,11 @@ class Member:
     def size(self) -> int:
         return self.group.size
 
-    def step(self, trainer: SupervisedTrainer, inputs: dict[str, Any], items: torch.Tensor | int | None, groups: RowGroups | None) -> BatchLoss:
+    def step(
+        self, trainer: SupervisedTrainer, inputs: dict[str, Any], items: torch.Tensor | int | None, groups: RowGroups | None, answers: AnswerParts | None = None
+    ) -> BatchLoss:
         """Wait for the common pass. Raises what went wrong in it, or KeyboardInterrupt."""
-        self.waiting = MicroBatch(trainer, inputs, items, groups)
+        self.waiting = MicroBatch(trainer, inputs, items, groups, answers)
         state = trainer.accelerator.gradient_state  # shared by all Accelerators: a member that is ahead sets it for its next step
         sync_gradients = state.sync_gradients
         answer = self.group.leader.switch()
@@ -186,7 +192,7 @@ class Group:
                 return
             answers = total = None
         if answers is not None:
-            self._answer(members, [BatchLoss(a.loss.detach(), a.count, a.total.detach(), a.by_group) for a in answers])
+            self._answer(members, [a._replace(loss=a.loss.detach(), total=a.total.detach()) for a in answers])
             return
         for member in members:  # outside the handler, where the error no longer holds the tensors
             _batch(member).trainer.model.zero_grad(set_to_none=True)
@@ -197,11 +203,15 @@ class Group:
             self._one_pass(members[start : start + self.per_pass])
 
     def _losses(self, members: list[Member]) -> list[BatchLoss]:
-        batches = [MemberBatch(m.number, _batch(m).inputs, _batch(m).trainer.args.label_smoothing_factor, _batch(m).groups) for m in members]
-        with _batch(members[0]).trainer.accelerator.autocast():
+        own = [_batch(m) for m in members]
+        batches = [MemberBatch(m.number, b.inputs, b.trainer.args.label_smoothing_factor, b.groups, b.trainer.objective, b.answers) for m, b in zip(members, own)]
+        with own[0].trainer.accelerator.autocast():
             sums = joint_losses(self.model, self.owners, batches)
-        divisors = [_batch(m).items for m in members]
-        return [BatchLoss(loss / (count if items is None else items), count, loss, by_group) for items, (loss, count, by_group) in zip(divisors, sums)]
+        return [
+            BatchLoss.of(found, b.items) if isinstance(found, ObjectiveLoss) else
+            BatchLoss(found.total / (found.count if b.items is None else b.items), found.count, found.total, found.by_group)
+            for b, found in zip(own, sums)
+        ]  # fmt: skip
 
     def _answer(self, members: Sequence[Member], answers: Sequence[BatchLoss | BaseException]) -> None:
         for member, answer in zip(members, answers):

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 
 from ..adapters.freeze import freeze
 from ..collators.base import IGNORE
+from ..losses.answers import AnswerParts, ObjectiveLoss, objective_loss
+from ..losses.objectives import Objective
 from ..losses.supervised import RowGroups, group_sums, supervised_logits
 from ..rewrites.apply import Rewrites
 from ..rewrites.base import Replaced, put
@@ -188,29 +190,44 @@ def _positions_of_first(get_rope_index: Callable[..., Any], owners: RowOwners, *
 
 
 class MemberBatch(NamedTuple):
-    """One member's batch in a joint pass. groups: of its sequences, see losses.supervised.RowGroups."""
+    """One member's batch in a joint pass. groups: of its sequences, see losses.supervised.RowGroups. objective, answers: of preferences."""
 
     member: int
     batch: dict[str, Any]
     label_smoothing: float
     groups: RowGroups | None = None
+    objective: Objective | None = None
+    answers: AnswerParts | None = None
 
 
-def joint_losses(model: Any, owners: RowOwners, batches: Sequence[MemberBatch]) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
-    """(sum of the loss over supervised tokens, their number, both by group) of each member's batch, from one forward pass."""
+class SupervisedLoss(NamedTuple):
+    """total: sum of the loss over supervised tokens. count: their number. by_group: both by group."""
+
+    total: torch.Tensor
+    count: torch.Tensor
+    by_group: torch.Tensor | None
+
+
+def joint_losses(model: Any, owners: RowOwners, batches: Sequence[MemberBatch]) -> list[SupervisedLoss | ObjectiveLoss]:
+    """The loss of each member's batch, from one forward pass."""
     first_ids = batches[0].batch["input_ids"]
     owners.blocks = [(b.member, *b.batch["input_ids"].shape) for b in batches]
     owners.read = [int((b.batch["labels"][:, 1:] != IGNORE).sum()) for b in batches]
     owners.copies = len(batches) if all(b.batch["input_ids"] is first_ids for b in batches) else 1
     logits, targets, keep = supervised_logits(model, stack_batches([b.batch for b in batches]))
-    return [
-        (
-            F.cross_entropy(own.float(), wanted.to(own.device), reduction="sum", label_smoothing=b.label_smoothing),
-            keep.new_tensor(n, dtype=torch.long),
-            None if b.groups is None else group_sums(own, wanted, b.batch["labels"], b.groups, b.label_smoothing),
-        )
-        for own, wanted, n, b in zip(logits.split(owners.read), targets.split(owners.read), owners.read, batches)
-    ]
+    rows = keep.split([n for _, n, _ in owners.blocks])
+    return [_own_loss(b, own, wanted, kept) for own, wanted, kept, b in zip(logits.split(owners.read), targets.split(owners.read), rows, batches)]
+
+
+def _own_loss(b: MemberBatch, logits: torch.Tensor, targets: torch.Tensor, keep: torch.Tensor) -> SupervisedLoss | ObjectiveLoss:
+    """The loss of one member. logits, targets, keep: of its own rows, as `supervised_logits` returns them."""
+    if b.objective is not None and b.answers is not None:
+        return objective_loss(b.objective, b.answers, logits, targets, keep, groups=b.groups)
+    return SupervisedLoss(
+        F.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum", label_smoothing=b.label_smoothing),
+        keep.new_tensor(len(targets), dtype=torch.long),
+        None if b.groups is None else group_sums(logits, targets, b.batch["labels"], b.groups, b.label_smoothing),
+    )
 
 
 FILL = {"labels": IGNORE}  # padding of shorter rows; everything else is padded with zeros, which the attention mask excludes

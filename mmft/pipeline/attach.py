@@ -15,6 +15,7 @@ from ..models.quantization import prepare_for_training
 from ..rewrites.apply import Rewrites, rewrite_for_training
 from .context import RunContext
 from .load import Base, cache_training_rows, use_feature_cache
+from .preferences import Preferences, prepare_preferences
 from .prepare import TrainingInputs
 
 if TYPE_CHECKING:
@@ -27,13 +28,14 @@ NUMERIC_KEYS = ("r", "lora_alpha", "lora_dropout")  # keys of an adapter that ch
 class Adapted:
     """The model that is trained: with its adapter, frozen, with its rewrites.
 
-    initial: the adapter's first matrices, if their initialisation changed the base weights.
+    initial: the adapter's first matrices, if their initialisation changed the base weights. preferences: of a preference objective.
     """
 
     model: Any
     rewrites: Rewrites
     report: PlanReport
     initial: dict[str, torch.Tensor] | None = None
+    preferences: Preferences | None = None
 
 
 def attach(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: int = 0) -> Adapted:
@@ -43,18 +45,21 @@ def attach(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: i
     settings, model = inputs.settings, base.loaded.model
     set_seed(settings["seed"])
     model = prepare_for_training(model, base.loaded.quantization, settings["trainer"], inputs.family.path)
+    preferences = prepare_preferences(inputs, base, context, model)  # while nothing is attached to the base
     model = attach_adapter(model, inputs.plan)
     rewrites = rewrite_for_training(model, inputs.family.rewrites, settings["seed"])
     freeze(model, noisy_embeddings=bool(settings["trainer"].get("neftune_noise_alpha")))
     initial = initial_matrices(model) if changes_base(inputs.plan.settings) else None
     if base.loaded.quantized:  # the preparation casts some weights, so features are computed after it
         use_feature_cache(inputs, base, context, run_bytes)
+        if preferences is not None:
+            preferences.collator.collator = base.collator
     cache_training_rows(inputs, base, model)
     if _may_narrow(inputs):
         batch = to_device(base.collator([base.rows[0]]), model.device)
         adapter = {k: v for k, v in settings["lora"].items() if k not in NUMERIC_KEYS}
         rewrites.narrow(model, batch, lambda compare: context.memo.once(inputs.base_key("last layer", adapter), compare))
-    return Adapted(model, rewrites, adapter_report(model, inputs.plan), initial)
+    return Adapted(model, rewrites, adapter_report(model, inputs.plan), initial, preferences)
 
 
 def _may_narrow(inputs: TrainingInputs) -> bool:

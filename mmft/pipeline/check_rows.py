@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..collators.answers import AnswerCollator
 from ..collators.base import Collator
 from ..collators.scan import Problem, Scan, scan
 from ..common.errors import UserError
@@ -68,7 +69,7 @@ class _Part:
         return {problem.index for problem in self.found.too_long}
 
 
-def check_rows(inputs: TrainingInputs, collator: Collator, context: RunContext) -> CheckedRows:
+def check_rows(inputs: TrainingInputs, collator: Collator | AnswerCollator, context: RunContext) -> CheckedRows:
     """Measure every row. Raises UserError that lists the rows which cannot be used, with their lengths.
 
     `data.too_long=drop` (of a mix: of each source) leaves rows out that are longer than collator.max_length; other unusable rows are always
@@ -89,10 +90,10 @@ def check_rows(inputs: TrainingInputs, collator: Collator, context: RunContext) 
     return checked
 
 
-def _part(inputs: TrainingInputs, trained: bool, source: str, rows: Sequence[Any], collator: Collator, context: RunContext) -> _Part:
+def _part(inputs: TrainingInputs, trained: bool, source: str, rows: Sequence[Any], collator: Collator | AnswerCollator, context: RunContext) -> _Part:
     data = inputs.settings["data"]["sources"][source] if source else inputs.settings["data"]
     split = "train" if trained else str(inputs.settings["evaluation"]["split"])  # which may be train, too
-    found = context.memo.once(inputs.base_key("rows", source, split, len(rows)), partial(_scan, collator, rows))
+    found = context.memo.once(inputs.base_key("rows" if isinstance(collator, Collator) else "answers", source, split, len(rows)), partial(_scan, collator, rows))
     name, key = (f"{source}, {split}", f"data.sources.{source}") if source else (split, "data")
     return _Part(split, name, key, rows, found, data.get("too_long", "refuse") == "drop", source, trained)
 
@@ -137,7 +138,7 @@ def _without_long(part: _Part) -> Sequence[Any]:
     return Selection(rows, [i for i in range(len(rows)) if i not in left_out])
 
 
-def _scan(collator: Collator, rows: Sequence[Sample]) -> Scan:
+def _scan(collator: Collator | AnswerCollator, rows: Sequence[Sample]) -> Scan:
     return scan(collator, rows, progress=is_main() and len(rows) > PROGRESS_FROM)
 
 

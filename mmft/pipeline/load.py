@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..audit.checks import quick_checks, raise_failed
+from ..collators.answers import AnswerCollator
 from ..collators.base import Collator
 from ..collators.types import BatchMaker
 from ..common.errors import UserError
@@ -15,7 +16,7 @@ from ..common.hashing import key_of
 from ..data.augment import augment_rows
 from ..data.mix import mixing_of
 from ..data.mixing import Mixing
-from ..data.selection import spread
+from ..data.selection import good_rows, spread
 from ..evaluation.choose import Chooser
 from ..evaluation.evaluate import Evaluator
 from ..evaluation.kept import KeptSet
@@ -66,9 +67,10 @@ def load_base(inputs: TrainingInputs, context: RunContext, audit: bool) -> Base:
         log.info("%-14s %s", "model", note)
     collator = build_collator(inputs.cfg.collator, inputs.family, loaded)
     assert isinstance(collator, Collator)
-    checked = check_rows(inputs, collator, context)
+    whole = AnswerCollator(collator) if inputs.objective.PREFERENCE else collator
+    checked = check_rows(inputs, whole, context)
     rows = checked.rows
-    collator([rows[0]])  # a collator that does not fit the model fails here, before any work is done
+    whole([rows[0]])  # a collator that does not fit the model fails here, before any work is done
     check_longest(settings["trainer"], rows, checked.sizes)
     if settings["trainer"].get("packing"):
         check_packing(inputs, loaded, collator, rows, context)
@@ -79,7 +81,8 @@ def load_base(inputs: TrainingInputs, context: RunContext, audit: bool) -> Base:
     batch_size, loss_batch_size = settings["evaluation"]["batch_size"], settings["trainer"].get("per_device_eval_batch_size", 8)
     evaluator = None
     if checked.held_out is not None:
-        evaluator = Evaluator(checked.held_out, collator, settings["generation"], batch_size, loss_batch_size, is_main(), inputs.metrics,
+        measured = good_rows(checked.held_out) if inputs.prepared.manifest.get("bad") else checked.held_out
+        evaluator = Evaluator(measured, collator, settings["generation"], batch_size, loss_batch_size, is_main(), inputs.metrics,
                               Chooser.from_settings(settings["evaluation"]))  # fmt: skip
     kept = [
         (k, Evaluator(own, collator, k.generation, batch_size, loss_batch_size, is_main(), k.metrics, Chooser.for_rows(settings["evaluation"], own)))
@@ -142,6 +145,9 @@ def cache_training_rows(inputs: TrainingInputs, base: Base, model: torch.nn.Modu
     if _rows_seen(inputs, base) == len(rows):
         hidden = not (is_main() and len(rows) > 64 and shows_progress())
         samples: Iterable[Any] = (rows[i] for i in range(len(rows)))
+        if inputs.objective.PREFERENCE:
+            answers = AnswerCollator(base.cached)
+            samples = (answer for row in samples for answer, _ in answers.answers(row))
         base.cached.fill(tqdm(samples, total=len(rows), desc="features", leave=False, disable=hidden), False)
 
 

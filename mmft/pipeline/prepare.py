@@ -20,15 +20,17 @@ from ..data.mix import mixing_of
 from ..data.mixing import Mixing
 from ..data.prepare import prepared_data
 from ..data.prepared import PreparedData
-from ..data.selection import split_rows
+from ..data.selection import good_rows, split_rows
 from ..evaluation.choose import check_choices
 from ..evaluation.kept import KeptSet, kept_sets
 from ..evaluation.metrics.base import MetricSet
 from ..evaluation.metrics.defaults import metric_set
+from ..losses.objectives import Objective, Sft
 from ..models.families.base import Family
 from ..models.hub import Located
 from ..models.load import load_processor, load_skeleton, locate_model
 from .context import RunContext
+from .preferences import usable_rows
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +38,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """The settings and data of a training, its model without weights, and the plan of its adapter. mixing: of a mix, the draws of an epoch."""
+    """The settings and data of a training, its model without weights, and the plan of its adapter. mixing: of a mix, the draws of an epoch.
+
+    objective: what is learned from the rows. held_out: with the rows that are labelled bad, if the objective compares.
+    """
 
     cfg: DictConfig
     settings: Settings
@@ -50,6 +55,7 @@ class TrainingInputs:
     metrics: MetricSet
     kept: list[KeptSet] = dataclasses.field(default_factory=list)
     mixing: Mixing | None = None
+    objective: Objective = dataclasses.field(default_factory=Sft)
 
     @property
     def epoch_rows(self) -> int:
@@ -72,19 +78,21 @@ def prepare_inputs(cfg: DictConfig, context: RunContext) -> TrainingInputs:
     settings: Settings = to_plain(cfg)
     family: Family = build(cfg.model, "model")
     prepared = context.memo.once(key_of("prepared", settings["data"], settings["output_dir"]), lambda: prepared_data(cfg))
-    rows, held_out = split_rows(prepared, settings["evaluation"])
+    objective: Objective = build(settings["objective"], "objective")
+    rows, held_out = usable_rows(objective, prepared, *split_rows(prepared, settings["evaluation"]), settings)
+    measured_rows = good_rows(held_out) if held_out is not None and prepared.manifest.get("bad") else held_out
     mixing = mixing_of(prepared, rows)
     _check_order(settings, mixing)
     metrics = metric_set(settings.get("metrics"))
-    check_choices(settings["evaluation"], held_out or (), str(settings["evaluation"]["split"]))
-    metrics.check(held_out or (), answer=settings["evaluation"].get("answer", "generate"))
+    check_choices(settings["evaluation"], measured_rows or (), str(settings["evaluation"]["split"]))
+    metrics.check(measured_rows or (), answer=settings["evaluation"].get("answer", "generate"))
     kept = kept_sets(settings, context.memo.once)
     for measured in (metrics, *(k.metrics for k in kept)):
         measured.check_training()
     located, skeleton = locate_and_outline(family, context)
     check_boxes(prepared, family, located, skeleton.config.model_type)
     plan = plan_adapter(skeleton, settings["lora"])
-    return TrainingInputs(cfg, settings, family, prepared, rows, held_out, located, skeleton, plan, metrics, kept, mixing)
+    return TrainingInputs(cfg, settings, family, prepared, rows, held_out, located, skeleton, plan, metrics, kept, mixing, objective)
 
 
 def _check_order(settings: Settings, mixing: Mixing | None) -> None:

@@ -68,6 +68,8 @@ class Training:
         before, kept_before = self.measure_base(base, resumed)
         with self.timed("cache"):
             adapted = attach(self.inputs, base, self.context, run_bytes)
+        if adapted.preferences is not None:
+            self.summary["base_metrics"] = {**self.summary.get("base_metrics", {}), **adapted.preferences.before}
         self.fit(base, adapted, listener, resumed, imported)
         self.measure_tuned(base, adapted, before, kept_before)
         self.finish()
@@ -118,15 +120,16 @@ class Training:
 
     def fit(self, base: Base, adapted: Adapted, listener: Listener, resumed: Resumed | None, imported: bool) -> None:
         """Train, then save the trained weights."""
-        inputs, run, context = self.inputs, self.run_dir, self.context
+        inputs, run, context, preferences = self.inputs, self.run_dir, self.context, adapted.preferences
         run.write_json("lora_plan.json", adapted.report)
         self.summary |= {"trainable_parameters": adapted.report["trainable_parameters"], "total_parameters": adapted.report["total_parameters"]}
         if is_main() and context.member is None:
             terminal.show(terminal.plan_table(adapted.report))
         loop = TrainingLoop(TrainingJob(
             run=run, logger=self.logger, settings=inputs.settings, loaded=base.loaded, model=adapted.model, rewrites=adapted.rewrites, full=inputs.full,
-            collator=base.collator, rows=base.rows, sizes=base.checked.sizes, held_out=base.checked.held_out, evaluator=base.evaluator, listener=listener, mixing=base.mixing, cached=base.cached is not None,
+            collator=preferences.collator if preferences else base.collator, rows=base.rows, sizes=base.checked.sizes, held_out=base.checked.held_out, evaluator=base.evaluator, listener=listener, mixing=base.mixing, cached=base.cached is not None,
             checkpoint=resumed.checkpoint if resumed else None, member=context.member, reporter=context.reporter, sharers=context.sharers,
+            objective=preferences.objective if preferences else None, preferences=preferences.evaluator if preferences else None,
         ))  # fmt: skip
         try:
             loop.run()
@@ -165,12 +168,17 @@ class Training:
         with self.timed("measure_tuned"):
             measured = measure(base.evaluator, adapted.model) if base.evaluator else None
             kept = {one.name: measure(evaluator, adapted.model) for one, evaluator in base.kept}
+            compared = adapted.preferences.evaluator if adapted.preferences else None
+            preferred = compared.measure(adapted.model) if compared else {}
         with self.timed("compare"):
             if measured is not None:
                 self.summary |= tuned_results(self.inputs.metrics, measured, before)
             for one, evaluator in base.kept:
                 merge(self.summary, kept_results(one, evaluator, kept_before.get(one.name), kept[one.name]))
                 self.run_dir.write_lines(f"eval/{kept_files(one.name, 'tuned')}.jsonl", kept[one.name].answers)
+        if compared is not None:
+            self.summary["metrics"] = {**self.summary.get("metrics", {}), **preferred}
+            self.summary["metric_info"] = {**self.summary.get("metric_info", {}), **compared.info(preferred)}
         if measured is not None:
             self._log_tuned(measured)
 

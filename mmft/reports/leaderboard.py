@@ -19,7 +19,7 @@ from .ranking import Leaderboard, RankedRun, flag_conditions, mark, mark_noise, 
 from .run_files import flatten
 from .tables import info_of, main_kept, main_metrics, metric_names
 
-NOT_COMPARED = ("run_dir", "name", "output_dir", "objective")  # they differ between any two runs, or change no result
+NOT_COMPARED = ("run_dir", "name", "output_dir", "rank_by")  # they differ between any two runs, or change no result
 IGNORED_FOLDERS = ("earlier",)  # of a sweep: former attempts of points that were repeated
 
 

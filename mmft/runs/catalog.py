@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from ..common.errors import UserError, nearest
 from ..common.files import read_json, read_text
 from ..common.records import Environment, MetricInfo, Summary
+from ..config.ranking import ranking
 
 SKIPPED = ("data", "cache", "earlier")  # prepared sets, image features, and former attempts of a sweep's points
 TAGS = "tags.json"
@@ -73,8 +74,8 @@ class CatalogRun:
 
     @property
     def objective(self) -> tuple[str, bool]:
-        """(the score that ranks this run, whether higher is better): the key `objective`, if it was measured, else eval_loss."""
-        name = str(self.setting("objective") or "eval_loss")
+        """(the score that ranks this run, whether higher is better): the key `rank_by`, if it was measured, else eval_loss."""
+        name = ranking({key: self.setting(key) for key in ("rank_by", "objective")})
         info: dict[str, MetricInfo] = self.summary.get("metric_info") or {}
         return (name, bool(info[name]["higher_is_better"])) if name in info else ("eval_loss", False)
 

@@ -21,6 +21,7 @@ from ..config.build import build
 from ..config.groups import default_metrics_section
 from ..config.guard import moved_targets
 from ..config.plain import has_interpolation, resolved
+from ..config.ranking import settle
 from ..config.settings import Settings
 from ..config.validate import check
 from ..evaluation.metrics.defaults import metric_set
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluator
     from ..evaluation.kept import KeptSet
 
-FIXED = ("model", "collator", "lora", "trainer", "seed", "experiment")  # config groups and keys that a command cannot change for a run
+FIXED = ("model", "collator", "lora", "trainer", "objective", "seed", "experiment")  # config groups and keys that a command cannot change for a run
 
 
 @dataclass
@@ -138,6 +139,7 @@ def read_snapshot(folder: Path) -> DictConfig:
         raise UserError(f"{file}: holds an interpolation (${{...}}); a snapshot of mmft has plain values only, so this one was changed: write the value")
     cfg = OmegaConf.create({"metrics": default_metrics_section(), **plain})  # runs from before the group have no such section
     moved_targets.update(cfg)
+    settle(cfg)
     return cfg
 
 

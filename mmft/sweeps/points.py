@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..common.errors import Pruned, UserError
 from ..config.build import build
 from ..config.plain import from_plain
+from ..config.ranking import ranking
 from ..config.snapshot import snapshot
 from ..models.fingerprint import import_while_hashing
 from ..runs.directory import Run
@@ -63,7 +64,7 @@ def run_point(job: PointJob, context: RunContext | None = None, wait: bool = Tru
 
     sweep, cfg = Sweep(job.sweep_dir), OmegaConf.create(job.config)
     assert isinstance(cfg, DictConfig)
-    objective = cfg.get("objective", "eval_loss")
+    objective = ranking(cfg)
     point = sweep.planned(cfg)
     if point is None:  # a sweeper that invents its points on the way
         (point,) = sweep.add_points([(cfg, job.words, point_name(job.words, [w.lstrip("+").split("=", 1)[0] for w in job.words]))], objective)
@@ -101,7 +102,7 @@ def _train(sweep: Sweep, point: Point, context: RunContext | None, imported: boo
     point_log = PointLog(folder)
     log.addHandler(point_log)
     try:
-        reporter = TrialOfPoint(folder, cfg.get("objective", "eval_loss")) if is_trial(folder) else None
+        reporter = TrialOfPoint(folder, ranking(cfg)) if is_trial(folder) else None
         context = (context or RunContext()).with_changes(reporter=reporter)
         context.imported |= imported
         build(cfg.task, "task")(cfg, [word.lstrip("+") for word in point.words], context=context)

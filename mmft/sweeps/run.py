@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mmft")
 
-NOT_IN_NAME = ("output_dir", "name", "logger", "objective", "model", "data", "experiment", "task")  # keys that do not change the sweep's name
+NOT_IN_NAME = ("output_dir", "name", "logger", "rank_by", "model", "data", "experiment", "task")  # keys that do not change the sweep's name
 
 
 def run_sweep(command: Command, launch: Launcher) -> list[str]:
@@ -49,10 +49,10 @@ def plan_sweep(command: Command) -> tuple[Sweep, list[Point], str]:
     if first.run_dir is not None:
         raise UserError(f"run_dir={first.run_dir}: a sweep makes one directory a point; name=WORD names the sweep's")
     sweep = Sweep(Path(first.output_dir) / "sweeps" / sweep_name(command, first, keys))
-    points = sweep.add_points([(cfg, own, point_name(own, keys)) for cfg, own in zip(configs, words, strict=True)], first.objective)
+    points = sweep.add_points([(cfg, own, point_name(own, keys)) for cfg, own in zip(configs, words, strict=True)], first.rank_by)
     if len(points) < len(words):
         log.info("%-14s %d points would train the same thing as another and are left out", "points", len(words) - len(points))
-    return sweep, points, first.objective
+    return sweep, points, first.rank_by
 
 
 def sweep_name(command: Command, cfg: DictConfig, keys: Sequence[str]) -> str:

@@ -36,13 +36,13 @@ def run_search(command: Command, settings: DictConfig, launch: Launcher) -> list
     fixed = [word for word in asked if word.split("=", 1)[0] not in searched]
     keys = [o.key_or_group for o in space]
     sweep = Sweep(Path(first.output_dir) / "sweeps" / sweep_name(command, first, keys))
-    study = build(settings, "hydra.sweeper", sweep_dir=sweep.path, objective=first.objective, space=space, directions=score_directions(to_plain(first)))
+    study = build(settings, "hydra.sweeper", sweep_dir=sweep.path, objective=first.rank_by, space=space, directions=score_directions(to_plain(first)))
     log.info("%-14s %s", "search", sweep.path)
 
     def add_point(words: list[str]) -> Point:
         whole = [*fixed, *words]
         cfg = compose.compose(whole, command.config_dir, command.config_name)
-        return sweep.add_points([(cfg, whole, point_name(whole, keys))], first.objective)[0]
+        return sweep.add_points([(cfg, whole, point_name(whole, keys))], first.rank_by)[0]
 
     results = study.run(add_point, lambda points: launch([job_of(sweep, p) for p in points]))
     show_leaderboard(sweep.path)

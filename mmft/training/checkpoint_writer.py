@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..common.errors import UserError
@@ -61,6 +62,7 @@ class CheckpointWriter(TrainerCallback):
         staged, final = home / SAVING / f"{PREFIX}{step}", home / f"{PREFIX}{step}"
         tokens = int(total(trainer.meter.supervised_tokens))  # a sum over all processes
         sources = trainer.meter.sources.state() if trainer.meter.sources is not None else None
+        rewards = torch.as_tensor(total(trainer.meter.rewards)).tolist()
         trainer.accelerator.wait_for_everyone()  # each process adds its random state
         best = _final_best(trainer.state, home)
         if best is not None:
@@ -71,7 +73,7 @@ class CheckpointWriter(TrainerCallback):
             (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle, and it may hold a token
             if best is not None:
                 trainer.state.save_to_json(str(staged / "trainer_state.json"))
-            (staged / STATE).write_text(json.dumps(self._state(tokens, sources)), encoding="utf-8")
+            (staged / STATE).write_text(json.dumps(self._state(tokens, sources, rewards)), encoding="utf-8")
             seal(staged)
             old = home / f"{REPLACED}{step}"
             if final.exists():  # saved twice at one step: it may be the only one, so it stays until the new one is in its place
@@ -93,11 +95,11 @@ class CheckpointWriter(TrainerCallback):
             f"{self.home}: the checkpoint of step {self.trainer.state.global_step} could not be written: {error.strerror or error}; earlier ones are untouched"
         )
 
-    def _state(self, tokens: int, sources: SourceState | None) -> CheckpointState:
+    def _state(self, tokens: int, sources: SourceState | None, rewards: list[float]) -> CheckpointState:
         trainer = self.trainer
         done = trainer.state.global_step >= trainer.state.max_steps or trainer.control.should_training_stop
         files = flushed(self.run.path, ("metrics.jsonl", "eval/samples.jsonl"))
-        return {"format": FORMAT, "seconds": self.run.seconds, "done": done, "files": files, "meter": trainer.meter.state(tokens, sources)}
+        return {"format": FORMAT, "seconds": self.run.seconds, "done": done, "files": files, "meter": trainer.meter.state(tokens, sources, rewards)}
 
 
 class RestoreState(TrainerCallback):

@@ -17,11 +17,14 @@ from ..collators.types import BatchMaker
 from ..common.errors import UserError
 from ..common.private_api import load_checkpoint_weights, save_checkpoint
 from ..common.records import OutOfMemoryEvent, Summary
+from ..config.choices import PREFERENCE_SCORES
 from ..config.settings import Settings
 from ..data.augment import Augmented
 from ..data.mixing import Mixing
 from ..evaluation.evaluate import Evaluator
+from ..evaluation.preferences import PreferenceEvaluator
 from ..loggers.base import Logger
+from ..losses.objectives import Objective
 from ..losses.packing import Packing
 from ..models.device import mixed_precision
 from ..models.load import Loaded
@@ -60,7 +63,7 @@ class TrainingJob:
 
     mixing: of a mix, the draws from its sources. full: the whole model is trained. cached: batches come from the feature cache, so data workers have nothing to do. checkpoint: where
     a resumed run goes on. member: the place in a group of jointly trained runs. reporter: of a run that is a trial of a search. sharers:
-    processes that share the machine's memory.
+    processes that share the machine's memory. objective: for preferences, None for cross entropy; preferences: measures them.
     """
 
     run: Run
@@ -82,6 +85,8 @@ class TrainingJob:
     member: JointMember | None = None
     reporter: TrialReporter | None = None
     sharers: int = 1
+    objective: Objective | None = None
+    preferences: PreferenceEvaluator | None = None
 
 
 @dataclass
@@ -175,6 +180,8 @@ class TrainingLoop:
     def _merge_micro_batches(self) -> int | None:
         """Merge the micro-batches of a step where it pays; returns the rows of one of them, None if they stay apart."""
         job = self.job
+        if job.objective is not None:  # the cross entropy in ORPO and MPO and the estimate in KTO belong to a micro-batch
+            return None
         self.merged = merged_micro_batches(self.arguments, job.model, job.collator, job.rows, job.member is not None, job.sharers)
         if self.merged == 1:
             return None
@@ -207,7 +214,7 @@ class TrainingLoop:
             model=job.model, args=args, rows=BatchedRows(job.rows) if by_tokens else job.rows, held_out=job.held_out,
             collator=BatchOfRows(job.collator) if by_tokens else job.collator, processor=job.loaded.processor, callbacks=callbacks,
             rewrites=job.rewrites, sampler=sampler, sources=tuple(job.mixing.sizes) if job.mixing else (), evaluator=job.evaluator, generate=evaluation["generate"], member=job.member, merged_rows=merged_rows,
-            packing=Packing(job.model) if self.arguments.get("packing") else None,
+            packing=Packing(job.model) if self.arguments.get("packing") else None, objective=job.objective, preferences=job.preferences,
         )  # fmt: skip
         finite = FiniteStep(trainer, self.arguments.get("nonfinite") or "stop", self.arguments.get("nonfinite_limit") or 0)
         restore, writer = RestoreState(trainer, self.checkpoint), CheckpointWriter(trainer, job.run, limit)
@@ -225,7 +232,7 @@ class TrainingLoop:
         name = str(self.arguments.get("metric_for_best_model") or "").removeprefix("eval_")
         scores = self.job.evaluator.metrics.scores if self.job.evaluator else []
         metric, _, source = name.partition("/")  # of one source of a mix: loss/chat
-        lower = source and metric == "loss" or any(score.name == metric and not score.higher_is_better for score in scores)
+        lower = source and metric == "loss" or PREFERENCE_SCORES.get(name) is False or any(score.name == metric and not score.higher_is_better for score in scores)
         return {"greater_is_better": False} if lower and self.arguments.get("greater_is_better") is None else {}
 
     def _own_sampling(self) -> dict[str, Any]:

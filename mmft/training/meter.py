@@ -8,7 +8,7 @@ from typing import TypedDict
 
 import torch
 
-from ..system.distributed import is_main
+from ..system.distributed import is_main, total
 from .source_meter import SourceMeter, SourceState
 
 
@@ -22,6 +22,7 @@ class MeterState(TypedDict):
     skipped: int
     train_seconds: float
     sources: SourceState | None  # of a mix
+    rewards: list[float]  # of a preference objective; absent in checkpoints of earlier versions
 
 
 @dataclass
@@ -29,11 +30,12 @@ class Meter:
     """Counts of one training, over all parts of a resumed run.
 
     loss: sum of the losses of the steps since the last log, summed in fp32 as the Trainer does. steps: how many these are. logged_loss:
-    sum of all losses before. sources: of a mix, the same by source. earlier_seconds: training time of earlier parts. first_step: the step this part began at.
+    sum of all losses before. sources: of a mix, the same by source. rewards: (6,), losses.answers.reward_sums since the last log, on this process. earlier_seconds: training time of earlier parts. first_step: the step this part began at.
     """
 
     device: torch.device
     loss: torch.Tensor = field(init=False)
+    rewards: torch.Tensor = field(init=False)
     steps: int = 0
     logged_loss: float = 0.0
     supervised_tokens: torch.Tensor | int = 0
@@ -45,6 +47,7 @@ class Meter:
 
     def __post_init__(self) -> None:
         self.loss = torch.tensor(0.0, device=self.device)
+        self.rewards = torch.zeros(6, device=self.device)
 
     @property
     def seconds(self) -> float:
@@ -59,11 +62,18 @@ class Meter:
         self.steps = 0
         return mean
 
-    def state(self, supervised_tokens: int, sources: SourceState | None) -> MeterState:
-        """For a checkpoint. supervised_tokens, sources: of all processes."""
+    def drain_rewards(self) -> dict[str, float]:
+        """Mean reward of good minus that of bad answers, and the share of pairs in the right order, since the last log; {} without any."""
+        good, n_good, bad, n_bad, right, pairs = torch.as_tensor(total(self.rewards)).tolist()
+        self.rewards.zero_()
+        values = {"reward_margin": good / n_good - bad / n_bad} if n_good and n_bad else {}
+        return {**values, "reward_accuracy": right / pairs} if pairs else values
+
+    def state(self, supervised_tokens: int, sources: SourceState | None, rewards: list[float]) -> MeterState:
+        """For a checkpoint. supervised_tokens, sources, rewards: of all processes."""
         return {
             "loss": self.loss.item(), "steps": self.steps, "logged_loss": self.logged_loss, "supervised_tokens": supervised_tokens,
-            "skipped": self.skipped, "train_seconds": self.seconds, "sources": sources,
+            "skipped": self.skipped, "train_seconds": self.seconds, "sources": sources, "rewards": rewards,
         }  # fmt: skip
 
     def restore(self, state: MeterState) -> None:
@@ -72,5 +82,7 @@ class Meter:
         self.steps, self.logged_loss, self.skipped = state["steps"], state["logged_loss"], state["skipped"]
         self.supervised_tokens = state["supervised_tokens"] if is_main() else 0
         self.earlier_seconds = state["train_seconds"]
+        if is_main() and (rewards := state.get("rewards")):
+            self.rewards = torch.tensor(rewards, device=self.device)
         if self.sources is not None and (sources := state.get("sources")) is not None:
             self.sources.restore(sources)

@@ -26,11 +26,13 @@ class SourceMeter:
     """names: the sources. window: (sources + 1, 2) float32, the sum of the loss and the number of supervised tokens of each source since the
     last log, and in the last line those of the whole batches. trained: (sources, 2) int64, rows and supervised tokens of the whole training.
 
+    unit: what the losses are means over: tokens, or the pairs or answers of a preference objective.
     A row that becomes several sequences counts as so many rows.
     """
 
     names: Sequence[str]
     device: torch.device
+    unit: str = "tokens"
     window: torch.Tensor = field(init=False)
     trained: torch.Tensor = field(init=False)
 
@@ -43,12 +45,14 @@ class SourceMeter:
         places = {name: place for place, name in enumerate(self.names)}
         return RowGroups(torch.tensor([places[source_of(row)] for row in row_ids]), len(self.names))
 
-    def add(self, sums: torch.Tensor, loss: torch.Tensor, count: torch.Tensor, groups: RowGroups) -> None:
-        """Count a batch. sums: its `group_sums`. loss, count: of the whole batch, as they are trained."""
+    def add(self, sums: torch.Tensor, loss: torch.Tensor, count: torch.Tensor, groups: RowGroups, tokens: torch.Tensor | None = None) -> None:
+        """Count a batch. sums: its `group_sums`. loss, count: of the whole batch, as they are trained. groups: of its rows. tokens: (groups,)
+        supervised tokens, where `sums` counts something else (see `unit`).
+        """
         own = torch.cat([sums, torch.stack([loss.float(), count.float()])[None].to(sums.device)]).to(self.device)
         self.window += own
         self.trained[:, 0] += torch.bincount(groups.index, minlength=groups.count).to(self.device)
-        self.trained[:, 1] += own[:-1, 1].long()
+        self.trained[:, 1] += own[:-1, 1].long() if tokens is None else tokens.to(self.device)
 
     def drain(self) -> dict[str, float]:
         """The mean loss of a supervised token of each source since the last log, the number of these tokens, and begin anew.
@@ -62,7 +66,7 @@ class SourceMeter:
         values: dict[str, float] = {}
         for name, (own_loss, own_tokens) in zip(self.names, sources):
             if own_tokens:
-                values |= {f"loss/{name}": own_loss / own_tokens, f"tokens/{name}": int(own_tokens)}
+                values |= {f"loss/{name}": own_loss / own_tokens, f"{self.unit}/{name}": int(own_tokens)}
         return values
 
     def facts(self) -> dict[str, TrainedSource]:

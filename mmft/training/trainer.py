@@ -10,13 +10,17 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
+from ..collators.answers import KIND
 from ..collators.types import BatchMaker
 from ..common.errors import UserError
 from ..common.tensors import to_device
 from ..data.augment import Augmented
 from ..evaluation.evaluate import Evaluator
+from ..evaluation.preferences import PreferenceEvaluator
+from ..losses.answers import AnswerParts, ObjectiveLoss, mismatched_log_ratios, objective_loss, take_answers
+from ..losses.objectives import Objective
 from ..losses.packing import Packing
-from ..losses.supervised import RowGroups, grouped_loss
+from ..losses.supervised import RowGroups, grouped_loss, supervised_logits
 from ..rewrites.apply import Rewrites
 from ..system.distributed import share
 from . import checkpoints
@@ -31,13 +35,20 @@ RowSampler = LengthGroupedSampler | MixtureSampler | TokenBatchSampler
 
 class BatchLoss(NamedTuple):
     """loss: sum over the supervised tokens, divided by the number of those of the step (`items`; None: of the batch). count: supervised tokens
-    of the batch. total: the undivided sum. by_group: see losses.supervised.group_sums.
+    of the batch. total: the undivided sum. by_group: see losses.supervised.group_sums. objective: of a preference objective, whose sums are
+    over pairs or answers in place of tokens.
     """
 
     loss: torch.Tensor
     count: torch.Tensor
     total: torch.Tensor
     by_group: torch.Tensor | None
+    objective: ObjectiveLoss | None = None
+
+    @classmethod
+    def of(cls, found: ObjectiveLoss, items: torch.Tensor | int | None) -> BatchLoss:
+        """Of a preference objective. items: pairs or answers of the step; None: of the batch."""
+        return cls(found.total / (found.units if items is None else items), found.tokens, found.total, found.by_group, found)
 
 
 class JointMember(Protocol):
@@ -48,8 +59,10 @@ class JointMember(Protocol):
         """The number of runs that are trained jointly."""
         ...
 
-    def step(self, trainer: SupervisedTrainer, inputs: dict[str, Any], items: torch.Tensor | int | None, groups: RowGroups | None) -> BatchLoss:
-        """The loss of a micro-batch, after its gradients were added to the parameters. items: see BatchLoss. groups: of its sequences."""
+    def step(self, trainer: SupervisedTrainer, inputs: dict[str, Any], items: torch.Tensor | int | None, groups: RowGroups | None, answers: AnswerParts | None) -> BatchLoss:
+        """The loss of a micro-batch, after its gradients were added to the parameters. items: see BatchLoss. groups: of its sequences. answers:
+        what an AnswerCollator added to it.
+        """
         ...
 
     def log_step(self, step: int, steps: int, loss: str, time_left: str) -> None:
@@ -62,7 +75,8 @@ class SupervisedTrainer(Trainer):
 
     sampler: the order of the rows, None for a random one; of a TokenBatchSampler, `rows` are BatchedRows. sources: of a mix. merged_rows: rows of
     each micro-batch that was merged into one batch (training/accumulation.py), or None. packing: lays the rows of a batch end to end. member: the
-    place in a group of jointly trained runs, or None.
+    place in a group of jointly trained runs, or None. objective: for preferences, with a collator that is an AnswerCollator; None: the cross
+    entropy. preferences: measures them on held-out rows.
     """
 
     control: TrainerControl
@@ -70,7 +84,7 @@ class SupervisedTrainer(Trainer):
     def __init__(
         self, *, model: Any, args: TrainingArguments, rows: Sequence[Any], held_out: Sequence[Any] | None, collator: BatchMaker | BatchOfRows, processor: Any,
         callbacks: list[TrainerCallback], rewrites: Rewrites, sampler: RowSampler | None = None, sources: Sequence[str] = (), evaluator: Evaluator | None = None, generate: bool = False,
-        member: JointMember | None = None, merged_rows: int | None = None, packing: Packing | None = None,
+        member: JointMember | None = None, merged_rows: int | None = None, packing: Packing | None = None, objective: Objective | None = None, preferences: PreferenceEvaluator | None = None,
     ):  # fmt: skip
         super().__init__(
             model=model, args=args, train_dataset=rows, eval_dataset=held_out, data_collator=collator, processing_class=processor, callbacks=callbacks
@@ -80,7 +94,9 @@ class SupervisedTrainer(Trainer):
         self.packing = packing
         self.model_accepts_loss_kwargs = True  # have the Trainer count supervised tokens over the accumulated batch
         self.loss_is_scaled_for_ga = True  # compute_loss already divides by that count
-        self.meter = Meter(args.device, sources=SourceMeter(sources, args.device) if sources else None)
+        self.objective, self.preferences = objective, preferences
+        unit = "tokens" if objective is None else "pairs" if objective.PAIRS else "answers"
+        self.meter = Meter(args.device, sources=SourceMeter(sources, args.device, unit) if sources else None)
         self.phase: Literal["step", "update", "measure"] = "step"  # what an out-of-memory error interrupted
         self.losses: list[torch.Tensor] = []  # of the micro-batches since the last optimizer step
         self.row_ids: list[str] = []  # of the same
@@ -129,10 +145,19 @@ class SupervisedTrainer(Trainer):
         if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers
             self.optimizer.train()
         inputs = to_device(inputs, self.args.device)
-        groups = self._count_rows(inputs)
-        batch = member.step(self, inputs, items, groups)
-        self._count_losses(batch, groups)
+        groups, answers = self._count_rows(inputs), take_answers(inputs)
+        batch = member.step(self, inputs, items, groups, answers)
+        self._count_losses(batch, groups, answers)
         return batch.loss
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], torch.Tensor | int | None]:
+        """The micro-batches of a step, and the divisor of their losses: supervised tokens, or for preferences pairs or answers."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.objective is None or not batches:
+            return batches, items
+        units = sum(self.objective.units(batch[KIND]).sum() for batch in batches).to(device)
+        whole = self.args.world_size > 1 and self.args.average_tokens_across_devices
+        return batches, self.accelerator.gather(units).sum() if whole else units
 
     def _count_rows(self, inputs: dict[str, Any]) -> RowGroups | None:
         """Take the ids of the rows out of a batch; returns the sources of a mix that they come from."""
@@ -140,21 +165,31 @@ class SupervisedTrainer(Trainer):
         self.row_ids += row_ids
         return self.meter.sources.groups(row_ids) if self.meter.sources is not None else None
 
-    def _count_losses(self, batch: BatchLoss, groups: RowGroups | None) -> None:
+    def _count_losses(self, batch: BatchLoss, groups: RowGroups | None, answers: AnswerParts | None = None) -> None:
         self.meter.supervised_tokens += batch.count.detach()
         self.losses.append(batch.loss.detach())
+        found, count, tokens = batch.objective, batch.count, None
+        if found is not None and answers is not None and self.objective is not None:
+            self.meter.rewards += found.rewards.to(self.meter.device)
+            count, tokens = found.units, found.group_tokens
+            groups = groups and RowGroups(groups.index[self.objective.units(answers.kind).cpu()], groups.count)
         if self.meter.sources is not None and groups is not None and batch.by_group is not None:
-            self.meter.sources.add(batch.by_group, batch.total.detach(), batch.count, groups)
+            self.meter.sources.add(batch.by_group, batch.total.detach(), count, groups, tokens)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        groups = self._count_rows(inputs)
-        whole, count, by_group = grouped_loss(model, inputs, self.args.label_smoothing_factor, groups, self.packing)
-        loss = whole / (count if num_items_in_batch is None else num_items_in_batch)
+        groups, answers = self._count_rows(inputs), take_answers(inputs)
+        if answers is not None and self.objective is not None:
+            mismatched = mismatched_log_ratios(model, answers)
+            batch = BatchLoss.of(objective_loss(self.objective, answers, *supervised_logits(model, inputs), mismatched, groups), num_items_in_batch)
+        else:
+            whole, count, by_group = grouped_loss(model, inputs, self.args.label_smoothing_factor, groups, self.packing)
+            batch = BatchLoss(whole / (count if num_items_in_batch is None else num_items_in_batch), count, whole, by_group)
+        loss = batch.loss
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # the gradient is averaged over processes afterwards
-        self._count_losses(BatchLoss(loss, count, whole, by_group), groups)
+        self._count_losses(batch._replace(loss=loss), groups, answers)
         return loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -175,6 +210,8 @@ class SupervisedTrainer(Trainer):
             logs = {k: v for k, v in logs.items() if k != "loss"} if mean is None else {**logs, "loss": mean}
             if self.meter.sources is not None:
                 logs |= self.meter.sources.drain()
+            if self.objective is not None:
+                logs |= self.meter.drain_rewards()
         if "train_loss" in logs:  # the last log
             logs = self._whole_run(logs)
             self._check_best_checkpoint()
@@ -212,6 +249,8 @@ class SupervisedTrainer(Trainer):
         self.phase = "measure"
         # every process measures all rows: weights spread over processes are gathered in step, and it takes no longer
         loss, values = self.evaluator.losses(self.model)
+        if self.preferences is not None:
+            values |= self.preferences.measure(self.model)
         if self.generate:
             values |= self.evaluator.measure(self.model)[0]
         measured = {f"{metric_key_prefix}_{key}": value for key, value in {"loss": loss, **values}.items()}

@@ -91,7 +91,7 @@ def test_evaluate_measures_it_again_and_adds_another_set(kept_run, mmft):
     ([*KEEP[:2], "evaluation.keep.scenes.data.splits.validation=0"], "evaluation.keep=scenes: has no held-out rows: its splits are {'train': 20}"),
     ([*KEEP[:3], "evaluation.keep_metrics=[json]"], "evaluation.keep=scenes: evaluation.keep_metrics: json can score none of the 5 rows"),
     (["evaluation.keep_metrics=cider"], "evaluation.keep_metrics: says what is measured on the sets of evaluation.keep; name these too"),
-    ([*KEEP, "objective=keep.scenes.bleu4"], "objective=keep.scenes.bleu4: no such metric."),
+    ([*KEEP, "rank_by=keep.scenes.bleu4"], "rank_by=keep.scenes.bleu4: no such metric."),
     ([*KEEP, "trainer.metric_for_best_model=keep.scenes.cider", "trainer.eval_strategy=epoch"], "are measured before and after training, not during it"),
 ])  # fmt: skip
 def test_a_set_that_cannot_be_measured_is_refused_in_one_line_before_training(mmft, tmp_path, words, message):
@@ -105,7 +105,7 @@ def test_the_ways_on_of_these_messages_work(tmp_path):
     from mmft.config.plain import resolved
     from mmft.evaluation.kept import kept_sets
 
-    words = [*KEEP[:2], "evaluation.keep.scenes.data.splits.validation=0.1", "evaluation.keep_metrics=[cider]", "objective=keep.scenes.cider", f"output_dir={tmp_path.as_posix()}"]
+    words = [*KEEP[:2], "evaluation.keep.scenes.data.splits.validation=0.1", "evaluation.keep_metrics=[cider]", "rank_by=keep.scenes.cider", f"output_dir={tmp_path.as_posix()}"]
     (kept,) = kept_sets(resolved(compose(words)))
     assert len(kept.rows) == 2 and list(kept.metrics.metrics) == ["cider"]
 
@@ -144,7 +144,7 @@ def test_a_sweep_ranks_by_it_and_measures_the_base_once(mmft, tmp_path, monkeypa
 
     measured = []
     monkeypatch.setattr(measure, "measure", lambda evaluator, model: measured.append(len(evaluator.rows)) or measurement.measure(evaluator, model))
-    code, out, err = mmft("-m", *QUICK[:-1], *KEEP, "lora.r=1,2", "objective=keep.scenes.cider", f"hydra/launcher={launcher}")
+    code, out, err = mmft("-m", *QUICK[:-1], *KEEP, "lora.r=1,2", "rank_by=keep.scenes.cider", f"hydra/launcher={launcher}")
     assert code == 0, err
     assert measured == [4, 5], "own rows and kept rows, once for both points"
     (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()

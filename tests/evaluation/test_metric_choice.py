@@ -59,9 +59,9 @@ def test_a_metric_that_no_row_can_have_is_refused_before_weights_and_the_way_for
 
 def test_an_objective_must_be_measured(mmft, pictures):
     path = pictures(["a cat", "a dog"] * 5, "plain")
-    code, _, err = mmft(*words(path), "objective=cer")
-    assert code == 2 and "objective=cer: no such metric." in err and "metrics=[...] adds others" in err
-    code, _, err = mmft(*words(path), "metrics=[cer]", "objective=cider")
+    code, _, err = mmft(*words(path), "rank_by=cer")
+    assert code == 2 and "rank_by=cer: no such metric." in err and "metrics=[...] adds others" in err
+    code, _, err = mmft(*words(path), "metrics=[cer]", "rank_by=cider")
     assert code == 2 and "There are: eval_loss, cer" in err
 
 
@@ -92,7 +92,7 @@ def test_a_users_class_ranks_a_sweep_with_lower_values_first(mmft, pictures, tmp
     (config / "length.yaml").write_text("length:\n  _target_: mine_metrics.Length\n  wanted: 0\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     path = pictures(["a cat", "a dog", "a hen"] * 5, "hens")
-    command = [*words(path, "evaluation.base=false"), "metrics=[length]", "objective=length_error", "--config-dir", str(tmp_path / "conf")]
+    command = [*words(path, "evaluation.base=false"), "metrics=[length]", "rank_by=length_error", "--config-dir", str(tmp_path / "conf")]
     code, _, err = mmft(*command)
     assert code == 2 and "MMFT_PACKAGES" in err
     monkeypatch.setenv("MMFT_PACKAGES", "mine_metrics")

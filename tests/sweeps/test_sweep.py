@@ -44,7 +44,7 @@ def home(tmp_path: Path) -> Path:
 
 def test_identity_depends_on_the_content_and_not_on_names_and_folders():
     first = config_identity(compose.compose(["lora.r=4"]))
-    assert first == config_identity(compose.compose(["lora.r=4", "output_dir=elsewhere", "name=x", "logger=none", "objective=cider", "run_dir=a/b"]))
+    assert first == config_identity(compose.compose(["lora.r=4", "output_dir=elsewhere", "name=x", "logger=none", "rank_by=cider", "run_dir=a/b"]))
     assert first == config_identity(compose.compose(["lora=default", "lora.r=4", "trainer.learning_rate=" + str(compose.compose([]).trainer.learning_rate)]))
     assert len({first, *(config_identity(compose.compose([w])) for w in ("lora.r=5", "seed=1", "data.pictures=9"))}) == 4
 
@@ -98,7 +98,7 @@ def test_a_mistake_in_one_point_is_answered_as_in_a_run_alone(wrong):
 @pytest.mark.parametrize("words, expected", [
     (["lora.r=interval(1,3)"], "hydra/sweeper=optuna"),
     (["lora.r=2,4", "run_dir=x"], "one directory a point"),
-    (["lora.r=2,4", "objective=exactmatch"], "Did you mean exact_match?"),
+    (["lora.r=2,4", "rank_by=exactmatch"], "Did you mean exact_match?"),
     (["lora.r=2,4", "data=glob(zzz*)"], "matches no option"),
 ])  # fmt: skip
 def test_a_wrong_sweep_is_one_line_and_leaves_nothing(mmft, tmp_path, words, expected):

@@ -157,7 +157,7 @@ def test_points_that_are_trained_together_draw_as_alone(mmft, tmp_path, folder, 
 
 
 def test_weights_are_swept_in_one_pass_and_the_leaderboard_plots_them(mmft, tmp_path, folder):
-    words = [*mix(folder, "caps", "chat"), "data.draws=8", "trainer.max_steps=4", *WORDS, "objective=loss/chat", f"output_dir={(tmp_path / 'o').as_posix()}"]
+    words = [*mix(folder, "caps", "chat"), "data.draws=8", "trainer.max_steps=4", *WORDS, "rank_by=loss/chat", f"output_dir={(tmp_path / 'o').as_posix()}"]
     code, out, err = mmft("-m", "data.sources.chat.weight=0,0.25,3", *words, "name=weights", output_dir=False)
     assert code == 0 and "3 points in step" in out, err[-2000:]
     found = points(tmp_path / "o")
@@ -210,7 +210,7 @@ def test_a_metric_that_only_one_source_supports_is_named_once(mmft, tmp_path, fo
 
 @pytest.mark.parametrize("words, message", [
     (["data.sources.chat.weight=2", "trainer.train_sampling_strategy=sequential"], "trainer.train_sampling_strategy=sequential: rows that are drawn by weight"),
-    (["objective=loss/chta"], "objective=loss/chta: no such metric. Did you mean loss/chat?"),
+    (["rank_by=loss/chta"], "rank_by=loss/chta: no such metric. Did you mean loss/chat?"),
     (["trainer.metric_for_best_model=cider/chat", "trainer.eval_strategy=epoch"], "cider/chat is measured while training only with evaluation.generate=true"),
 ])  # fmt: skip
 def test_what_is_refused_before_training(mmft, folder, words, message):

@@ -18,6 +18,7 @@ PACKAGES_VARIABLE = "MMFT_PACKAGES"
 BASES = {
     "data": ("mmft.data.sources.base.BaseSource", "mmft.data.mix.Mix"), "model": ("mmft.models.families.base.Family",), "collator": ("mmft.collators.base.Collator",),
     "logger": ("mmft.loggers.base.Logger",), "metrics": ("mmft.evaluation.metrics.base.Metric",),
+    "objective": ("mmft.losses.objectives.Objective",),
 }  # fmt: skip
 VERBS = "mmft.verbs."
 HYDRA_PARTS = ("mmft.sweeps.optuna_study.Search", "mmft.joint.launcher.Joint")  # mmft's own classes for Hydra's section

@@ -202,7 +202,7 @@ class BaseSource:
         if not keys["splits"]["near"]:
             del keys["splits"]["near"]
         keys["without"] = sorted(read_ids(self.without)) if self.without is not None else None
-        for name, section in (("download", keys), ("choices", keys), ("without", keys), ("choices", keys.get("columns") or {}), ("index", keys.get("columns") or {})):
+        for name, section in (("download", keys), ("choices", keys), ("without", keys), *((column, keys.get("columns") or {}) for column in ("choices", "index", "rejected"))):
             if section.get(name) is None:
                 section.pop(name, None)  # sets prepared before this key existed keep their key
         for key, default in (("boxes", "xyxy"), ("boxes_unit", "pixels"), ("near_distance", DISTANCE)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, TypedDict
 
 from ...common.errors import UserError, nearest
@@ -13,6 +13,7 @@ from ..wording import listed, shown
 from .base import BaseSource, from_keys
 from .cells import LIST_NOTE, UnusableRow, image_cells, structure_in_text, texts
 from .objects import place_objects, read_objects
+from .preferences import good_or_bad, pair_in, rejected_answer
 from .turns import POSITIONS, conversation_row, prompt_turn
 
 CAPTIONS = ("first", "common", "all", "group")
@@ -29,8 +30,9 @@ class Columns:
 
     image: a path, the bytes of a file, or a list of these. text: the caption or answer, or a list of them. prompt: the user's
     text. references: all known answers. messages: a conversation instead of prompt and text. objects: boxes and points (objects.py).
-    label: the text for `<ref-object>` and the label of boxes that have none, or a list of such texts. choices: a list of the texts
-    of which the answer is one. index: the number of the right one among them, from 0, in place of text.
+    label: the text for `<ref-object>` and the label of boxes that have none, or a list of such texts; or, without objects, true or
+    false: whether the answer is a good one. choices: a list of the texts of which the answer is one. index: the number of the right one
+    among them, from 0, in place of text. rejected: a worse answer than text.
 
     text may be a list of columns, each with a caption. A name with dots, `ground_truth.gt_parse`, is a key inside a cell that is an
     object, or the JSON text of one; an object found there becomes the answer as JSON.
@@ -48,6 +50,7 @@ class Columns:
     label: str | None = None
     choices: str | None = None
     index: str | None = None
+    rejected: str | None = None
 
     def check(self, available: Iterable[str], where: str) -> None:
         """Raises UserError naming the key whose column does not exist, and the nearest existing one."""
@@ -74,13 +77,27 @@ class Columns:
 
         boxes: the form of the numbers of a box (objects.FORMS).
         """
+        pair = pair_in(_cell(record, self.text)) if isinstance(self.text, str) and not self.rejected else None
+        if pair is not None:  # RLHF-V: question and answers in one cell
+            own = replace(self, text="chosen", rejected="rejected", prompt=self.prompt or ("question" if "question" in pair else None))
+            yield from own.rows({**record, **pair}, where, prompt, position, captions, boxes)
+            return
         for row in self._rows(record, where, prompt, position, captions, boxes):
-            if self.choices and isinstance(row, Row):
+            if isinstance(row, Row):
                 try:
-                    row.choices = texts(structure_in_text(_cell(record, self.choices)), f"column {self.choices}", optional=True)
+                    self._add_choices(row, record)
                 except UnusableRow as error:
                     row = BadRow(where, str(error), row.id)
             yield row
+
+    def _add_choices(self, row: Row, record: Mapping[str, Any]) -> None:
+        """The choices, the rejected answer and the label of a row. Raises UnusableRow."""
+        if self.choices:
+            row.choices = texts(structure_in_text(_cell(record, self.choices)), f"column {self.choices}", optional=True)
+        if self.rejected:
+            row.rejected = rejected_answer(_cell(record, self.rejected), _text_cell(record, self.text), f"column {self.rejected}")
+        if self.label and not self.objects:
+            row.label = good_or_bad(_cell(record, self.label))
 
     def _rows(self, record: Mapping[str, Any], where: str, prompt: str | None, position: str, captions: str, boxes: str) -> Iterator[Row | BadRow]:
         name, split = (_cell(record, column) for column in (self.id, self.split))
@@ -103,7 +120,9 @@ class Columns:
             words = next(iter(texts(question, f"column {self.prompt}", optional=True)), None)
             messages: list[Message] = [prompt_turn(paths, words or prompt, shared=not words, position=position)]
             system = next(iter(texts(_cell(record, self.system), f"column {self.system}", optional=True)), None) if self.system else None
-            labels = texts(_cell(record, self.label), f"column {self.label}", optional=True) if self.label else []
+            label = _cell(record, self.label)
+            says_good = not self.objects and good_or_bad(label) is not None
+            labels = texts(label, f"column {self.label}", optional=True) if not says_good else []
             found = read_objects(objects, boxes)
             people = texts(_cell(record, self.references), f"column {self.references}", optional=True) if self.references else []
             # an answer that several people gave stays there several times: VQA's accuracy counts them
@@ -210,6 +229,8 @@ class ColumnKeys(BaseSource):
             raise UserError(f"data.columns.index={self.columns.index}: counts the texts of a column of choices; name it with data.columns.choices=COLUMN")
         if self.captions not in CAPTIONS:
             raise UserError(f"data.captions={self.captions}: must be {', '.join(CAPTIONS)}.{nearest(str(self.captions), CAPTIONS)}")
+        if self.captions == "group" and self.columns.rejected:
+            raise UserError("data.captions=group: makes one row of several, and so loses their rejected answers; leave it out, or data.columns.rejected")
 
     def group_rows(self) -> bool:
         return self.captions == "group"

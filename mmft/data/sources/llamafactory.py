@@ -1,9 +1,9 @@
-"""LlamaFactory: an entry of a LLaMA-Factory dataset_info.json (alpaca, sharegpt or openai formatting)."""
+"""LlamaFactory: an entry of a LLaMA-Factory dataset_info.json (alpaca, sharegpt or openai formatting; ranking sets and kto_tag, too)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from ..readers import files
 from ..sample import BadRow, Row
 from ..wording import listed
 from .base import FileKeys, Stamp, file_stamp
+from .cells import UnusableRow
+from .preferences import good_or_bad, rejected_answer
 from .turns import conversation_row
 
 # LLaMA-Factory's defaults for what an entry leaves out.
@@ -50,8 +52,9 @@ class LlamaFactory(FileKeys):
         remote = next((k for k in REMOTE if k in entry), None)
         if "file_name" not in entry:
             raise UserError(f"{info}: {self.dataset} names no file_name" + (f" but {remote}={entry[remote]}; use data=hub data.dataset=..." if remote else ""))
-        if entry.get("ranking"):
-            raise UserError(f"{info}: {self.dataset} is a ranking set (chosen and rejected answers), which has no single answer to train on")
+        unnamed = [key for key in ("chosen", "rejected") if entry.get("ranking") and not entry.get("columns", {}).get(key)]
+        if unnamed:
+            raise UserError(f"{info}: {self.dataset} is a ranking set, and its columns do not say where the {unnamed[0]} answers stand; add \"{unnamed[0]}\" to them")
         if entry.get("formatting", "alpaca") not in ("alpaca", "sharegpt", "openai"):
             raise UserError(f"{info}: {self.dataset} has formatting={entry['formatting']}; alpaca, sharegpt and openai can be read")
         return entry
@@ -73,7 +76,7 @@ class LlamaFactory(FileKeys):
         columns = entry.get("columns", {})
         alpaca = entry.get("formatting", "alpaca") == "alpaca"
         needed = columns.get("prompt", ALPACA_COLUMNS["prompt"]) if alpaca else columns.get("messages", "conversations")
-        wanted = [needed, *(columns[k] for k in ("images", "system", "response") if columns.get(k))]
+        wanted = [needed, *(columns[k] for k in ("images", "system", "response", "kto_tag", *(("chosen", "rejected") if entry.get("ranking") else ())) if columns.get(k))]
 
         def check(values: dict[str, Any], where: str) -> None:
             for column in wanted:
@@ -81,13 +84,16 @@ class LlamaFactory(FileKeys):
                     raise UserError(f"{where}: has no column {column!r}.{nearest(column, values)} It has: {listed(values)}.")
 
         def convert(values: dict[str, Any], where: str) -> Iterator[Row | BadRow]:
-            yield self._alpaca(values, columns, where) if alpaca else self._sharegpt(values, columns, entry, where)
+            row = self._alpaca(values, columns, entry, where) if alpaca else self._sharegpt(values, columns, entry, where)
+            yield self._compared(row, values, columns, entry)
 
         for file in self.files():
             yield from self.convert_file(file, check, convert)
 
-    def _alpaca(self, values: dict[str, Any], columns: dict[str, str], where: str) -> Row | BadRow:
+    def _alpaca(self, values: dict[str, Any], columns: dict[str, str], entry: dict[str, Any], where: str) -> Row | BadRow:
         cell = {k: values.get(columns.get(k, default)) for k, default in ALPACA_COLUMNS.items()}
+        if entry.get("ranking"):
+            cell["response"] = values.get(columns["chosen"])
         words = "\n".join(str(cell[k]) for k in ("prompt", "query") if cell[k])
         turns = []
         for pair in (values.get(columns["history"]) or []) if columns.get("history") else []:
@@ -99,7 +105,25 @@ class LlamaFactory(FileKeys):
         tags = {**(OPENAI_TAGS if entry["formatting"] == "openai" else SHAREGPT_TAGS), **entry.get("tags", {})}
         roles = {tags["user_tag"]: "user", tags["assistant_tag"]: "assistant", tags["system_tag"]: "system"}
         turns = values.get(columns.get("messages", "conversations"))
+        if entry.get("ranking") and isinstance(turns, list):
+            turns = [*turns, values.get(columns["chosen"])]
         return self._row(values, turns, columns, where, roles=roles, role_key=tags["role_tag"], text_key=tags["content_tag"])
+
+    @staticmethod
+    def _compared(row: Row | BadRow, values: dict[str, Any], columns: dict[str, str], entry: dict[str, Any]) -> Row | BadRow:
+        """The row with its rejected answer, of a ranking set, and its label (kto_tag)."""
+        if isinstance(row, BadRow):
+            return row
+        if entry.get("ranking"):
+            cell = values.get(columns["rejected"])
+            tag = entry.get("tags", {}).get("content_tag")
+            try:
+                row.rejected = rejected_answer(cell[tag] if tag and isinstance(cell, Mapping) and tag in cell else cell, None, f"column {columns['rejected']}")
+            except UnusableRow as error:
+                return BadRow(row.where, str(error), row.id)
+        if columns.get("kto_tag"):
+            row.label = good_or_bad(values.get(columns["kto_tag"]))
+        return row
 
     @staticmethod
     def _row(values: dict[str, Any], turns: Any, columns: dict[str, str], where: str, **keys: Any) -> Row | BadRow:

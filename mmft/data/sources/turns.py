@@ -11,6 +11,7 @@ from ..sample import BadRow, ImageSize, Message, Part, Row, image_parts, text_of
 from ..wording import shown
 from .cells import UnusableRow, image_address, image_cells, pairs_of, plain_text, structure_in_text, texts
 from .objects import place_objects, read_objects
+from .preferences import record_answers
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system", "tool": "tool",
          "function_call": "assistant", "observation": "tool"}  # fmt: skip
@@ -56,11 +57,16 @@ def conversation_row(turns: Any, images: Any, where: str, *, id: str | None = No
 
 
 def record_row(values: Mapping[str, Any], turns: Any, where: str, position: str, boxes: str) -> Row | BadRow:
-    """The row of a record with `image` or `images`, and optionally `id`, `split` and `objects`; see conversation_row."""
-    name = values.get("id")
+    """The row of a record with `image` or `images`, and optionally `id`, `split`, `objects`, a rejected answer and a label; see conversation_row."""
+    name = None if values.get("id") is None else str(values["id"])
     images = values.get("images") if values.get("image") is None else values["image"]
-    return conversation_row(turns, images, where, id=None if name is None else str(name), split=values.get("split"), position=position,
-                            objects=values.get("objects"), boxes=boxes)
+    row = conversation_row(turns, images, where, id=name, split=values.get("split"), position=position, objects=values.get("objects"), boxes=boxes)
+    if isinstance(row, Row):
+        try:
+            row.rejected, row.label = record_answers(values, turns)
+        except UnusableRow as error:
+            return BadRow(where, str(error), name)
+    return row
 
 
 def read_turns(turns: Any, images: list[str | bytes], *, position: str = "kept", roles: Mapping[str, str] = ROLES,

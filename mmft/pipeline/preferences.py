@@ -1,0 +1,167 @@
+"""What a preference objective adds to a training: which rows it can use, the reference's log-probabilities, and its measurements."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..adapters.convert import changes_base
+from ..collators.answers import AnswerCollator, other_answers
+from ..common.errors import UserError
+from ..common.hashing import key_of
+from ..common.records import MetricValues
+from ..config.settings import Settings
+from ..data.augment import describe_transforms
+from ..data.prepared import PreparedData
+from ..data.selection import good_rows
+from ..evaluation.preferences import PreferenceEvaluator, reference_log_probs
+from ..feature_cache.cache import CachedCollator
+from ..feature_cache.policy import folder_key, identities
+from ..feature_cache.store import Store
+from ..losses.objectives import Objective
+from ..system.distributed import is_main, share
+from .context import RunContext
+
+if TYPE_CHECKING:
+    from ..data.sample import Sample
+    from .load import Base
+    from .prepare import TrainingInputs
+
+log = logging.getLogger("mmft")
+
+REFERENCE = "reference"  # the key of a store's only entry
+
+
+@dataclass
+class Preferences:
+    """objective: what is trained. collator: of its batches. evaluator: of the held-out rows. before: the scores of the reference, or of the base
+    model for an objective without one.
+    """
+
+    objective: Objective
+    collator: AnswerCollator
+    evaluator: PreferenceEvaluator | None = None
+    before: MetricValues = field(default_factory=dict)
+
+
+def usable_rows(
+    objective: Objective, prepared: PreparedData, rows: Sequence[Sample], held_out: Sequence[Sample] | None, settings: Settings
+) -> tuple[Sequence[Sample], Sequence[Sample] | None]:
+    """(training rows, held-out rows) that the objective can use. Raises UserError if a row lacks what it needs."""
+    if not objective.PREFERENCE:
+        if not prepared.manifest.get("bad"):
+            return rows, held_out
+        return _good_rows(rows, "train"), None if held_out is None else _good_rows(held_out, str(settings["evaluation"]["split"]))
+    name = f"objective={objective.NAME}"
+    if transforms := describe_transforms(settings.get("augment")):
+        raise UserError(f"{name}: compares answers to one and the same image, and augment.{transforms.split('(')[0]} changes it in every epoch; leave it out")
+    if settings["trainer"].get("label_smoothing_factor"):
+        raise UserError(f"{name}: trainer.label_smoothing_factor smooths the cross entropy, which this objective does not train; leave it out")
+    if settings["trainer"].get("packing"):
+        raise UserError(f"{name}: compares answers side by side in a batch, so trainer.packing=true cannot be; trainer.tokens_per_batch=N saves most of the padding")
+    if settings["trainer"].get("fold_accumulation") == "always":
+        raise UserError(f"{name}: computes each micro-batch by itself, so trainer.fold_accumulation=always cannot be; leave it out")
+    for split, own in (("train", rows), (str(settings["evaluation"]["split"]), held_out)):
+        _check_answers(objective, prepared, split, own or ())
+    return rows, held_out
+
+
+def _good_rows(rows: Sequence[Sample], split: str) -> Sequence[Sample]:
+    """The rows without those that are labelled bad. Raises UserError if none is left."""
+    good = good_rows(rows)
+    if not len(good):
+        raise UserError(f"objective=sft: all {len(rows)} rows of {split} are labelled bad (label=false); objective=kto learns from such answers")
+    if len(good) < len(rows):
+        log.info("%-14s %d of %d rows of %s are labelled bad (label=false); objective=kto learns from them, too", "left out", len(rows) - len(good), len(rows), split)
+    return good
+
+
+def _check_answers(objective: Objective, prepared: PreparedData, split: str, rows: Sequence[Sample]) -> None:
+    """Raises UserError if rows lack a rejected answer, or a label where that is enough."""
+    lacking: list[str] = []
+    labels: set[bool | None] = set()
+    for i in range(len(rows)):
+        row = rows[i]
+        if not row.rejected and (objective.PAIRS or row.label is None):
+            lacking.append(row.id)
+        labels |= {True, False} if row.rejected else {row.label}
+    where = f"objective={objective.NAME}: {prepared.manifest['name']}"
+    if lacking:
+        what, key = ("rejected answer", "data.columns.rejected") if objective.PAIRS else ("rejected answer and no label", "data.columns.label")
+        others = "objective=kto takes single answers with a label, objective=sft trains the answers alone" if objective.PAIRS else "objective=sft trains the answers alone"
+        older = "" if prepared.manifest.get("rejected") else f" (if the data has them, {prepared.path} was prepared before mmft read them: remove it)"
+        raise UserError(f"{where}: {len(lacking)} of {len(rows)} rows of {split} have no {what}, e.g. {lacking[0]}{older}; {key}=COLUMN names the column, {others}")
+    if split == "train" and len(labels) == 1:
+        kind, other = ("good", "bad") if labels == {True} else ("bad", "good")
+        raise UserError(f"{where}: all {len(rows)} rows of train are labelled {kind}; it learns from the difference to {other} ones")
+
+
+def prepare_preferences(inputs: TrainingInputs, base: Base, context: RunContext, model: Any) -> Preferences | None:
+    """Everything that is computed with the untouched model; None for objective=sft. model: the base, prepared for training, without adapter."""
+    objective = inputs.objective
+    if not objective.PREFERENCE:
+        return None
+    held_out = base.checked.held_out
+    others = None
+    if objective.MISMATCHED:
+        others = {**other_answers(base.rows), **(other_answers(held_out) if held_out is not None else {})}
+    collator = AnswerCollator(base.collator, others)
+    size = inputs.settings["trainer"].get("per_device_eval_batch_size", 8)
+    if objective.REFERENCE:
+        rows = [own[i] for own in (base.rows, held_out or ()) for i in range(len(own))]
+        collator.reference = _reference(inputs, base, context, model, collator, rows, size)
+    found = Preferences(objective, collator)
+    if held_out is not None:
+        found.evaluator = PreferenceEvaluator(held_out, collator, objective, size, keeps_base=_keeps_base(inputs))
+        if inputs.settings["evaluation"]["base"]:
+            found.before = found.evaluator.measure_reference() if objective.REFERENCE else {**found.evaluator.measure(model), "kl": 0.0}
+            if not found.evaluator.keeps_base:
+                del found.before["kl"]
+    return found
+
+
+def _keeps_base(inputs: TrainingInputs) -> bool:
+    """Whether the trained model with its adapter off is the base model."""
+    settings = inputs.plan.settings
+    return not inputs.full and not changes_base(settings) and settings.get("bias") in (None, "none")
+
+
+def _reference(
+    inputs: TrainingInputs, base: Base, context: RunContext, model: Any, collator: AnswerCollator, rows: Sequence[Sample], size: int
+) -> dict[str, float]:
+    """The log-probabilities of the reference model: computed once, and kept below output_dir/cache for every run with the same rows and base.
+
+    The reference is the base model. They are found again by what decides them: the base with its precision, the rendering of the rows, all
+    rows in order, and the batch size, since the shape of a batch changes the last digits.
+    """
+    digest = hashlib.sha256("\n".join(f"{row.content} {row.rejected!r}" for row in (rows[i] for i in range(len(rows)))).encode("utf-8", "surrogatepass")).hexdigest()
+    plain = base.collator.collator if isinstance(base.collator, CachedCollator) else base.collator
+    described_by = {
+        "model and rows": identities(inputs.settings, base.loaded, plain),  # type: ignore[arg-type]
+        "rows": digest, "batch": size, "mismatched": inputs.objective.MISMATCHED, "whole model": inputs.full,
+    }  # fmt: skip
+    folder = Path(inputs.settings["output_dir"]) / "cache" / f"{REFERENCE}-{folder_key(described_by)}"
+    return context.memo.once(key_of(REFERENCE, str(folder)), lambda: share(lambda: _kept(folder, described_by, model, collator, rows, size)))
+
+
+def _kept(folder: Path, described_by: dict[str, Any], model: Any, collator: AnswerCollator, rows: Sequence[Sample], size: int) -> dict[str, float]:
+    """The log-probabilities in a folder, computed now if it does not hold them."""
+    import torch
+
+    store, began = Store(folder, described_by), time.time()
+    with store.building():
+        known = REFERENCE in store
+        if not known:
+            values = reference_log_probs(model, collator, rows, size, is_main())
+            contents = torch.frombuffer(bytearray(b"".join(map(bytes.fromhex, values))), dtype=torch.uint8).view(-1, 32)
+            store.add({REFERENCE: {"content": contents, "log_probs": torch.tensor(list(values.values()))}})
+    entry = store[REFERENCE]
+    keys = [bytes(row).hex() for row in entry["content"].numpy()]
+    where = f"read from {folder}" if known else f"computed in {time.time() - began:.1f} s"
+    log.info("%-14s log-probabilities of %d answers under the base model, %s", "reference", len(keys), where)
+    return dict(zip(keys, entry["log_probs"].tolist(), strict=True))
