@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..collators.answers import CHOSEN, REJECTED, AnswerCollator
+from ..collators.answers import CHOSEN, REJECTED, AnswerCollator, other_answers
 from ..collators.base import IGNORE
 from ..collators.types import Batch
 from ..common.records import MetricInfo, MetricValues
 from ..common.tensors import eval_mode, to_device
 from ..config.choices import PREFERENCE_SCORES
 from ..data.sample import Sample
-from ..losses.answers import AnswerParts, log_probs, mismatched_log_ratios, take_answers
+from ..losses.answers import AnswerParts, in_order, log_probs, mismatched_log_ratios, take_answers
 from ..losses.objectives import Answers, Objective
 from ..losses.supervised import supervised_logits
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger("mmft")
 
 LABELS = {"reward_accuracy": "Reward accuracy", "reward_margin": "Reward margin", "preference_loss": "Preference loss", "kl": "KL to the reference"}
 CHUNK = 256  # tokens whose distributions are compared at once, which limits memory
@@ -104,9 +107,26 @@ class PreferenceEvaluator:
         values: MetricValues = {"preference_loss": float(torch.cat(list(losses)).double().mean())}
         if len(good) and len(bad):
             one, other = (good, bad) if self.objective.PAIRS else (good[:, None], bad[None])
-            right = (one > other).double() + 0.5 * (one == other).double()
-            values |= {"reward_accuracy": float(right.mean()), "reward_margin": float(good.mean() - bad.mean())}
+            values |= {"reward_accuracy": float(in_order(one, other).mean()), "reward_margin": float(good.mean() - bad.mean())}
         return values
+
+
+def evaluator_of(objective: Objective, model: Any, collator: Any, rows: Sequence[Sample], batch_size: int) -> PreferenceEvaluator | None:
+    """An evaluator of a finished run's model on any rows; None, after saying why, where preferences cannot be measured.
+
+    model: with its adapter, whose base is the reference.
+    """
+    usable = len(rows) and all(rows[i].rejected or not objective.PAIRS and rows[i].label is not None for i in range(len(rows)))
+    keeps_base = hasattr(model, "disable_adapter")
+    if not usable or objective.REFERENCE and not keeps_base:
+        why = f"objective={objective.NAME} needs a rejected answer in every row" if not usable else "the whole model was trained, so there is no reference"
+        log.info("%-14s not measured: %s", "preferences", why)
+        return None
+    answers = AnswerCollator(collator, other_answers(rows) if objective.MISMATCHED else None)
+    if objective.REFERENCE:
+        with model.disable_adapter():
+            answers.reference = reference_log_probs(model, answers, rows, batch_size, True)
+    return PreferenceEvaluator(rows, answers, objective, batch_size, keeps_base)
 
 
 def _divergence(logits: torch.Tensor, reference: torch.Tensor) -> float:

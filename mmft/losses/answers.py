@@ -11,6 +11,8 @@ from .supervised import RowGroups, supervised_logits
 if TYPE_CHECKING:
     import torch
 
+ROUNDING = 1e-5  # of rewards: the same log-probability computed in two batches differs by less
+
 
 class AnswerParts(NamedTuple):
     """What an AnswerCollator adds to a batch: see collators.answers."""
@@ -88,6 +90,13 @@ def objective_loss(
     return ObjectiveLoss(losses.sum(), kind.new_tensor(len(losses)), tokens.sum(), by_group, group_tokens, reward_sums(objective, answers))
 
 
+def in_order(good: torch.Tensor, bad: torch.Tensor) -> torch.Tensor:
+    """1 where the good answer's reward is larger, 0 where it is smaller, 0.5 where they differ by no more than rounding."""
+    import torch
+
+    return torch.where((good - bad).abs() <= ROUNDING, 0.5, (good > bad).to(good.dtype))
+
+
 def reward_sums(objective: Objective, answers: Answers) -> torch.Tensor:
     """(6,) float32, without gradient: the sum of the rewards of chosen answers and their number, of rejected ones and their number, pairs in
     which the chosen answer has the larger reward (half a pair where both are equal) and the number of pairs.
@@ -97,6 +106,6 @@ def reward_sums(objective: Objective, answers: Answers) -> torch.Tensor:
     with torch.no_grad():
         rewards = objective.rewards(answers)
         chosen, rejected = rewards[answers.kind == CHOSEN], rewards[answers.kind == REJECTED]
-        right = (chosen > rejected).float() + 0.5 * (chosen == rejected).float() if objective.PAIRS else chosen[:0]
+        right = in_order(chosen, rejected) if objective.PAIRS else chosen[:0]
         parts = [chosen.sum(), chosen.new_tensor(len(chosen)), rejected.sum(), chosen.new_tensor(len(rejected)), right.sum(), chosen.new_tensor(len(right))]
         return torch.stack(parts).float()

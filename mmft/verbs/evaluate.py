@@ -84,6 +84,7 @@ class Evaluate:
                 summary |= base_results(before)
         tuned = measure(evaluator, opened.model)
         summary |= tuned_results(evaluator.metrics, tuned, before)
+        self._compare(summary, settings, opened, evaluator.collator, prepared)
         answers = {"": tuned.answers, **({"_base": before.answers} if before else {})}
         for k in kept:
             after = measure(evaluators[k.name], opened.model)
@@ -100,6 +101,24 @@ class Evaluate:
         terminal.show(*(terminal.results_tables(summary) if self.base else metrics_tables(summary)), *([] if sources is None else [sources]))
         log.info("\nanswers  %s\npage     %s", written[0], written[-1])
         return summary
+
+    def _compare(self, summary: EvaluationSummary, settings: Settings, opened: OpenedRun, collator: BatchMaker, prepared: PreparedData) -> None:
+        """Add the scores of preferences to the summary, for a run whose objective learned from them; bad answers are compared, too."""
+        from ..config.build import build
+        from ..data.selection import first_rows
+        from ..evaluation.preferences import evaluator_of
+
+        objective = build(settings["objective"], "objective")
+        if not objective.PREFERENCE or opened.run is None:
+            return
+        rows = first_rows(prepared.split(str(settings["evaluation"]["split"])), settings["evaluation"]["max_samples"])
+        found = evaluator_of(objective, opened.model, collator, rows, settings["trainer"].get("per_device_eval_batch_size", 8))
+        if found is None:
+            return
+        values = found.measure(opened.model)
+        summary["metrics"], summary["metric_info"] = {**summary["metrics"], **values}, {**summary["metric_info"], **found.info(values)}
+        if self.base and objective.REFERENCE:
+            summary["base_metrics"] = {**summary["base_metrics"], **found.measure_reference()}
 
     def _describe(self, prepared: PreparedData, rows: int, settings: Settings, opened: OpenedRun, kept: list[tuple[str, str, int]]) -> EvaluationSummary:
         """What is measured, and the name of its files. kept: name, fingerprint and rows of each kept set."""

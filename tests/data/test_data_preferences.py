@@ -63,6 +63,13 @@ def test_columns_of_messages(folder):
     assert pairs(make(source, folder)) == [("What?", "a dog", "a cat", None)]
 
 
+def test_a_rejected_answer_to_other_images_is_refused(folder):
+    row = {"images": ["a.png"], "messages": user("What?") + assistant("a dog"), "rejected_response": "a cat"}
+    write_jsonl(folder / "t.jsonl", [{**row, "rejected_images": ["b.png"]}, {**row, "rejected_images": ["a.png"]}])
+    prepared = make(OpenAIMessages(path=str(folder / "t.jsonl"), **LOSSY), folder)
+    assert len(all_rows(prepared)) == 1 and "rejected_images are other images" in report(prepared)[0]["reason"]
+
+
 def test_conversations_with_a_rejected_response(folder):
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a dog"}]
     (folder / "chat.json").write_text(json.dumps([{"image": "a.png", "conversations": turns, "rejected": {"from": "gpt", "value": "a cat"}}]), encoding="utf-8")

@@ -21,7 +21,7 @@ def drawn(tmp_path_factory):
 
 
 @pytest.mark.parametrize("words", [
-    ["objective=dpo", "objective.beta=0.05,0.5", "lora.lora_dropout=0.2"],
+    ["objective=dpo", "objective.beta=0.05,0.5", "lora.lora_dropout=0.2", "trainer.max_steps=3"],
     pytest.param(["objective=dpo,ipo,simpo,orpo,mpo", "trainer.learning_rate=0.001,0.003"], marks=pytest.mark.long),
     pytest.param(["objective=dpo", "seed=1,2", "trainer.gradient_accumulation_steps=2", "trainer.per_device_train_batch_size=2", "lora.r=2,8",
                   "vision_cache=off"], marks=pytest.mark.long),

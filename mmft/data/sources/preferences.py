@@ -73,6 +73,8 @@ def record_answers(values: Mapping[str, Any], turns: Any) -> tuple[str | None, b
     """
     # a field `rejected` of its own may mean something else in files that are no pairs
     key = next((k for k in REJECTED if k in values and (k != "rejected" or "chosen" in values or isinstance(values[k], (list, Mapping)))), None)
+    if values.get("rejected_images") not in (None, [], values.get("images"), values.get("image")):
+        raise UnusableRow("broken pair: rejected_images are other images; two answers to the same images are compared")
     turns = structure_in_text(turns)
     rejected = rejected_answer(values[key], turns if isinstance(turns, Sequence) else None, key) if key is not None else None
     label = values.get("label")
