@@ -14,7 +14,7 @@ from ..adapters.freeze import freeze
 from ..collators.base import IGNORE
 from ..losses.answers import AnswerParts, ObjectiveLoss, objective_loss
 from ..losses.objectives import Objective
-from ..losses.supervised import RowGroups, group_sums, supervised_logits
+from ..losses.supervised import RowGroups, group_sums, summed_loss, supervised_logits, token_weights
 from ..rewrites.apply import Rewrites
 from ..rewrites.base import Replaced, put
 from ..rewrites.gated_mlp import GatedMlp, is_gated
@@ -214,7 +214,7 @@ def joint_losses(model: Any, owners: RowOwners, batches: Sequence[MemberBatch]) 
     owners.blocks = [(b.member, *b.batch["input_ids"].shape) for b in batches]
     owners.read = [int((b.batch["labels"][:, 1:] != IGNORE).sum()) for b in batches]
     owners.copies = len(batches) if all(b.batch["input_ids"] is first_ids for b in batches) else 1
-    logits, targets, keep = supervised_logits(model, stack_batches([b.batch for b in batches]))
+    logits, targets, keep = supervised_logits(model, stack_batches([{k: v for k, v in b.batch.items() if k != "loss_weights"} for b in batches]))
     rows = keep.split([n for _, n, _ in owners.blocks])
     return [_own_loss(b, own, wanted, kept) for own, wanted, kept, b in zip(logits.split(owners.read), targets.split(owners.read), rows, batches)]
 
@@ -223,10 +223,11 @@ def _own_loss(b: MemberBatch, logits: torch.Tensor, targets: torch.Tensor, keep:
     """The loss of one member. logits, targets, keep: of its own rows, as `supervised_logits` returns them."""
     if b.objective is not None and b.answers is not None:
         return objective_loss(b.objective, b.answers, logits, targets, keep, groups=b.groups)
+    weights = token_weights(b.batch)
     return SupervisedLoss(
-        F.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum", label_smoothing=b.label_smoothing),
+        summed_loss(logits, targets, weights, b.label_smoothing),
         keep.new_tensor(len(targets), dtype=torch.long),
-        None if b.groups is None else group_sums(logits, targets, b.batch["labels"], b.groups, b.label_smoothing),
+        None if b.groups is None else group_sums(logits, targets, b.batch["labels"], b.groups, b.label_smoothing, weights),
     )
 
 

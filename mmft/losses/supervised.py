@@ -38,17 +38,36 @@ def grouped_loss(
 
     pack: lays the batch out in one sequence before the model gets it (losses/packing.py); the supervised tokens keep their order.
     """
+    logits, targets, keep = supervised_logits(model, batch if pack is None else pack(batch))
+    weights = token_weights(batch)
+    loss = summed_loss(logits, targets, weights, label_smoothing)
+    return loss, keep.sum(), None if groups is None else group_sums(logits, targets, batch["labels"], groups, label_smoothing, weights)
+
+
+def token_weights(batch: dict[str, Any]) -> torch.Tensor | None:
+    """(n,) float32: the loss weights of the supervised tokens in order, from `loss_weights` (B, S); None where all weigh 1."""
+    weights = batch.get("loss_weights")
+    return None if weights is None else weights[:, 1:][batch["labels"][:, 1:] != IGNORE]
+
+
+def summed_loss(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, label_smoothing: float = 0.0) -> torch.Tensor:
+    """The sum of w_i times the cross-entropy of token i. It is divided by the number of tokens: a weight of 0.3 is 0.3 of a token's gradient."""
     import torch.nn.functional as F
 
-    logits, targets, keep = supervised_logits(model, batch if pack is None else pack(batch))
-    loss = F.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum", label_smoothing=label_smoothing)
-    return loss, keep.sum(), None if groups is None else group_sums(logits, targets, batch["labels"], groups, label_smoothing)
+    targets = targets.to(logits.device)
+    if weights is None:
+        return F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=label_smoothing)
+    each = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=label_smoothing)
+    return (each * weights.to(each)).sum()
 
 
-def group_sums(logits: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor, groups: RowGroups, label_smoothing: float = 0.0) -> torch.Tensor:
+def group_sums(
+    logits: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor, groups: RowGroups, label_smoothing: float = 0.0,
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
     """(groups, 2) float32: the sum of the loss over the supervised tokens of each group, and their number. Without gradients.
 
-    logits (n, V), targets (n,): of the supervised tokens in order. labels (B, S): of the batch, which say how many each sequence has. The
+    logits (n, V), targets (n,), weights (n,): of the supervised tokens in order. labels (B, S): of the batch, which say how many each sequence has. The
     loss that is trained stays one sum over all tokens, so that its bits do not depend on groups.
     """
     import torch
@@ -58,6 +77,7 @@ def group_sums(logits: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor
         parts = zip(logits.split(CHUNK), targets.to(logits.device).split(CHUNK))
         losses = [F.cross_entropy(part.float(), wanted, reduction="none", label_smoothing=label_smoothing) for part, wanted in parts]
         loss = torch.cat(losses) if losses else logits.new_zeros(0, dtype=torch.float32)
+        loss = loss if weights is None else loss * weights.to(loss)
         tokens = (labels[:, 1:] != IGNORE).sum(dim=1).to(logits.device)
         group = groups.index.to(logits.device).repeat_interleave(tokens, output_size=len(loss))
         member = F.one_hot(group, groups.count).float()
@@ -89,7 +109,7 @@ def supervised_logits(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, 
     """
     import torch
 
-    inputs = {k: v for k, v in batch.items() if k not in ("labels", "row_ids")}
+    inputs = {k: v for k, v in batch.items() if k not in ("labels", "row_ids", "loss_weights")}
     labels = batch["labels"]
     keep = torch.zeros_like(labels, dtype=torch.bool)
     keep[:, :-1] = labels[:, 1:] != IGNORE

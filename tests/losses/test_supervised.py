@@ -48,6 +48,37 @@ def test_loss_and_gradients_equal_those_of_transformers(small, kind):
         assert (ours[name] - theirs[name]).abs().max() <= 1e-5 * scale, name
 
 
+@pytest.mark.parametrize("kind", ["qwen2vl", "blip2"])
+def test_a_weight_multiplies_the_loss_and_the_gradient_of_its_tokens(small, kind):
+    """Against a sum over tokens in double precision, from all logits of plain transformers; also by group."""
+    import torch
+
+    model, collator, _ = small.load(kind)
+    batch = collator(rows(small, kind))
+    labels = batch["labels"]
+    weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(1)) * (labels != IGNORE)
+    groups = RowGroups(torch.arange(len(labels)), len(labels))
+    loss, count, by_group = grouped_loss(model, {**batch, "loss_weights": weights}, groups=groups)
+    loss.backward()
+    ours = grads(model)
+    model.zero_grad()
+    inputs = {k: v for k, v in batch.items() if k not in ("row_ids", "labels")}
+    chances = model(**inputs, use_cache=False).logits.double().log_softmax(-1)
+    each = [
+        sum((-weights[row, i].double() * chances[row, i - 1, labels[row, i]] for i in range(1, labels.shape[1]) if labels[row, i] != IGNORE), torch.tensor(0.0).double())
+        for row in range(len(labels))
+    ]
+    plain = sum(each, torch.tensor(0.0).double())
+    plain.backward()
+    theirs = grads(model)
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5) and int(count) == int((labels != IGNORE).sum()), "the count is that of tokens"
+    assert by_group[:, 0].tolist() == pytest.approx([one.item() for one in each], rel=1e-5)
+    scale = max(g.abs().max() for g in theirs.values())
+    assert all((ours[name] - theirs[name]).abs().max() <= 1e-5 * scale for name in theirs)
+    whole = grouped_loss(model, {**batch, "loss_weights": (labels != IGNORE).float()})[0]
+    assert whole.item() == pytest.approx(supervised_loss(model, batch)[0].item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_computed_only_for_supervised_positions(small, kind):
     import torch
