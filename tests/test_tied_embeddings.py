@@ -27,8 +27,9 @@ def test_merged_and_saved_logits_are_the_adapters(small, tmp_path, kind, combina
     from transformers import AutoModelForImageTextToText
 
     from mmft.adapters.attach import attach_adapter
+    from mmft.adapters.merge import merge_adapter
     from mmft.adapters.plan import plan_adapter
-    from mmft.export.merge import merge_adapter, save_merged
+    from mmft.export.merge import save_merged
 
     base, collator, _ = small.load(kind)
     table = base.get_input_embeddings().weight.detach().clone()

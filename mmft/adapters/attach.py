@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
-from ..common.model_parts import part_of
 from ..common.private_api import names_taken_for_experts
 from ..config.key_types import arguments
 from ..config.library_keys import lora_config
 from ..system import startup
 from ..system.memory import is_out_of_memory
-from .plan import SCOPES, AdapterPlan, target_pattern
+from .parts import target_pattern
+from .plan import AdapterPlan
+from .stored import fill
 
 if TYPE_CHECKING:
     import torch
 
 
-def attach_adapter(model: torch.nn.Module, plan: AdapterPlan) -> Any:
+def attach_adapter(model: torch.nn.Module, plan: AdapterPlan, start: Path | None = None, fixed_a: bool = False) -> Any:
     """The model with a new adapter (a PeftModel), or the model itself with the weights of `scope` trainable.
 
-    Trained weights are fp32, whatever the base is in. Raises UserError if peft refuses the settings or adapts other modules than
-    planned.
+    start: the folder of the adapter whose weights it begins with. fixed_a: its matrices A are not trained (LoRA-FA). Trained weights are fp32, whatever the base is in. Raises UserError if
+    peft refuses the settings or adapts other modules than planned.
     """
     if plan.method == "full":
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(part_of(name) in SCOPES[plan.scope])
+            parameter.requires_grad_(plan.trains(name))
         return model
     from peft import LoraConfig, get_peft_model
 
@@ -58,6 +60,12 @@ def attach_adapter(model: torch.nn.Module, plan: AdapterPlan) -> Any:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # half-precision copies (modules_to_save) would lose small steps
     run_saved_modules_in_float(peft_model)
+    if start is not None:
+        fill(peft_model, start)
+    if fixed_a:
+        for name, parameter in peft_model.named_parameters():
+            if ".lora_A." in name or "lora_embedding_A" in name:
+                parameter.requires_grad_(False)
     return peft_model
 
 
@@ -75,10 +83,11 @@ def adapted_names(peft_model: torch.nn.Module) -> set[str]:
     return names
 
 
-def run_saved_modules_in_float(model: torch.nn.Module) -> None:
+def run_saved_modules_in_float(model: torch.nn.Module) -> list[Any]:
     """Make modules_to_save compute in fp32 inside a half-precision base, also without autocast.
 
     Training runs under autocast, but evaluation and later verbs do not: without these casts an fp32 projector fails on bf16 inputs.
+    Returns the hooks that cast.
     """
     import torch
     from peft.utils.other import ModulesToSaveWrapper
@@ -92,11 +101,13 @@ def run_saved_modules_in_float(model: torch.nn.Module) -> None:
     def cast_output(module: torch.nn.Module, args: tuple[Any, ...], output: Any, dtype: torch.dtype) -> Any:
         return cast(output, dtype)
 
+    hooks: list[Any] = []
     for wrapper in [m for m in model.modules() if isinstance(m, ModulesToSaveWrapper)]:
         base_dtype = next((p.dtype for p in wrapper.original_module.parameters()), torch.float32)
         if base_dtype not in (torch.float16, torch.bfloat16):
             continue
         for module in wrapper.modules_to_save.values():
             module.float()
-            module.register_forward_pre_hook(cast_inputs)
-            module.register_forward_hook(lambda module, args, output, dtype=base_dtype: cast_output(module, args, output, dtype))
+            hooks.append(module.register_forward_pre_hook(cast_inputs))
+            hooks.append(module.register_forward_hook(lambda module, args, output, dtype=base_dtype: cast_output(module, args, output, dtype)))
+    return hooks

@@ -11,6 +11,7 @@ from ..common.errors import UserError, nearest
 from ..common.model_parts import PARTS, part_of
 from ..config.settings import Section
 from .experts import choosing_layers, planned_parameters, unreachable_layers
+from .parts import part_patterns, top_layer_parameters, whole_modules
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,9 @@ class AdapterPlan:
     """What will be trained. `settings` are the given keys of LoraConfig.
 
     adapted: name of a module -> its part. parameters: the same for expert tensors (lora.target_parameters). linear: part -> number of
-    linear layers there are. unreachable: layers that all-linear means and peft cannot adapt (experts.unreachable_layers).
+    linear layers there are. unreachable: layers that all-linear means and peft cannot adapt (experts.unreachable_layers). whole: modules
+    trained whole beside the adapter (lora.whole) -> their part. trained: the parameters of full training; None for all inside the scope.
+    top_layers: how many they are.
     """
 
     method: Literal["lora", "full"]
@@ -37,6 +40,13 @@ class AdapterPlan:
     linear: dict[str, int] = field(default_factory=dict)
     parameters: dict[str, str] = field(default_factory=dict)
     unreachable: list[str] = field(default_factory=list)
+    whole: dict[str, str] = field(default_factory=dict)
+    trained: set[str] | None = None
+    top_layers: int | None = None
+
+    def trains(self, name: str) -> bool:
+        """Whether full training updates a parameter."""
+        return part_of(name) in SCOPES[self.scope] if self.trained is None else name in self.trained
 
 
 def plan_adapter(skeleton: torch.nn.Module, settings: Section) -> AdapterPlan:
@@ -47,20 +57,28 @@ def plan_adapter(skeleton: torch.nn.Module, settings: Section) -> AdapterPlan:
     """
     import torch
 
-    settings = {k: v for k, v in settings.items() if k != "scope"} | {"scope": settings.get("scope", "language")}
-    scope = settings.pop("scope")
+    settings = dict(settings)
+    scope = settings.pop("scope", "language")
+    parts, whole, top_layers = settings.pop("parts", None), settings.pop("whole", None), settings.pop("top_layers", None)
     if scope not in SCOPES:
         raise UserError(f"lora.scope={scope}: no such scope.{nearest(str(scope), SCOPES)} There are: {', '.join(SCOPES)}.")
     layers = {n: part_of(n) for n, m in skeleton.named_modules() if isinstance(m, torch.nn.Linear)}
     linear = {part: sum(p == part for p in layers.values()) for part in PARTS}
     if settings.get("r") is None:
-        extra = sorted(k for k, v in settings.items() if v is not None)
+        extra = sorted(k for k, v in {**settings, "parts": parts or None, "whole": whole or None}.items() if v is not None)
         if extra:
             raise UserError(f"lora.{extra[0]}: without lora.r the whole model is trained, and this key has no effect; set lora.r or drop it")
-        return AdapterPlan("full", scope, {}, {}, linear)
+        trained = None if top_layers is None else top_layer_parameters(skeleton, scope, SCOPES[scope], top_layers)
+        return AdapterPlan("full", scope, {}, {}, linear, trained=trained, top_layers=top_layers)
+    if top_layers is not None:
+        raise UserError(f"lora.top_layers={top_layers}: is for lora=none; lora.layers_to_transform=[...] chooses the layers that an adapter reaches")
+    settings.pop("start", None)  # which weights the adapter begins with changes nothing of the plan
     if not isinstance(settings["r"], int) or settings["r"] < 1:
         raise UserError(f"lora.r={settings['r']}: must be a whole number above 0 (lora=none trains the whole model)")
     settings = _with_marks(skeleton, settings, scope)
+    whole_names = whole_modules(skeleton, whole) if whole else {}
+    if whole_names:
+        settings["modules_to_save"] = [*(settings.get("modules_to_save") or []), *whole_names]
     wanted = settings.get("target_modules")
     if not isinstance(wanted, str):  # token tables get an adapter only if they are named
         layers |= {n: part_of(n) for n, m in skeleton.named_modules() if isinstance(m, torch.nn.Embedding) and n.split(".")[-1] in (wanted or ())}
@@ -79,13 +97,27 @@ def plan_adapter(skeleton: torch.nn.Module, settings: Section) -> AdapterPlan:
         if not any(n == name or n.endswith(f".{name}") for n in modules):
             raise UserError(f"lora.modules_to_save: the model has no module {name}.{_leaf_hint(name, modules)}")
         names = {n for n in names if f".{name}." not in f".{n}."}  # trained as a whole, so not adapted as well
+    left_out, ranks, alphas = part_patterns(parts or {}, {n: layers[n] for n in names}, SCOPES[scope], scope, skeleton)
+    names -= left_out
+    for key, own in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
+        if own:
+            settings[key] = {**(settings.get(key) or {}), **own}
     if not names and not parameters:
         raise UserError("lora: no layer is left to adapt after exclude_modules, layers_to_transform and modules_to_save")
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern in settings.get(key) or {}:
             if not any(_matches(rf"(.*\.)?({pattern})", n, f"lora.{key}.{pattern}") for n in names):  # peft's own rule
                 raise UserError(f"lora.{key}.{pattern}: matches none of the {len(names)} adapted modules.{_leaf_hint(pattern, names)}")
-    return AdapterPlan("lora", scope, settings, {n: layers[n] for n in sorted(names)}, linear, parameters, sorted(unreachable - names))
+    return AdapterPlan("lora", scope, settings, {n: layers[n] for n in sorted(names)}, linear, parameters, sorted(unreachable - names), whole_names)
+
+
+def rank_and_alpha(settings: Section, name: str) -> tuple[int, float]:
+    """(rank, alpha) of an adapted module, by peft's own rule for rank_pattern and alpha_pattern."""
+
+    def chosen(patterns: Mapping[str, Any] | None, otherwise: Any) -> Any:
+        return next((value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", name)), otherwise)
+
+    return chosen(settings.get("rank_pattern"), settings.get("r")), chosen(settings.get("alpha_pattern"), settings.get("lora_alpha") or 8)
 
 
 def _with_marks(skeleton: Any, settings: Section, scope: str) -> Section:
@@ -173,11 +205,3 @@ def _matches(pattern: str, name: str, where: str) -> bool:
 def _leaf_hint(word: str, names: Iterable[str]) -> str:
     leaves = sorted({n.split(".")[-1] for n in names if not n.split(".")[-1].isdigit()})
     return nearest(word, leaves) or f" There are: {', '.join(leaves[:12])}."
-
-
-def target_pattern(names: Iterable[str]) -> str:
-    """One regular expression that matches these module names, with `\\d+` in place of layer numbers."""
-    names = set(names)
-    loose = {re.sub(r"\.\d+(?=\.)", r".<n>", n) for n in names}
-    pattern = "|".join(sorted(re.escape(n).replace("<n>", r"\d+") for n in loose))
-    return pattern

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 from ..common.model_parts import PARTS, part_of, size
 from ..common.records import ExpertRow, PlanReport, PlanRow
-from .experts import expert_tensors
-from .plan import AdapterPlan
+from .experts import adapter_size, expert_tensors
+from .plan import AdapterPlan, rank_and_alpha
 
 if TYPE_CHECKING:
     import torch
 
 
-def adapter_report(model: torch.nn.Module, plan: AdapterPlan) -> PlanReport:
-    """Modules, rank, scale and parameter counts of each part that the model has."""
+def adapter_report(model: torch.nn.Module, plan: AdapterPlan, rates: Mapping[str, float] | None = None) -> PlanReport:
+    """Modules, rank, scale, rate and parameter counts of each part that the model has.
+
+    rates: learning rate of each part.
+    """
     from peft.tuners.lora import LoraLayer
 
     ranks: dict[str, set[int]] = {}
@@ -25,23 +30,63 @@ def adapter_report(model: torch.nn.Module, plan: AdapterPlan) -> PlanReport:
         if isinstance(module, LoraLayer):
             ranks.setdefault(part_of(name), set()).update(module.r.values())
             scales.setdefault(part_of(name), set()).update(module.scaling.values())
-    rows: list[PlanRow] = []
-    for part in PARTS:
-        sizes = [(p.requires_grad, size(p)) for n, p in model.named_parameters() if part_of(n) == part and ".original_module." not in n]
-        if not sizes:
-            continue
-        part_scales = sorted(scales.get(part, ()))
-        rows.append(
-            {
-                "part": part,
-                "modules": sum(p == part for p in plan.adapted.values()),
-                "linear": plan.linear.get(part, 0),
-                "r": ", ".join(map(str, sorted(ranks.get(part, ())))),
-                "scale": part_scales[-1] if part_scales else None,
-                "trainable": sum(n for trained, n in sizes if trained),
-                "total": sum(n for _, n in sizes),
-            }
-        )
+    sizes = [(part_of(n), p.requires_grad, size(p)) for n, p in model.named_parameters() if ".original_module." not in n]
+    totals = {part: (sum(n for p, t, n in sizes if p == part and t), sum(n for p, _, n in sizes if p == part)) for part, *_ in sizes}
+    return _report(model, plan, ranks, scales, totals, rates or {})
+
+
+def planned_report(skeleton: torch.nn.Module, plan: AdapterPlan, rates: Mapping[str, float] | None = None, fixed_a: bool = False) -> PlanReport:
+    """The same from a model without weights, before anything is attached to it. fixed_a: the matrices A are not trained (LoRA-FA)."""
+    parameters, modules = dict(skeleton.named_parameters()), dict(skeleton.named_modules())
+    settings = plan.settings
+    ranks: dict[str, set[int]] = {}
+    scales: dict[str, set[float]] = {}
+    added, trained = Counter[str](), Counter[str]()
+    saved = [n for n in modules if any(n == w or n.endswith(f".{w}") for w in settings.get("modules_to_save") or ())]
+    for name, parameter in parameters.items():
+        biases = settings.get("bias") == "all" and "bias" in name or settings.get("bias") == "lora_only" and name.removesuffix(".bias") in plan.adapted
+        beside = biases or any(name.startswith(f"{module}.") for module in saved)
+        trained[part_of(name)] += parameter.numel() * (plan.trains(name) if plan.method == "full" else beside)
+    for name, part in (plan.adapted | plan.parameters).items():
+        rank, alpha = rank_and_alpha(settings, name)
+        ranks.setdefault(part, set()).add(rank)
+        scales.setdefault(part, set()).add(alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank))
+        shape = tuple(parameters[name].shape) if name in plan.parameters else tuple(cast(Any, modules[name]).weight.shape)
+        a = rank * shape[0] * shape[1] if name in plan.parameters else rank * shape[1]
+        own = adapter_size(shape, rank) if name in plan.parameters else rank * (shape[0] + shape[1])
+        own += shape[0] * (bool(settings.get("use_dora")) + bool(settings.get("lora_bias")))
+        added[part] += own
+        trained[part] += own - a * fixed_a
+    for table, rows in (settings.get("trainable_token_indices") or {}).items():
+        name = next(n for n in modules if n == table or n.endswith(f".{table}"))
+        added[part_of(name)] += len(rows) * cast(Any, modules[name]).weight.shape[1]
+        trained[part_of(name)] += len(rows) * cast(Any, modules[name]).weight.shape[1]
+    whole = Counter[str]()
+    for name, parameter in parameters.items():
+        whole[part_of(name)] += parameter.numel()
+    totals = {part: (trained[part], n + added[part]) for part, n in whole.items()}
+    return _report(skeleton, plan, ranks, scales, totals, rates or {})
+
+
+def _report(
+    model: torch.nn.Module, plan: AdapterPlan, ranks: Mapping[str, set[int]], scales: Mapping[str, set[float]], totals: Mapping[str, tuple[int, int]],
+    rates: Mapping[str, float],
+) -> PlanReport:  # fmt: skip
+    """totals: part -> (trained, all) parameters."""
+    rows: list[PlanRow] = [
+        {
+            "part": part,
+            "method": _method(plan, part, totals[part][0]),
+            "modules": sum(p == part for p in plan.adapted.values()),
+            "linear": plan.linear.get(part, 0),
+            "r": ", ".join(map(str, sorted(ranks.get(part, ())))),
+            "scale": max(scales[part]) if scales.get(part) else None,
+            "rate": rates.get(part) if totals[part][0] else None,
+            "trainable": totals[part][0],
+            "total": totals[part][1],
+        }
+        for part in PARTS if part in totals
+    ]  # fmt: skip
     return {
         "method": plan.method,
         "scope": plan.scope,
@@ -52,6 +97,16 @@ def adapter_report(model: torch.nn.Module, plan: AdapterPlan) -> PlanReport:
         "total_parameters": sum(r["total"] for r in rows),
         "modules_to_save": list(plan.settings.get("modules_to_save") or []),
     }
+
+
+def _method(plan: AdapterPlan, part: str, trained: int) -> str:
+    if not trained:
+        return "frozen"
+    if plan.method == "full":
+        return "full" if plan.top_layers is None else f"top {plan.top_layers} layers"
+    adapter = ("DoRA" if plan.settings.get("use_dora") else "LoRA") if part in {*plan.adapted.values(), *plan.parameters.values()} else ""
+    saved = "whole" if part in plan.whole.values() or any(part_of(name) == part for name in plan.settings.get("modules_to_save") or ()) else ""
+    return " + ".join(filter(None, (adapter, saved))) or "some"
 
 
 def _expert_rows(model: torch.nn.Module, plan: AdapterPlan) -> list[ExpertRow]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
 
 def save_trained(
     run: Path, model: Any, plan: AdapterPlan, processor: Any, base: tuple[str, str | None], generation_config: Any | None,
-    state_dict: dict[str, torch.Tensor] | None = None, initial: dict[str, torch.Tensor] | None = None,
+    state_dict: dict[str, torch.Tensor] | None = None, initial: dict[str, torch.Tensor] | None = None, chain: dict[str, Any] | None = None,
 ) -> Path:  # fmt: skip
     """Write run/adapter/ (run/model/ after full training): weights, processor, chat template and generation config.
 
     The folder is written under another name and renamed: it is complete or absent. base: (path or hub id, hub revision) for
     adapter_config.json. state_dict: the weights of a model that FSDP or DeepSpeed spread over processes. initial: the
-    first matrices of an adapter whose initialisation changed the base (convert.py).
+    first matrices of an adapter whose initialisation changed the base (convert.py). chain: what an adapter sits on that does not sit on a base
+    alone (base_chain.json).
     """
     name = "model" if plan.method == "full" else "adapter"
     final, staging = run / name, run / f".{name}.{os.getpid()}"
@@ -35,6 +37,8 @@ def save_trained(
         model.save_pretrained(staging, save_embedding_layers=False, state_dict=state_dict)
         if initial is not None:
             convert_saved(staging, initial)
+        if chain is not None:
+            (staging / "base_chain.json").write_text(json.dumps(chain, indent=2) + "\n", encoding="utf-8")
     else:
         model.save_pretrained(staging, state_dict=state_dict)
     processor.save_pretrained(staging)

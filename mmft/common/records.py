@@ -258,11 +258,14 @@ class EvaluationSummary(Measured, total=False):
 class PlanRow(TypedDict, total=False):
     """One part of the model in lora_plan.json.
 
-    modules: linear layers with an adapter, of `linear` in this part. r: the ranks as text. scale: effective scale of the
-    adapter (lora_alpha / r, or / sqrt(r)). trainable, total: numbers of parameters.
+    method: LoRA, DoRA, whole, full, top N layers, or frozen. modules: linear layers with an adapter, of `linear` in this part. r: the
+    ranks as text. scale: largest effective scale of the adapter (lora_alpha / r, or / sqrt(r)). rate: the learning rate; None where
+    nothing is trained. trainable, total: numbers of parameters.
     """
 
     part: str
+    method: str
+    rate: float | None
     modules: int
     linear: int
     r: str
@@ -288,8 +291,10 @@ class ExpertRow(TypedDict):
 class PlanReport(TypedDict, total=False):
     """lora_plan.json: what is trained, by part of the model. method: lora or full. experts: empty without a mixture of experts.
 
-    unreachable: linear layers that were asked for and that peft cannot adapt in this model type.
+    unreachable: linear layers that were asked for and that peft cannot adapt in this model type. notes: what else decides the training.
     """
+
+    notes: list[str]
 
     method: str
     scope: str
@@ -333,8 +338,26 @@ class DataIdentity(TypedDict, total=False):
     fingerprint: str
 
 
+class ParentRecord(TypedDict, total=False):
+    """An adapter that a run builds on.
+
+    role: start (it went on with this adapter), below (merged into its base), extended (it is the rest of this run), combined (it is a part of
+    this adapter). path: as the config names it. run: name of the run that trained it; "" where there is none. sha256: of the adapter
+    (runs/weights.py: adapter_hash). steps: that it was trained for in its run. weight: of a combined one.
+    """
+
+    role: str
+    path: str
+    run: str
+    sha256: str
+    steps: int | None
+    weight: float
+
+
 class Environment(TypedDict, total=False):
     """env.json: everything outside the config that can change a result.
+
+    parents: the adapters that the run builds on; those merged below it in their order.
 
     max_new_tokens: what generation.max_new_tokens=auto stands for in this run. kept_max_new_tokens: the same for each set of
     evaluation.keep.
@@ -357,6 +380,7 @@ class Environment(TypedDict, total=False):
     image_processor: str
     max_new_tokens: int | None
     kept_max_new_tokens: dict[str, int | None]
+    parents: list[ParentRecord]
     notes: list[str]
 
 

@@ -13,15 +13,16 @@ from pathlib import Path
 
 # Arguments of transformers.EarlyStoppingCallback, in the trainer group beside TrainingArguments.
 EARLY_STOPPING = {"early_stopping_patience": "int | None", "early_stopping_threshold": "float"}
-# Keys that mmft adds to the trainer group: whether the micro-batches of a step are merged, how batches are filled and laid out, and what
-# happens when the loss or gradient of a step is not finite.
+# Keys that mmft adds to the trainer group: whether the micro-batches of a step are merged, how batches are filled and laid out, what happens
+# when the loss or gradient of a step is not finite, and rates and weight decay by part of the model.
 OWN_TRAINER = {
     **EARLY_STOPPING, "fold_accumulation": "str", "tokens_per_batch": "int | None", "packing": "bool", "nonfinite": "str", "nonfinite_limit": "int",
+    "learning_rates": "dict | None", "weight_decays": "dict | None", "loraplus_lr_ratio": "float | None", "lora_fa": "bool",
 }  # fmt: skip
 # Keys of TrainingArguments that may be null: the device decides (training/device_defaults.py).
 BY_DEVICE = {"dataloader_num_workers": "int | None", "dataloader_pin_memory": "bool | None"}
-OWN_LORA = {"r": "int | None", "scope": "str"}  # `scope`, and `r: null` for training without an adapter
-OWN_KEYS = {*OWN_TRAINER, "scope"}  # keys of these sections that are mmft's, not the library's
+OWN_LORA = {"r": "int | None", "scope": "str", "start": "str | None", "parts": "dict | None", "whole": "list | None", "top_layers": "int | None"}  # `r: null` is training without an adapter
+OWN_KEYS = {*OWN_TRAINER, *OWN_LORA} - {"r"}  # keys of these sections that are mmft's, not the library's
 
 
 def _library_file(package: str, relative: str) -> Path | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..adapters.attach import adapted_names, attach_adapter
 from ..adapters.experts import expert_tensors
+from ..adapters.merge import merge_adapter
 from ..adapters.plan import AdapterPlan, plan_adapter
 from ..audit.checks import check_blindness
 from ..collators.base import IGNORE
@@ -21,7 +22,6 @@ from ..common.errors import UserError
 from ..common.model_parts import is_encoder_decoder, part_of
 from ..data.sample import Sample
 from ..evaluation.evaluate import Evaluator
-from ..export.merge import merge_adapter
 from ..losses.supervised import supervised_loss
 from .subject import ANSWERS, QUESTIONS, Subject, close
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from ..collators.types import Batch, BatchMaker
 from ..common.errors import UserError
+from ..common.records import ParentRecord
 from ..common.tensors import eval_mode, to_device
 from ..config.build import build
 from ..config.plain import to_plain
@@ -40,7 +41,7 @@ class MergeFacts(TypedDict):
     """merge.json: what was merged, and how far its logits are from those of base and adapter.
 
     rows: ids of the compared rows. adapter_moves_logits_by: the largest difference that the adapter makes. quantised_base: None,
-    `dequantised` or `original`. difference_to_the_quantised_run: of the reference's logits from those of the run as trained.
+    `dequantised` or `original`. difference_to_the_quantised_run: of the reference's logits from those of the run as trained. parents: see ParentRecord.
     """
 
     run: str
@@ -57,6 +58,7 @@ class MergeFacts(TypedDict):
     adapter_moves_logits_by: float
     quantised_base: str | None
     difference_to_the_quantised_run: float | None
+    parents: list[ParentRecord]
 
 
 @dataclass

@@ -10,8 +10,9 @@ from typing import Any, cast
 import yaml
 
 from ..common.files import read_json, read_text, read_yaml
-from ..common.records import Environment, ModelIdentity, PlanReport, Summary
+from ..common.records import Environment, ModelIdentity, ParentRecord, PlanReport, Summary
 from ..reports import numbers
+from ..reports.lineage import lineage
 from ..reports.tables import answer_notes, metric_rows, source_table
 from ..runs.directory import Run
 
@@ -35,10 +36,11 @@ def card(run: Path, kind: str, notes: Sequence[str] = ()) -> str:
         _front_matter(kind, base),
         f"# {_plain(summary.get('name') or run.resolve().name)}",
         f"A {KINDS[kind]} of {_base_name(base)}, made with mmft.",
-        "## Use", _use(kind, base),
+        "## Use", _use(kind, base, [p for p in env.get("parents") or () if p.get("role") == "below"]),
         "## Figures", _figures(summary),
         "## Data", _data(summary, env, settings),
         "## Training", _training(run, summary, env, plan, settings),
+        *(["## Builds on", _builds_on(run)] if lineage(run) else []),
         *(["## How these weights were made", _list(notes)] if notes else []),
         "## Limits", _limits(summary),
         "## Licence", _licence(base),
@@ -66,12 +68,13 @@ def _base_name(base: ModelIdentity) -> str:
     return f"`{Path(path).name}` ({where}, files `{str(base.get('revision'))[:19]}`)"
 
 
-def _use(kind: str, base: ModelIdentity) -> str:
+def _use(kind: str, base: ModelIdentity, below: Sequence[ParentRecord] = ()) -> str:
     path = base.get("path") if base.get("hub") in ("huggingface", "modelscope") else "PATH_TO_THE_BASE_MODEL"
     if kind == "adapter":
         lines = [
             "from peft import PeftModel", "from transformers import AutoModelForImageTextToText, AutoProcessor", "",
             f'model = AutoModelForImageTextToText.from_pretrained("{path}", dtype="auto", device_map="auto")',
+            *(f'model = PeftModel.from_pretrained(model, "THE_ADAPTER_OF_{_adapter_name(p.get("run") or p.get("path"))}").merge_and_unload()  # {str(p.get("sha256"))[:12]}' for p in below),
             'model = PeftModel.from_pretrained(model, "THIS_FOLDER")',
             'processor = AutoProcessor.from_pretrained("THIS_FOLDER")  # image limits and chat template of the training',
         ]  # fmt: skip
@@ -137,6 +140,16 @@ def _training(run: Path, summary: Summary, env: Environment, plan: PlanReport, s
         "versions: " + ", ".join(f"{name} {packages[name]}" for name in ("torch", "transformers", "peft") if packages.get(name)) + f", mmft {env.get('mmft')}",
     ]
     return f"```bash\nmmft {_plain(' '.join(map(without_folders, words)))}\n```\n\n" + _list(lines)
+
+
+def _builds_on(run: Path) -> str:
+    rows = [f"`{_adapter_name(a['name'])}`: {a['what']} in `{_plain(a['of'])}`, {a['steps']} steps, sha256 `{a['sha256']}`" for a in lineage(run)]
+    return "The oldest first.\n\n" + _list(rows)
+
+
+def _adapter_name(name: object) -> str:
+    """A run's name or a hub's id as it is, of a folder its last part."""
+    return _plain(Path(str(name)).name if str(name).startswith(("/", "~")) else name)
 
 
 def _limits(summary: Summary) -> str:

@@ -134,7 +134,7 @@ def identities(settings: Settings, loaded: Loaded, collator: Collator) -> tuple[
     processor = loaded.processor
     image = {"processor": type(processor.image_processor).__name__, "settings": processor.image_processor.to_dict(), "given": settings["model"].get("processor")}
     features = {
-        "format": 3, "weights": loaded.located.revision, "class": type(loaded.model).__name__, "dtype": str(loaded.dtype),
+        "format": 3, "weights": loaded.located.revision, **({"below": loaded.below} if loaded.below else {}), "class": type(loaded.model).__name__, "dtype": str(loaded.dtype),
         "device": loaded.device.split(":")[0], "attention": attention_implementation(loaded.model.config),
         "quantization": settings["model"].get("quantization"), "rewrites": settings["model"].get("rewrites", "auto"), "image": image, "versions": versions,
     }  # fmt: skip

@@ -27,13 +27,13 @@ INDIVIDUAL = ("seed", "name", "run_dir", "rank_by", "generation", "evaluation")
 # the base, modules_to_save) change what the base computes for everyone.
 LORA = (
     "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "use_rslora",
-    "rank_pattern", "alpha_pattern", "scope", "task_type", "inference_mode",
+    "rank_pattern", "alpha_pattern", "scope", "start", "parts", "task_type", "inference_mode",
 )  # fmt: skip
 PLAIN = {"bias": ("none", None), "init_lora_weights": (True, None, "gaussian", "orthogonal"), "fan_in_fan_out": (False, None)}
 # Keys of TrainingArguments that concern a member's optimizer, schedule, logs and evaluations, not its batches.
 TRAINER = (
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "optim_args",
-    "adam_beta1", "adam_beta2", "adam_epsilon", "label_smoothing_factor", "early_stopping_patience", "early_stopping_threshold",
+    "adam_beta1", "adam_beta2", "adam_epsilon", "learning_rates", "weight_decays", "loraplus_lr_ratio", "label_smoothing_factor", "early_stopping_patience", "early_stopping_threshold",
     "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "logging_steps", "logging_first_step", "logging_strategy",
     "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_strategy", "save_steps", "save_total_limit", "per_device_eval_batch_size",
 )  # fmt: skip
@@ -74,6 +74,8 @@ def why_alone(settings: Settings) -> str | None:
             return f"trainer.{key} takes a model apart"
     if trainer.get("packing"):
         return "trainer.packing=true: in one sequence the rows of several points could not be told apart"
+    if trainer.get("lora_fa"):
+        return "trainer.lora_fa makes an optimizer of the whole adapter"
     if trainer.get("neftune_noise_alpha"):
         return "trainer.neftune_noise_alpha adds noise to the embeddings, which all would share"
     objective = build(settings["objective"], "objective")

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 class Loaded:
     """A model ready for training or use.
 
-    quantization: None for unquantised weights. notes: the choices made, shown in the terminal and stored in env.json.
+    quantization: None for unquantised weights. notes: the choices made, shown in the terminal and stored in env.json. below: hashes of the
+    adapters that are merged into the weights (runs/parents.py).
     """
 
     model: PreTrainedModel
@@ -43,6 +44,7 @@ class Loaded:
     dtype: torch.dtype
     quantization: Quantization | None = None
     notes: list[str] = field(default_factory=list)
+    below: list[str] = field(default_factory=list)
 
     @property
     def quantized(self) -> bool:

@@ -46,7 +46,7 @@ def attach(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: i
     set_seed(settings["seed"])
     model = prepare_for_training(model, base.loaded.quantization, settings["trainer"], inputs.family.path)
     preferences = prepare_preferences(inputs, base, context, model)  # while nothing is attached to the base
-    model = attach_adapter(model, inputs.plan)
+    model = attach_adapter(model, inputs.plan, inputs.start.folder if inputs.start else None, bool(settings["trainer"].get("lora_fa")))
     rewrites = rewrite_for_training(model, inputs.family.rewrites, settings["seed"])
     freeze(model, noisy_embeddings=bool(settings["trainer"].get("neftune_noise_alpha")))
     initial = initial_matrices(model) if changes_base(inputs.plan.settings) else None
@@ -59,7 +59,8 @@ def attach(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: i
         batch = to_device(base.collator([base.rows[0]]), model.device)
         adapter = {k: v for k, v in settings["lora"].items() if k not in NUMERIC_KEYS}
         rewrites.narrow(model, batch, lambda compare: context.memo.once(inputs.base_key("last layer", adapter), compare))
-    return Adapted(model, rewrites, adapter_report(model, inputs.plan), initial, preferences)
+    report = adapter_report(model, inputs.plan, {row["part"]: row["rate"] for row in inputs.planned["rows"] if row["rate"] is not None})
+    return Adapted(model, rewrites, {**report, "notes": inputs.planned["notes"]}, initial, preferences)
 
 
 def _may_narrow(inputs: TrainingInputs) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from typing_extensions import Self
@@ -10,7 +11,8 @@ from typing_extensions import Self
 from ..common.memo import Memo
 from ..models.families.base import Family
 from ..models.hub import Located
-from ..models.load import Loaded, load_model
+from ..models.load import Loaded
+from ..runs.parents import Parent, load_base
 from ..system.signals import Listener
 from ..training.callbacks import TrialReporter
 from ..training.trainer import JointMember
@@ -33,9 +35,9 @@ class RunContext:
     sharers: int = 1
     imported: bool = False
 
-    def load(self, family: Family, full_training: bool, located: Located) -> Loaded:
-        """The model of a run, which the run may change."""
-        return load_model(family, full_training=full_training, located=located)
+    def load(self, family: Family, full_training: bool, located: Located, below: Sequence[Parent] = ()) -> Loaded:
+        """The model of a run, which the run may change. below: adapters to merge into it."""
+        return load_base(family, located, below, full_training)
 
     def begin_run(self) -> None:
         """Called before a run prepares anything."""

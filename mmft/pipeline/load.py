@@ -62,7 +62,7 @@ def load_base(inputs: TrainingInputs, context: RunContext, audit: bool) -> Base:
 
     settings = inputs.settings
     set_seed(settings["seed"])
-    loaded = context.load(inputs.family, inputs.full, inputs.located)
+    loaded = context.load(inputs.family, inputs.full, inputs.located, inputs.below)
     for note in loaded.notes:
         log.info("%-14s %s", "model", note)
     collator = build_collator(inputs.cfg.collator, inputs.family, loaded)

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from ..adapters.plan import AdapterPlan, plan_adapter
+from ..adapters.report import planned_report
+from ..adapters.stored import check_start, read_adapter
 from ..collators.box_styles import check_whole_images, find_style, no_style
 from ..common.errors import UserError
 from ..common.hashing import key_of
+from ..common.records import PlanReport
 from ..config.build import build
-from ..config.settings import Settings
+from ..config.settings import Section, Settings
 from ..config.validate import to_plain
 from ..data.mix import mixing_of
 from ..data.mixing import Mixing
@@ -29,6 +32,8 @@ from ..losses.objectives import Objective, Sft
 from ..models.families.base import Family
 from ..models.hub import Located
 from ..models.load import load_processor, load_skeleton, locate_model
+from ..runs.parents import START, Parent, check_below, check_sits_on, find_adapter, find_below
+from ..training.rates import check_rates, rate_notes, rate_of
 from .context import RunContext
 from .preferences import usable_rows
 
@@ -40,7 +45,8 @@ if TYPE_CHECKING:
 class TrainingInputs:
     """The settings and data of a training, its model without weights, and the plan of its adapter. mixing: of a mix, the draws of an epoch.
 
-    objective: what is learned from the rows. held_out: with the rows that are labelled bad, if the objective compares.
+    objective: what is learned from the rows. held_out: with the rows that are labelled bad, if the objective compares. start: the adapter to go on
+    with. below: the adapters merged into the base. planned: what is trained, by part.
     """
 
     cfg: DictConfig
@@ -56,6 +62,9 @@ class TrainingInputs:
     kept: list[KeptSet] = dataclasses.field(default_factory=list)
     mixing: Mixing | None = None
     objective: Objective = dataclasses.field(default_factory=Sft)
+    start: Parent | None = None
+    below: list[Parent] = dataclasses.field(default_factory=list)
+    planned: PlanReport = dataclasses.field(default_factory=lambda: PlanReport())
 
     @property
     def epoch_rows(self) -> int:
@@ -70,7 +79,7 @@ class TrainingInputs:
     def base_key(self, what: str, *more: object) -> str:
         """A key that is equal for two runs whose base model gives the same result for `what`."""
         s = self.settings
-        return key_of(what, s["model"], s["collator"], self.full, self.located.revision, self.prepared.fingerprint, *more)
+        return key_of(what, s["model"], s["collator"], self.full, self.located.revision, [p.sha256 for p in self.below], self.prepared.fingerprint, *more)
 
 
 def prepare_inputs(cfg: DictConfig, context: RunContext) -> TrainingInputs:
@@ -92,7 +101,33 @@ def prepare_inputs(cfg: DictConfig, context: RunContext) -> TrainingInputs:
     located, skeleton = locate_and_outline(family, context)
     check_boxes(prepared, family, located, skeleton.config.model_type)
     plan = plan_adapter(skeleton, settings["lora"])
-    return TrainingInputs(cfg, settings, family, prepared, rows, held_out, located, skeleton, plan, metrics, kept, mixing, objective)
+    start, below = find_parents(settings, family, located, plan)
+    planned = plan_report(skeleton, plan, settings["trainer"])
+    return TrainingInputs(cfg, settings, family, prepared, rows, held_out, located, skeleton, plan, metrics, kept, mixing, objective, start, below, planned)
+
+
+def plan_report(skeleton: torch.nn.Module, plan: AdapterPlan, trainer: Section) -> PlanReport:
+    """What will be trained in each part and at which rate, from a model without weights. Raises UserError for a rate that acts on nothing."""
+    report = planned_report(skeleton, plan, fixed_a=bool(trainer.get("lora_fa")))
+    trained = [row for row in report["rows"] if row["trainable"]]
+    check_rates(trainer, [row["part"] for row in trained], plan.settings if plan.method == "lora" else None)
+    for row in trained:
+        row["rate"] = rate_of(trainer, row["part"])
+    report["notes"] = rate_notes(trainer)
+    return report
+
+
+def find_parents(settings: Settings, family: Family, located: Located, plan: AdapterPlan) -> tuple[Parent | None, list[Parent]]:
+    """(the adapter of lora.start, those of model.adapters), checked as far as files without weights tell. Raises UserError."""
+    below = find_below(family.adapters or [], settings["output_dir"], family.hub)
+    check_below(below, family, located)
+    word = settings["lora"].get("start")
+    if word is None:
+        return None, below
+    start = find_adapter(str(word), START, "lora.start", settings["output_dir"], family.hub)
+    check_sits_on(start, located, below)
+    check_start(read_adapter(start.folder), plan, start.path)
+    return start, below
 
 
 def _check_order(settings: Settings, mixing: Mixing | None) -> None:

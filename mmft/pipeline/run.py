@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from ..adapters.save import save_trained
 from ..common.errors import Pruned, UserError
+from ..common.files import read_json
 from ..common.records import Summary
 from ..config.build import build
 from ..config.snapshot import snapshot
@@ -29,6 +30,7 @@ from ..reports import terminal
 from ..runs.base_model import check_base
 from ..runs.directory import Run
 from ..runs.environment import environment, process_started
+from ..runs.parents import Parent, chain_of, check_unchanged, extended, resolve_names
 from ..system.disk import is_disk_full
 from ..system.distributed import is_main, share
 from ..system.memory import ADVICE, is_out_of_memory
@@ -56,6 +58,7 @@ class Training:
 
     def __init__(self, inputs: TrainingInputs, run: Run, logger: Logger, context: RunContext, audit: bool, times: dict[str, float]):
         self.inputs, self.run_dir, self.logger, self.context, self.audit = inputs, run, logger, context, audit
+        self.extends = [record] if (record := extended(run)) else []  # the run that this one is the rest of
         self.times = times
         self.device = "cpu"
         self.summary: Summary = {
@@ -85,6 +88,8 @@ class Training:
             if base.kept:
                 env["kept_max_new_tokens"] = {kept.name: evaluator.limit.max_new_tokens for kept, evaluator in base.kept}
             self.summary |= {"max_new_tokens": base.limit.max_new_tokens, "longest_reference": base.limit.longest}
+            if parents := [p.record() for p in (*inputs.below, *([inputs.start] if inputs.start else []))] + self.extends:
+                env["parents"] = parents
             if resumed is None or not (run / "env.json").is_file():
                 run.write_json("env.json", env)
             else:  # env.json keeps what the run began on; each later part is added
@@ -123,8 +128,6 @@ class Training:
         inputs, run, context, preferences = self.inputs, self.run_dir, self.context, adapted.preferences
         run.write_json("lora_plan.json", adapted.report)
         self.summary |= {"trainable_parameters": adapted.report["trainable_parameters"], "total_parameters": adapted.report["total_parameters"]}
-        if is_main() and context.member is None:
-            terminal.show(terminal.plan_table(adapted.report))
         loop = TrainingLoop(TrainingJob(
             run=run, logger=self.logger, settings=inputs.settings, loaded=base.loaded, model=adapted.model, rewrites=adapted.rewrites, full=inputs.full,
             collator=preferences.collator if preferences else base.collator, rows=base.rows, sizes=base.checked.sizes, held_out=base.checked.held_out, evaluator=base.evaluator, listener=listener, mixing=base.mixing, cached=base.cached is not None,
@@ -147,7 +150,10 @@ class Training:
         state_dict = loop.trainer.gathered_weights()
         if run.writes:
             settings = base.evaluator.generation_config() if base.evaluator else None
-            save_trained(run.path, adapted.model, inputs.plan, base.loaded.processor, _base_of(inputs.located), settings, state_dict, adapted.initial)
+            save_trained(
+                run.path, adapted.model, inputs.plan, base.loaded.processor, _base_of(inputs.located, inputs.below), settings, state_dict, adapted.initial,
+                chain_of(read_json(run / "env.json")),
+            )
 
     def _describe_sources(self, base: Base) -> None:
         """Add to each source of a mix what was planned, to what was trained; also sources that are only held out."""
@@ -224,6 +230,7 @@ def train(cfg: DictConfig, overrides: list[str], context: RunContext, parent: Ma
     overrides: the words of the command, recorded in the run. parent: the run that this one repeats (parent.json). imported: this process
     had to import the libraries first.
     """
+    resolve_names(cfg)
     times = {"import": time.time() - process_started()} if imported else {}
     # everything light is built and checked before a weight is read and before anything is written
     logger = build(cfg.logger, "logger") if is_main() else Logger(hardware=False)
@@ -242,6 +249,11 @@ def train(cfg: DictConfig, overrides: list[str], context: RunContext, parent: Ma
     place = wanted or Path(cfg.output_dir)
     if earlier and (earlier / "env.json").is_file():
         check_base(inputs.located, Run(earlier).read_json("env.json")["model"], earlier)
+        check_unchanged(Run(earlier), inputs.settings["output_dir"])
+    elif earlier and (record := extended(earlier)):
+        data = (read_json(Path(record["path"]) / "env.json").get("data") or {}).get("fingerprint")
+        if data not in (None, inputs.prepared.fingerprint):
+            raise UserError(f"run={record['path']}: its data has changed since (then {data}, now {inputs.prepared.fingerprint}); lora.start=RUN goes on with other data")
     resumed = share(lambda: reopen(earlier)) if earlier else None
     share(lambda: check_disk(place, need, context.runs_at_once, bytes_on_disk(place) if resumed else 0))
     words = [cfg.name or Path(inputs.located.path.split(":")[-1]).name, "" if cfg.name else inputs.prepared.manifest["name"]]
@@ -249,11 +261,13 @@ def train(cfg: DictConfig, overrides: list[str], context: RunContext, parent: Ma
     log.info("run directory  %s", run.path)
     for text in inputs.prepared.describe():
         log.info("%-14s %s", "data", text)
+    if is_main() and context.member is None:  # before the weights are read: a plan that is not what was meant can still be stopped
+        terminal.show(terminal.plan_table(inputs.planned))
     with run.locked(), listening(context.listener) as listener:
         if resumed is None:
             run.write_text("snapshot.yaml", snapshot(cfg))
             run.write_text("overrides.txt", "".join(f"{word}\n" for word in overrides))
-        if parent:
+        if parent and resumed is None:
             run.write_json("parent.json", parent)
         training = Training(inputs, run, logger, context, audit and resumed is None, times)
         try:
@@ -295,7 +309,10 @@ def _record_failure(training: Training, error: BaseException) -> None:
         raise UserError(f"{run.path}: {why}; its checkpoints are as they were: free some, and go on with mmft resume run={run.path}") from None
 
 
-def _base_of(located: Located) -> tuple[str, str | None]:
-    """(path, revision) of the base model for adapter_config.json."""
+def _base_of(located: Located, below: Sequence[Parent]) -> tuple[str, str | None]:
+    """(path, revision) of the base model for adapter_config.json; over merged adapters a text that no library can take for a model's name."""
     on_hub = located.hub in ("huggingface", "modelscope")
-    return located.path if on_hub else str(located.folder), located.revision if located.hub == "huggingface" else None
+    path = located.path if on_hub else str(located.folder)
+    if below:
+        return f"{path} with {' and '.join(p.path for p in below)} merged into it", None
+    return path, located.revision if located.hub == "huggingface" else None

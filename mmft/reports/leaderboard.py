@@ -14,6 +14,7 @@ from ..evaluation.metrics.base import MetricSet
 from ..evaluation.metrics.defaults import metric_set
 from ..evaluation.resampling import LOSS, differences
 from . import numbers
+from .lineage import lineage, steps_before
 from .numbers import is_number
 from .ranking import Leaderboard, RankedRun, flag_conditions, mark, mark_noise, seed_groups
 from .run_files import flatten
@@ -63,6 +64,7 @@ def read(folder: Path, by: str | None = None) -> Leaderboard:
     board.main_kept = [main_kept(board.kept, kept) for kept in sets]
     board.groups = seed_groups(board)
     flag_conditions(board)
+    _flag_ancestors(board)
     mark(board)
     if not board.groups:
         mark_noise(board, _gaps_to_best(board))
@@ -90,6 +92,16 @@ def _gaps_to_best(board: Leaderboard) -> dict[str, Difference]:
         return {}
     found = [(row.run, differences(metrics, answers[0], own).get(score)) for row, own in zip(ranked[1:], answers[1:], strict=True)]
     return {run: gap for run, gap in found if gap}
+
+
+def _flag_ancestors(board: Leaderboard) -> None:
+    """Flag runs whose adapter was trained for other numbers of steps before, and name what runs build on."""
+    before = {row.run: steps_before(row.path) for row in board.finished}
+    for row in board.finished:
+        if len(set(before.values())) > 1 and before[row.run]:
+            row.flags.append(f"other amount of training: its adapter had {before[row.run]} steps before")
+        if ancestors := lineage(row.path):
+            board.notes.append(f"{row.run} builds on " + ", ".join(f"{a['name']} ({a['what']})" for a in ancestors) + ".")
 
 
 def _note_rows(board: Leaderboard) -> None:

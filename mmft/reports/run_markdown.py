@@ -12,6 +12,7 @@ from ..common.records import AnswerRecord, Environment, PlanReport, Summary
 from . import answers, numbers
 from .answers import AnswerPair
 from .html import write_text
+from .lineage import lineage
 from .run_files import flatten
 from .run_page import RUN_FILES, run_date, run_status
 from .tables import answer_notes, expert_notes, metric_rows, plan_rows, source_table
@@ -48,9 +49,12 @@ def markdown(run_dir: Path) -> str:
         parts += ["## By source", table(("", *map(cell, by_source["sources"])), [[label, *cells] for label, _, cells in by_source["rows"]])]
     rows = plan_rows(plan)
     if rows:
-        head = ("part", "layers adapted", "r", "scale", "trainable", "parameters")
-        parts += ["## Adapter plan", table(head, [[r["part"], r["adapted"], r["r"], r["scale"], r["trainable"], r["total"]] for r in rows])]
-        parts += expert_notes(plan)
+        columns = ("part", "method", "layers adapted", "r", "scale", "learning rate", "trainable", "parameters")
+        parts += ["## Adapter plan", table(columns, [[r["part"], r["method"], r["adapted"], r["r"], r["scale"], r["rate"], r["trainable"], r["total"]] for r in rows])]
+        parts += [*expert_notes(plan), *map(cell, plan.get("notes") or ())]
+    if ancestors := lineage(run_dir):
+        names = ("run", "what it is", "to", "steps", "held-out loss", "sha256")
+        parts += ["## Builds on", table(names, [[a["name"], a["what"], a["of"], a["steps"], a["loss"], a["sha256"]] for a in ancestors])]
     model = env.get("model") or {}
     facts = {
         "steps": summary.get("steps"), "time": numbers.duration(summary.get("seconds")), "peak memory": numbers.memory(summary.get("peak_memory_mb")),

@@ -16,6 +16,7 @@ from . import answers, numbers
 from .answers import AnswerPair, Piece, Verdict
 from .confusion import confusion_table
 from .html import render, write_text
+from .lineage import lineage
 from .loss_curve import write_curve
 from .numbers import is_number
 from .pictures import ShownPictures, boxes_of, shown_pictures
@@ -136,6 +137,7 @@ def view(run_dir: Path) -> dict[str, Any]:
         "plan": plan_rows(plan),
         "plan_total": plan,
         "experts": expert_notes(plan),
+        "ancestors": lineage(run_dir),
         "config": read_text(run_dir / "snapshot.yaml"),
         "env": env,
         "confusion": confusion_table(summary.get("confusion"), tuned),

@@ -93,7 +93,9 @@ class PlanTableRow(TypedDict):
     """A part of the model in the adapter plan. idle: nothing in it is trained."""
 
     part: str
+    method: str
     adapted: str
+    rate: str
     r: str
     scale: str
     trainable: str
@@ -214,7 +216,7 @@ def plan_rows(plan: PlanReport) -> list[PlanTableRow]:
     for row in plan.get("rows") or ():
         scale = row.get("scale")
         rows.append({
-            "part": str(row.get("part", "")), "adapted": f"{row.get('modules', 0)} of {row.get('linear', 0)}",
+            "part": str(row.get("part", "")), "method": str(row.get("method") or numbers.MISSING), "rate": numbers.plain(row.get("rate")), "adapted": f"{row.get('modules', 0)} of {row.get('linear', 0)}",
             "r": str(row.get("r") or numbers.MISSING), "scale": f"{scale:g}" if is_number(scale) else numbers.MISSING,
             "trainable": numbers.count(row.get("trainable")), "total": numbers.count(row.get("total")),
             "share": numbers.percent(row.get("trainable"), row.get("total")),

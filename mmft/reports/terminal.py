@@ -66,17 +66,20 @@ def plan_table(plan: PlanReport) -> Table:
 
     # "adapted": linear layers with an adapter, of all linear layers of the part
     title = "Full training" if plan.get("method") == "full" else f"Adapter plan, scope {plan.get('scope', 'language')}"
-    table = new_table(title, ("part", "adapted", "r", "scale", "trainable", "parameters", "share"))
-    table.columns[2].no_wrap, table.columns[2].overflow = False, "fold"  # ranks may be a list, which is wrapped
+    table = new_table(title, ("part", "method", "adapted", "r", "scale", "rate", "trained", "of", "share"))
+    table.columns[3].no_wrap, table.columns[3].overflow = False, "fold"  # ranks may be a list, which is wrapped
     for row in plan_rows(plan):
         style = "dim" if row["idle"] else None
-        table.add_row(Text(row["part"]), row["adapted"], Text(row["r"]), row["scale"], row["trainable"], row["total"], row["share"], style=style)
+        table.add_row(
+            Text(row["part"]), row["method"], row["adapted"], Text(row["r"]), row["scale"], row["rate"], row["trainable"], row["total"], row["share"], style=style
+        )
     trainable, total = plan.get("trainable_parameters"), plan.get("total_parameters")
     if is_number(trainable):
         table.add_section()
-        table.add_row("all", "", "", "", numbers.count(trainable), numbers.count(total), numbers.percent(trainable, total), style="bold")
-    notes = [f"trained whole: {', '.join(map(str, plan['modules_to_save']))}"] if plan.get("modules_to_save") else []
-    notes += expert_notes(plan)
+        table.add_row("all", "", "", "", "", "", numbers.count(trainable), numbers.count(total), numbers.percent(trainable, total), style="bold")
+    saved = list(map(str, plan.get("modules_to_save") or ()))
+    notes = [f"trained whole: {', '.join(saved[:4])}{f' and {len(saved) - 4} others' if len(saved) > 4 else ''}"] if saved else []
+    notes += [*expert_notes(plan), *(plan.get("notes") or ())]
     table.caption = Text("\n".join(notes)) if notes else None
     return table
 

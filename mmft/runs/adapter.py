@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..adapters.attach import run_saved_modules_in_float
+from ..adapters.stored import check_loaded
 from ..common.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,13 +15,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str = "default") -> PeftModel:
+def load_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str = "default", hooks: list[Any] | None = None) -> PeftModel:
     """The model with the adapter of `folder`, in eval mode. model: the base, or a model with other adapters, which gets one more.
 
     Raises UserError for a folder that cannot be read and for an adapter that does not fit. peft itself only warns about keys that fit
-    nothing; here every weight must be loaded as it is stored.
+    nothing; here every weight must be loaded as it is stored. hooks: gets the hooks by which fp32 modules compute in a half-precision base.
     """
-    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import PeftModel, set_peft_model_state_dict
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -43,13 +44,9 @@ def load_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str = "
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(f"{folder}: this adapter does not fit the base model: {str(error).strip().splitlines()[0]}") from None
     if any("float32" in str(v.dtype) for v in stored.values()):
-        run_saved_modules_in_float(tuned)  # peft loads modules_to_save in the base's dtype, which rounds them
+        handles = run_saved_modules_in_float(tuned)  # peft loads modules_to_save in the base's dtype, which rounds them
+        if hooks is not None:
+            hooks += handles
         set_peft_model_state_dict(tuned, stored, name)
-    loaded = get_peft_model_state_dict(tuned, adapter_name=name, save_embedding_layers=False)
-    odd = sorted(set(stored) ^ set(loaded)) or sorted(k for k in stored if stored[k].shape != loaded[k].shape)
-    if odd:
-        raise UserError(f"{folder}: {len(odd)} weights of the adapter do not fit the base model, e.g. {odd[0]}")
-    for key, value in stored.items():
-        if not bool((loaded[key].cpu().to(value.dtype) == value).all()):
-            raise UserError(f"{folder}: {key} was not loaded as it is stored")
+    check_loaded(tuned, stored, folder, name)
     return tuned.eval()

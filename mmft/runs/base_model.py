@@ -35,13 +35,18 @@ def locate_base(family: Family, trained_on: ModelIdentity, run: str | Path) -> L
 
 def check_base(located: Located, trained_on: ModelIdentity, run: str | Path) -> None:
     """Raises UserError unless a model has the files that the run was trained on."""
-    recorded = trained_on.get("revision") or ""
-    if located.revision == recorded or _content(located) == _recorded_content(trained_on, run):
+    if has_files_of(located, trained_on, run):
         return
+    recorded = trained_on.get("revision") or ""
     raise UserError(
         f"run={run}: its base model {located.path} is not what it was trained on (then {recorded[:19]}, now {located.revision[:19]}); give it back"
         f" its files, or name a folder that has them: {MOVED}=FOLDER"
     )
+
+
+def has_files_of(located: Located, trained_on: ModelIdentity, run: str | Path) -> bool:
+    """Whether a model has the files that the run was trained on. Raises UserError if these cannot be compared."""
+    return located.revision == (trained_on.get("revision") or "") or _content(located) == _recorded_content(trained_on, run)
 
 
 def _content(located: Located) -> str:

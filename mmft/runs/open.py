@@ -28,10 +28,12 @@ from ..evaluation.metrics.defaults import metric_set
 from ..evaluation.token_limit import AUTO
 from ..models.families.base import Family
 from ..models.fingerprint import import_while_hashing, local_revision
-from ..models.load import Loaded, build_collator, load_model, load_processor, locate_model
+from ..models.load import Loaded, build_collator, load_processor, locate_model
 from .adapter import load_adapter
 from .base_model import MOVED, locate_base
 from .directory import Run
+from .parents import BELOW_MOVED, below_of_run, check_below, find_below, load_base
+from .weights import trained_weights
 
 if TYPE_CHECKING:
     from ..data.sample import Sample
@@ -60,10 +62,10 @@ class OpenedRun:
 
     def identity(self) -> dict[str, str]:
         """What decides the model's answers to a prompt, apart from the generation settings, as hashes by the name that a user knows."""
-        model = {k: v for k, v in self.settings["model"].items() if k != "path"}  # the base may have been moved
+        model = {k: v for k, v in self.settings["model"].items() if k not in ("path", "adapters")}  # the base may have been moved
         adapter = local_revision(self.weights) if self.weights is not None and self.weights.is_dir() else None
         return {
-            "model": key_of(self.loaded.located.revision, model, adapter), "collator": key_of(self.settings["collator"]),
+            "model": key_of(self.loaded.located.revision, model, adapter, *self.loaded.below), "collator": key_of(self.settings["collator"]),
             "selection of metrics": key_of(self.settings.get("metrics")), "version of mmft or transformers": f"{__version__} {version('transformers')}",
         }  # fmt: skip
 
@@ -99,7 +101,9 @@ def open_any(path: str | Path | None, cfg: DictConfig, overrides: list[str], che
         return open_run(path, cfg, overrides, checkpoint)
     import_while_hashing("transformers", "peft", model=cfg.model.get("path"))
     family = build(cfg.model, "model")
-    loaded = load_model(family)
+    located, below = locate_model(family), find_below(family.adapters or [], str(cfg.output_dir), family.hub)
+    check_below(below, family, located)
+    loaded = load_base(family, located, below)
     collator = build_collator(cfg.collator, family, loaded)
     return OpenedRun(None, cfg, resolved(cfg), family, loaded, loaded.model, collator)
 
@@ -157,6 +161,8 @@ def run_config(path: str | Path, cfg: DictConfig, overrides: list[str]) -> tuple
         head = key.split(".")[0]
         if key == MOVED:
             kept.model.path = cfg.model.path
+        elif key == BELOW_MOVED:
+            OmegaConf.update(kept, key, cfg.model.adapters, force_add=True)
         elif head in FIXED:
             other_place = f"; {MOVED}=FOLDER alone is possible, if its base model was moved" if head == "model" else ""
             raise UserError(f"{word}: run={path} brings its own {head}; drop this word (train a new run to change it{other_place})")
@@ -190,23 +196,8 @@ def open_run(path: str | Path, cfg: DictConfig, overrides: list[str], checkpoint
         located = locate_model(family)
     else:
         located = locate_base(family, run.read_json("env.json")["model"], path)
-    loaded = load_model(family, located=located)
+    loaded = load_base(family, located, below_of_run(run, family.adapters, family.hub, str(kept.output_dir)) if not full else ())
     loaded.processor = load_processor(family, located, run / "adapter" if (run / "adapter").is_dir() else weights)
     model = loaded.model if full else load_adapter(loaded.model, weights)
     collator = build_collator(kept.collator, family, loaded)
     return OpenedRun(run, kept, resolved(kept), family, loaded, model, collator, weights)
-
-
-def trained_weights(run: Run, checkpoint: int | None) -> tuple[Path, bool]:
-    """(folder of the trained weights, whether they are a whole model). Raises UserError."""
-    if checkpoint is not None:
-        folder = run / "checkpoints" / f"checkpoint-{checkpoint}"
-        if not folder.is_dir():
-            there = sorted(int(p.name.split("-")[1]) for p in (run / "checkpoints").glob("checkpoint-*") if p.name.split("-")[1].isdigit())
-            raise UserError(f"checkpoint={checkpoint}: {run.path} has no such checkpoint; there are: {', '.join(map(str, there)) or 'none'}")
-        return folder, not (folder / "adapter_config.json").is_file()
-    for name in ("adapter", "model"):
-        if (run / name).is_dir():
-            return run / name, name == "model"
-    status = run.read_json("summary.json").get("status") if (run / "summary.json").is_file() else "unfinished"
-    raise UserError(f"run={run.path}: this run is {status} and saved no adapter; name one of its checkpoints (checkpoint=N) or train it again")

@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +19,10 @@ import torch
 from ..common.hashing import key_of, tensor_hash
 from ..models.families.base import Family
 from ..models.hub import Located
-from ..models.load import Loaded, load_config, load_model
+from ..models.load import Loaded, load_config
 from ..models.quantization import saved_quantization
 from ..pipeline.context import RunContext
+from ..runs.parents import Parent, load_base
 
 log = logging.getLogger("mmft")
 
@@ -45,18 +47,18 @@ class SweepContext(RunContext):
 
     base: SharedBase = field(default_factory=SharedBase)
 
-    def load(self, family: Family, full_training: bool, located: Located) -> Loaded:
+    def load(self, family: Family, full_training: bool, located: Located, below: Sequence[Parent] = ()) -> Loaded:
         """The base for one point. Only the base used last is kept, so memory holds one.
 
         Quantised models are read for each point, because their preparation for training casts weights in place; so are fully trained ones.
         """
         if full_training or family.quantization or saved_quantization(load_config(family, located)):
             self.base.loads += 1
-            return load_model(family, full_training=full_training, located=located)
-        key = key_of(type(family).__name__, dataclasses.asdict(family), located.revision)
+            return load_base(family, located, below, full_training)
+        key = key_of(type(family).__name__, dataclasses.asdict(family), located.revision, [p.sha256 for p in below])
         if key != self.base.key or self.base.loaded is None:
             self.forget_base()
-            self.base.loaded, self.base.key = load_model(family, located=located), key
+            self.base.loaded, self.base.key = load_base(family, located, below), key
             self.base.digest = weights_digest(self.base.loaded.model)
             self.base.loads += 1
         shared = self.base.loaded

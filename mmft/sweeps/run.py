@@ -45,6 +45,11 @@ def plan_sweep(command: Command) -> tuple[Sweep, list[Point], str]:
     """(the sweep's directory, this command's points, the objective); every config is composed and checked. Raises UserError."""
     words, keys = sweep_overrides.expand(command.overrides, command.config_dir)
     configs = sweep_overrides.compose_each(words, command.config_dir, command.config_name)
+    if any(cfg.lora.get("start") or cfg.model.get("adapters") for cfg in configs):
+        from ..runs.parents import resolve_names
+
+        for cfg in configs:  # a short name such as `last` stands for the run that it means now
+            resolve_names(cfg)
     first = configs[0]
     if first.run_dir is not None:
         raise UserError(f"run_dir={first.run_dir}: a sweep makes one directory a point; name=WORD names the sweep's")

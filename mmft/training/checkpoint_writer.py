@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import shutil
 import time
@@ -16,10 +16,26 @@ from ..common.errors import UserError
 from ..runs.directory import Run
 from ..system.disk import megabytes
 from ..system.distributed import total
-from .checkpoints import FORMAT, PREFIX, REPLACED, SAVING, STATE, CheckpointState, all_in, flushed, read_state, rotate, seal, sync
+from .checkpoints import (
+    FORMAT,
+    PREFIX,
+    REPLACED,
+    SAVING,
+    CheckpointState,
+    all_in,
+    flushed,
+    read_state,
+    rotate,
+    seal,
+    step_of,
+    sync,
+    write_state,
+)
 from .disk_space import checkpoint_bytes
 from .source_meter import SourceState
 from .trainer import SupervisedTrainer
+
+log = logging.getLogger("mmft")
 
 
 class CheckpointWriter(TrainerCallback):
@@ -73,7 +89,7 @@ class CheckpointWriter(TrainerCallback):
             (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle, and it may hold a token
             if best is not None:
                 trainer.state.save_to_json(str(staged / "trainer_state.json"))
-            (staged / STATE).write_text(json.dumps(self._state(tokens, sources, rewards)), encoding="utf-8")
+            write_state(staged, self._state(tokens, sources, rewards))
             seal(staged)
             old = home / f"{REPLACED}{step}"
             if final.exists():  # saved twice at one step: it may be the only one, so it stays until the new one is in its place
@@ -103,10 +119,13 @@ class CheckpointWriter(TrainerCallback):
 
 
 class RestoreState(TrainerCallback):
-    """Restore mmft's own state from a checkpoint, after the Trainer has restored its own. checkpoint: None for a new run."""
+    """Restore mmft's own state from a checkpoint, after the Trainer has restored its own. checkpoint: None for a new run.
 
-    def __init__(self, trainer: SupervisedTrainer, checkpoint: Path | None):
-        self.trainer, self.checkpoint = trainer, checkpoint
+    extended_at: the last step of the run that this one continues, or None.
+    """
+
+    def __init__(self, trainer: SupervisedTrainer, checkpoint: Path | None, extended_at: int | None = None):
+        self.trainer, self.checkpoint, self.extended_at = trainer, checkpoint, extended_at
         self.began = False  # whether training has begun, with everything restored
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -114,6 +133,8 @@ class RestoreState(TrainerCallback):
         if self.checkpoint is None:
             return
         self.trainer.meter.restore(read_state(self.checkpoint)["meter"])
+        if step_of(self.checkpoint) == self.extended_at:
+            self._lengthen_schedule(args, state)
         for callback in self.trainer.callback_handler.callbacks:
             # transformers' own way would also restore the control, with what was due at the checkpoint's step
             if isinstance(callback, EarlyStoppingCallback) and "EarlyStoppingCallback" in state.stateful_callbacks:
@@ -121,6 +142,26 @@ class RestoreState(TrainerCallback):
         if state.best_global_step:  # by its number: the run may have been moved since
             best = self.checkpoint.parent / f"{PREFIX}{state.best_global_step}"
             state.best_model_checkpoint = str(best) if best.is_dir() else None
+
+
+    def _lengthen_schedule(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Go on at the rates that the schedule of the whole, longer training has at this step. Raises UserError if no step is left."""
+        from torch.optim.lr_scheduler import LambdaLR
+
+        scheduler, step = self.trainer.lr_scheduler, state.global_step
+        if state.max_steps <= step:
+            raise UserError(f"trainer.max_steps: the run has {step} steps already, and this would be {state.max_steps} in all; ask for more")
+        name = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+        if not isinstance(scheduler, LambdaLR):
+            log.info("%-14s %s goes on from its own state", "schedule", name)
+            return
+        rates = [base * factor(step) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+        scheduler.load_state_dict({**scheduler.state_dict(), "last_epoch": step, "_step_count": step + 1, "_last_lr": rates})
+        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        before = next((row["learning_rate"] for row in reversed(state.log_history or []) if "learning_rate" in row), None)
+        ended = f"; the run that it continues ended at {before:.3g}" if before is not None else ""
+        log.info("%-14s %s over all %d steps, so step %d has the rate %.3g%s", "schedule", name, state.max_steps, step + 1, rates[0], ended)
 
 
 def _final_best(state: TrainerState, home: Path) -> Path | None:

@@ -114,6 +114,11 @@ def read_state(checkpoint: Path) -> CheckpointState:
     return state
 
 
+def write_state(checkpoint: Path, state: CheckpointState) -> None:
+    """Write mmft's own state into a checkpoint, which is sealed afterwards."""
+    (checkpoint / STATE).write_text(json.dumps(state), encoding="utf-8")
+
+
 def rotate(home: Path, latest: Path, limit: int | None, best: str | None) -> None:
     """Remove the oldest checkpoints beyond `limit`, if the latest verifies; the best one stays."""
     if not limit or limit < 0 or problem(latest) is not None:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.experts import adapter_size
-from ..adapters.plan import SCOPES, AdapterPlan
+from ..adapters.plan import AdapterPlan, rank_and_alpha
 from ..common.errors import UserError
-from ..common.model_parts import part_of
 from ..config.settings import Section, Settings
 from ..system.disk import existing_parent, folder_size, megabytes
 from ..system.distributed import world_size
@@ -70,9 +69,9 @@ def parameter_counts(skeleton: Any, plan: AdapterPlan) -> tuple[int, int]:
     """(number of trained parameters, number of saved ones)."""
     parameters = dict(skeleton.named_parameters())
     if plan.method == "full":
-        return sum(p.numel() for name, p in parameters.items() if part_of(name) in SCOPES[plan.scope]), sum(p.numel() for p in parameters.values())
+        return sum(p.numel() for name, p in parameters.items() if plan.trains(name)), sum(p.numel() for p in parameters.values())
     modules, rank = dict(skeleton.named_modules()), max([plan.settings["r"], *(plan.settings.get("rank_pattern") or {}).values()])
-    n = sum(rank * sum(modules[name].weight.shape) for name in plan.adapted)
+    n = sum(rank_and_alpha(plan.settings, name)[0] * sum(modules[name].weight.shape) for name in plan.adapted)
     n += sum(adapter_size(parameters[name].shape, rank) for name in plan.parameters)
     for saved in plan.settings.get("modules_to_save") or []:
         n += sum(p.numel() for name, p in parameters.items() if f".{saved}." in f".{name}")

@@ -30,6 +30,7 @@ from ..models.device import mixed_precision
 from ..models.load import Loaded
 from ..rewrites.apply import Rewrites
 from ..runs.directory import Run
+from ..runs.parents import extended
 from ..system.distributed import total
 from ..system.memory import ADVICE, is_out_of_memory, release_memory
 from ..system.signals import Listener
@@ -214,10 +215,10 @@ class TrainingLoop:
             model=job.model, args=args, rows=BatchedRows(job.rows) if by_tokens else job.rows, held_out=job.held_out,
             collator=BatchOfRows(job.collator) if by_tokens else job.collator, processor=job.loaded.processor, callbacks=callbacks,
             rewrites=job.rewrites, sampler=sampler, sources=tuple(job.mixing.sizes) if job.mixing else (), evaluator=job.evaluator, generate=evaluation["generate"], member=job.member, merged_rows=merged_rows,
-            packing=Packing(job.model) if self.arguments.get("packing") else None, objective=job.objective, preferences=job.preferences,
+            packing=Packing(job.model) if self.arguments.get("packing") else None, objective=job.objective, preferences=job.preferences, trainer=self.arguments,
         )  # fmt: skip
         finite = FiniteStep(trainer, self.arguments.get("nonfinite") or "stop", self.arguments.get("nonfinite_limit") or 0)
-        restore, writer = RestoreState(trainer, self.checkpoint), CheckpointWriter(trainer, job.run, limit)
+        restore, writer = RestoreState(trainer, self.checkpoint, (extended(job.run) or {}).get("steps")), CheckpointWriter(trainer, job.run, limit)
         last: list[TrainerCallback] = [finite, restore, SaveAtEpochEnd(), writer, EndAfterSave(stop, job.run)]
         for callback in last:
             trainer.add_callback(callback)

@@ -14,6 +14,7 @@ from ..collators.answers import KIND
 from ..collators.types import BatchMaker
 from ..common.errors import UserError
 from ..common.tensors import to_device
+from ..config.settings import Section
 from ..data.augment import Augmented
 from ..evaluation.evaluate import Evaluator
 from ..evaluation.preferences import PreferenceEvaluator
@@ -23,7 +24,7 @@ from ..losses.packing import Packing
 from ..losses.supervised import RowGroups, grouped_loss, supervised_logits
 from ..rewrites.apply import Rewrites
 from ..system.distributed import share
-from . import checkpoints
+from . import checkpoints, rates
 from .accumulation import micro_batches
 from .meter import Meter
 from .sampling import LengthGroupedSampler, MixtureSampler, set_sampler
@@ -76,20 +77,22 @@ class SupervisedTrainer(Trainer):
     sampler: the order of the rows, None for a random one; of a TokenBatchSampler, `rows` are BatchedRows. sources: of a mix. merged_rows: rows of
     each micro-batch that was merged into one batch (training/accumulation.py), or None. packing: lays the rows of a batch end to end. member: the
     place in a group of jointly trained runs, or None. objective: for preferences, with a collator that is an AnswerCollator; None: the cross
-    entropy. preferences: measures them on held-out rows.
+    entropy. preferences: measures them on held-out rows. trainer: the config's section, for rates by part (training/rates.py).
     """
 
     control: TrainerControl
+    optimizer: Any
 
     def __init__(
         self, *, model: Any, args: TrainingArguments, rows: Sequence[Any], held_out: Sequence[Any] | None, collator: BatchMaker | BatchOfRows, processor: Any,
         callbacks: list[TrainerCallback], rewrites: Rewrites, sampler: RowSampler | None = None, sources: Sequence[str] = (), evaluator: Evaluator | None = None, generate: bool = False,
         member: JointMember | None = None, merged_rows: int | None = None, packing: Packing | None = None, objective: Objective | None = None, preferences: PreferenceEvaluator | None = None,
+        trainer: Section | None = None,
     ):  # fmt: skip
         super().__init__(
             model=model, args=args, train_dataset=rows, eval_dataset=held_out, data_collator=collator, processing_class=processor, callbacks=callbacks
         )
-        self.sampler = sampler
+        self.sampler, self.rates = sampler, trainer or {}
         self.rewrites, self.evaluator, self.generate, self.member, self.merged_rows = rewrites, evaluator, generate, member, merged_rows
         self.packing = packing
         self.model_accepts_loss_kwargs = True  # have the Trainer count supervised tokens over the accumulated batch
@@ -106,6 +109,18 @@ class SupervisedTrainer(Trainer):
     def trained(self) -> list[torch.nn.Parameter]:
         """The trained parameters, collected once."""
         return [p for p in self.model.parameters() if p.requires_grad]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's optimizer; with rates of their own for parts of the model in groups by part, or the one of LoRA-FA."""
+        if self.optimizer is not None:
+            return super().create_optimizer(model)
+        if self.rates.get("lora_fa"):
+            self.optimizer = rates.lora_fa_optimizer(self.model, self.rates, self.args.weight_decay)
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        if rates.has_groups(self.rates):
+            rates.regroup(optimizer, self.model if model is None else model, self.rates)
+        return optimizer
 
     def get_train_dataloader(self) -> Any:
         loader = super().get_train_dataloader()
@@ -212,6 +227,8 @@ class SupervisedTrainer(Trainer):
                 logs |= self.meter.sources.drain()
             if self.objective is not None:
                 logs |= self.meter.drain_rewards()
+        if "learning_rate" in logs and rates.has_groups(self.rates):
+            logs = {**logs, **rates.rates_now(self.optimizer)}
         if "train_loss" in logs:  # the last log
             logs = self._whole_run(logs)
             self._check_best_checkpoint()

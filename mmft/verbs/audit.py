@@ -16,7 +16,7 @@ from ..common.errors import UserError
 from ..config.build import build
 from ..config.plain import resolved
 from ..data.prepare import prepared_data
-from ..models.load import build_collator, load_model, load_skeleton, locate_model
+from ..models.load import build_collator, load_skeleton, locate_model
 from ..runs.directory import plain_name
 
 if TYPE_CHECKING:
@@ -63,13 +63,15 @@ class Audit:
         from ..data.mix import mixing_of
         from ..data.selection import alternating
         from ..models.quantization import prepare_for_training
-        from ..pipeline.prepare import check_boxes
+        from ..pipeline.prepare import check_boxes, find_parents, plan_report
         from ..reports import terminal
         from ..rewrites.apply import rewrite_for_training
+        from ..runs.parents import load_base, resolve_names
         from ..training.arguments import training_settings
 
         # everything light is checked before the weights are read
         self._check_keys()
+        resolve_names(cfg)
         settings = resolved(cfg)
         family = build(cfg.model, "model")
         training_settings(settings["trainer"], output_dir="unused")
@@ -83,11 +85,13 @@ class Audit:
         skeleton = load_skeleton(family, located)
         check_boxes(prepared, family, located, skeleton.config.model_type)
         plan = plan_adapter(skeleton, settings["lora"])
+        start, below = find_parents(settings, family, located, plan)
+        planned = plan_report(skeleton, plan, settings["trainer"])
         for text in prepared.describe():
             log.info("%-14s %s", "data", text)
 
         set_seed(cfg.seed)
-        loaded = load_model(family, full_training=plan.method == "full", located=located)
+        loaded = load_base(family, located, below, plan.method == "full")
         collator = build_collator(cfg.collator, family, loaded)
         counts = count_tokens(collator, rows, self.count)
         usable = audit.usable_rows(collator, rows, self.rows, counts)
@@ -97,10 +101,10 @@ class Audit:
             audit.look_at_rows(result, loaded.model, collator, usable, self.rows)
             result.answers = audit.untrained_answers(loaded.model, collator, settings, usable[: self.generate])
         terminal.show(page.counts_table(counts))
-        model = attach_adapter(prepare_for_training(loaded.model, loaded.quantization, settings["trainer"], family.path), plan)
+        model = attach_adapter(prepare_for_training(loaded.model, loaded.quantization, settings["trainer"], family.path), plan, start.folder if start else None, bool(settings["trainer"].get("lora_fa")))
         rewrite_for_training(model, family.rewrites, cfg.seed)
         freeze(model)
-        result.plan = adapter_report(model, plan)
+        result.plan = {**adapter_report(model, plan, {row["part"]: row["rate"] for row in planned["rows"] if row["rate"] is not None}), "notes": planned["notes"]}
         terminal.show(terminal.plan_table(result.plan), page.checks_table(result.checks))
         if self.estimate and counts.lengths:
             result.estimate, result.gpu = audit.estimate_cost(

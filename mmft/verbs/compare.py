@@ -90,7 +90,8 @@ class Compare:
 
     def _check_runs(self, paths: list[str], cfg: DictConfig, overrides: list[str]) -> tuple[Run, DictConfig]:
         """(the first run, its config), after checking all runs before a model is loaded. Raises UserError."""
-        from ..runs.open import run_config, trained_weights
+        from ..runs.open import run_config
+        from ..runs.weights import trained_weights
 
         if len(set(paths)) < len(paths) or not paths:
             raise UserError(f"run={self.run}: name one run, or several different ones as [A,B]")

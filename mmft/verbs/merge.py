@@ -41,9 +41,12 @@ class Merge:
 
     def __call__(self, cfg: DictConfig, overrides: list[str]) -> Path:
         """Write the merged model's folder and return it. Raises UserError; then nothing is left behind."""
+        from ..adapters.merge import merge_adapter
         from ..export import merge, merge_check, publish
         from ..reports import terminal
-        from ..runs.open import open_run, run_config, trained_weights
+        from ..runs.open import open_run, run_config
+        from ..runs.parents import recorded
+        from ..runs.weights import trained_weights
 
         run, run_cfg = run_config(self.run, cfg, overrides)
         out = Path(self.out) if self.out is not None else run / "merged"
@@ -69,7 +72,7 @@ class Merge:
         coarser = merge_check.coarser(name, str(loaded.dtype).removeprefix("torch."))
         tolerance = self.tolerance if self.tolerance is not None else merge_check.SHARE[coarser] * reference.largest
 
-        model = merge.merge_adapter(model).to(dtype)
+        model = merge_adapter(model).to(dtype)
         staging = out.with_name(f".{out.name}.{os.getpid()}")
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +85,7 @@ class Merge:
                 "answer_tokens": reference.answer_tokens, "largest_logit": reference.largest,
                 "largest_difference": merge_check.check_saved(opened, staging, dtype, rows, reference), "tolerance": tolerance,
                 "adapter_moves_logits_by": reference.effect, "quantised_base": self.base if loaded.quantized else None,
-                "difference_to_the_quantised_run": reference.quantised_difference,
+                "difference_to_the_quantised_run": reference.quantised_difference, "parents": recorded(run),
             }  # fmt: skip
             if not facts["largest_difference"] <= tolerance:
                 raise UserError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -45,7 +46,7 @@ class Reproduce:
             changed = changed_config(first, cfg, changes)
             parent = {"run": first.name, "path": first.path.as_posix(), "changes": changes}
             words = ["reproduce", *(w.removeprefix("task.") for w in overrides if not w.startswith("task="))]
-            second = build(changed.task, "task")(changed, words, parent)
+            second = self._train(first, changed, words, parent)
         result = compare_runs(first.path, second.path)
         result["changes"] = changes
         second.write_json("reproduce.json", result)
@@ -59,6 +60,22 @@ class Reproduce:
         if result["verdict"] == DIFFERENT and not changes:
             raise Incomplete(f"{second.name} is not {first.name} again: {result['why'][0] if result['why'] else 'their results differ'}")
         return result
+
+
+    def _train(self, first: Run, changed: DictConfig, words: list[str], parent: dict[str, Any]) -> Run:
+        """Train the config again, from where the first run began. Raises UserError if an adapter that it builds on is not what it was."""
+        from ..models.fingerprint import import_while_hashing
+        from ..runs.parents import check_unchanged, extended
+
+        import_while_hashing("transformers.trainer", "peft", model=changed.model.get("path"))
+        if not any(word.startswith(("lora.start=", "model.adapters=")) for word in parent["changes"]):
+            check_unchanged(first, changed.output_dir)
+        if record := extended(first):  # it is the rest of another run, and begins with that one's last step
+            from ..pipeline.extend import begin_extension
+
+            begin_extension(Run(Path(record["path"])), changed, words, parent)  # changed.run_dir names the new run now
+            return build(changed.task, "task")(changed, words)
+        return build(changed.task, "task")(changed, words, parent)
 
 
 def changed_config(run: Run, cfg: DictConfig, changes: list[str]) -> DictConfig:

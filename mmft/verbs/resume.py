@@ -1,18 +1,21 @@
-"""`mmft resume run=DIR`: continue an unfinished run; the result is that of an uninterrupted one."""
+"""`mmft resume run=DIR`: continue an unfinished run, or train a finished one for more steps or epochs as a new run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ..common.errors import UserError
 from ..config.build import build
 from ..config.snapshot import snapshot
+from ..config.validate import check
 from ..runs.directory import Run
 
 MOVED = "model.path="
+BESIDE = ("task=", "task.", "output_dir=", MOVED)  # words that change nothing of the run
+NEW_RUN = ("run_dir=", "name=")  # of the run that continues a finished one
 
 
 @dataclass
@@ -26,14 +29,48 @@ class Resume:
         from ..runs.open import read_snapshot, run_folder
 
         folder = run_folder(self.run)
-        changes = [w for w in overrides if not w.startswith(("task=", "task.", "output_dir=", MOVED))]
+        changes = [w for w in overrides if not w.startswith(BESIDE)]
+        if (folder / "DONE").is_file() and any(not w.startswith(NEW_RUN) for w in changes):
+            return self._extend(Run(folder), read_snapshot(folder), cfg, changes, overrides)
         if changes:
-            raise UserError(f"{changes[0]}: a run goes on as it began; drop this word (mmft reproduce run={self.run} {changes[0]} trains a changed one)")
+            raise UserError(
+                f"{changes[0]}: a run goes on as it began, and {self.run} is not finished; drop this word (mmft reproduce run={self.run} {changes[0]} trains a changed one)"
+            )
         run_cfg = read_snapshot(folder)
         if any(w.startswith(MOVED) for w in overrides):
             self._move_base(folder, run_cfg, cfg.model.path, overrides)
         run_cfg.run_dir = folder.as_posix()
         words = (folder / "overrides.txt").read_text(encoding="utf-8").splitlines() if (folder / "overrides.txt").is_file() else []
+        return build(run_cfg.task, "task")(run_cfg, words)
+
+    def _extend(self, run: Run, run_cfg: DictConfig, cfg: DictConfig, changes: list[str], overrides: list[str]) -> Run:
+        """A new run that goes on where a finished one ended."""
+        from ..models.fingerprint import import_while_hashing
+        from ..pipeline.extend import AMOUNT, begin_extension
+        from ..system.distributed import share
+
+        for word in changes:
+            key, _, value = word.partition("=")
+            if word.startswith(NEW_RUN):
+                continue
+            if key not in AMOUNT:
+                raise UserError(
+                    f"{word}: a finished run is continued for more steps or epochs alone ({' or '.join(AMOUNT)}); for other settings begin a new"
+                    f" training with its adapter: mmft ... lora.start={self.run} {word}"
+                )
+            before, now = run_cfg.trainer.get(key.partition(".")[2]), OmegaConf.select(cfg, key)
+            if not isinstance(now, (int, float)) or isinstance(before, (int, float)) and before > 0 and now <= before:
+                raise UserError(f"{word}: {self.run} was trained for {before}; give a larger number, that of the whole training")
+            if key == AMOUNT[0] and not any(w.startswith(f"{AMOUNT[1]}=") for w in changes):
+                run_cfg.trainer.max_steps = -1  # which would end the training before its epochs
+            OmegaConf.update(run_cfg, key, now, force_add=True)
+        if any(w.startswith(MOVED) for w in overrides):
+            run_cfg.model.path = cfg.model.path
+        run_cfg.output_dir, run_cfg.run_dir, run_cfg.name = cfg.output_dir, cfg.run_dir, cfg.name or run_cfg.get("name")
+        check(run_cfg)
+        import_while_hashing("transformers.trainer", "peft", model=run_cfg.model.get("path"))
+        words = ["resume", *(w.removeprefix("task.") for w in overrides if not w.startswith("task="))]
+        run_cfg.run_dir = share(lambda: begin_extension(run, run_cfg, words, {"changes": changes}).path.as_posix())
         return build(run_cfg.task, "task")(run_cfg, words)
 
     def _move_base(self, folder: Path, run_cfg: DictConfig, path: str, overrides: list[str]) -> None:

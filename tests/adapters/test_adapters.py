@@ -8,7 +8,8 @@ import pytest
 
 from mmft.adapters.attach import attach_adapter
 from mmft.adapters.freeze import freeze
-from mmft.adapters.plan import plan_adapter, target_pattern
+from mmft.adapters.parts import target_pattern
+from mmft.adapters.plan import plan_adapter
 from mmft.adapters.report import adapter_report
 from mmft.common.errors import UserError
 from mmft.common.model_parts import PARTS

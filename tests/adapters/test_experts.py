@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from mmft.adapters.attach import attach_adapter
 from mmft.adapters.experts import expert_tensors
+from mmft.adapters.merge import merge_adapter
 from mmft.adapters.plan import plan_adapter
 from mmft.adapters.report import adapter_report
 from mmft.common.errors import UserError
-from mmft.export.merge import merge_adapter
 
 R = {"r": 4, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear", "init_lora_weights": False}
 BOTH = ["experts.gate_up_proj", "experts.down_proj"]

@@ -192,7 +192,7 @@ def left(folder: Path) -> list[str]:
 
 
 def test_a_merge_that_lost_the_adapter_is_an_error_and_nothing_stays(merge, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("mmft.export.merge.merge_adapter", lambda model: model.unload())
+    monkeypatch.setattr("mmft.adapters.merge.merge_adapter", lambda model: model.unload())
     code, _, err = merge(tiny, f"out={(tmp_path / 'out').as_posix()}", "samples=2")
     assert code == 2 and "the merged model is not the adapter" in err and err.count("\n") == 1
     assert left(tmp_path) == []

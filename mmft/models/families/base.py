@@ -23,6 +23,8 @@ class Family:
     as min_pixels and max_pixels (pixels of the resized image). rewrites: auto | off, faster equal forms of modules
     (mmft/rewrites/). boxes: how the model writes boxes and points (mmft/collators/box_styles.py); auto: as its type was trained to.
 
+    adapters: runs or folders whose adapters are merged into the weights (mmft/runs/parents.py).
+
     model_types: the model types of transformers that need this class; a checkpoint of one is refused with any other class
     (mmft/models/family_choice.py). Family itself names none: it serves every type without quirks.
     images_per_row: the number of images that every row must have; None if rows may differ.
@@ -45,6 +47,7 @@ class Family:
     processor: dict[str, Any] | None = None
     rewrites: str = "auto"
     boxes: str = "auto"
+    adapters: list[str] | None = None
 
     def fix_processor(self, processor: ProcessorMixin, config: PretrainedConfig) -> None:
         """Set values that the model needs and that its saved processor lacks. Raises UserError if they cannot be derived."""
