@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -22,12 +23,13 @@ PERCENTILES = (0, 50, 90, 99, 100)
 class TokenCounts:
     """lengths, images, supervised: one number per sequence; a row is one sequence, or several where its answers need different contexts.
 
-    counted: rows that were collated. refused: (row id, reason). rows: in the whole split.
+    weights: loss weight -> number of supervised tokens; empty where all weigh 1. counted: rows that were collated. refused: (row id, reason). rows: in the whole split.
     """
 
     lengths: list[int] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
     supervised: list[int] = field(default_factory=list)
+    weights: dict[float, int] = field(default_factory=dict)
     refused: list[tuple[str, str]] = field(default_factory=list)
     counted: int = 0
     rows: int = 0
@@ -36,6 +38,11 @@ class TokenCounts:
         """(what is counted, its percentiles PERCENTILES, sum)."""
         named = {"tokens": self.lengths, "image tokens": self.images, "tokens with loss": self.supervised}
         return [(name, [percentile(v, share) for share in PERCENTILES], sum(v)) for name, v in named.items()]
+
+    def weights_note(self) -> str:
+        """The loss weights with their tokens and their shares of the loss's weight; "" where all tokens weigh 1."""
+        total = sum(weight * n for weight, n in self.weights.items())
+        return ", ".join(f"{weight:g}: {n:,} tokens ({weight * n / total:.1%} of the loss's weight)" for weight, n in self.weights.items())
 
     def padded(self, batch: int, draws: int = 200) -> int:
         """Tokens of an average batch of `batch` random rows, each padded to the longest of them."""
@@ -55,6 +62,7 @@ def count_tokens(collator: BatchMaker, rows: Sequence[Sample], limit: int | None
 
     n = len(rows) if limit is None else min(limit, len(rows))
     counts = TokenCounts(rows=len(rows))
+    weighed, plain = Counter[float](), 0
     for i in tqdm(range(n), desc="rows", leave=False, disable=not shows_progress()):
         row = rows[i * len(rows) // n]
         try:
@@ -63,8 +71,16 @@ def count_tokens(collator: BatchMaker, rows: Sequence[Sample], limit: int | None
             counts.refused.append((row.id, getattr(error, "reason", str(error))))
             continue
         counts.counted += 1
+        given = batch.get("loss_weights")
+        for weight, label in zip(given[:, 1:].flatten().tolist(), batch["labels"][:, 1:].flatten().tolist()) if given is not None else ():
+            if label != IGNORE:
+                weighed[round(weight, 6)] += 1
+        plain += int((batch["labels"][:, 1:] != IGNORE).sum()) if given is None else 0
         for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"]):
             counts.lengths.append(int(mask.sum()))
             counts.images.append(int((ids == collator.image_token_id).sum()))
             counts.supervised.append(int((labels != IGNORE).sum()))
+    if weighed:
+        weighed[1.0] += plain
+        counts.weights = {weight: n for weight, n in sorted(weighed.items()) if n}
     return counts

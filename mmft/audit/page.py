@@ -37,7 +37,10 @@ class ShownPiece(TypedDict):
 
 
 class ShownRow(TypedDict):
-    """One row token by token. pictures: with the boxes that the answer names. tokens: without padding. supervised: tokens with loss."""
+    """One row token by token. pictures: with the boxes that the answer names. tokens: without padding. supervised: tokens with loss.
+
+    weights: of their loss, where it is not 1.
+    """
 
     id: str
     pictures: list[ShownPicture]
@@ -45,6 +48,7 @@ class ShownRow(TypedDict):
     image_tokens: int
     supervised: int
     pieces: list[ShownPiece]
+    weights: str
 
 
 def shown_row(sample: Sample, pieces: list[Piece], taught: Sequence[Region]) -> ShownRow:
@@ -60,7 +64,8 @@ def shown_row(sample: Sample, pieces: list[Piece], taught: Sequence[Region]) -> 
     size = {kind: sum(len(p.ids) for p in pieces if p.kind == kind) for kind in ("prompt", "image", "loss", "pad")}
     return {
         "id": sample.id, "pictures": pictures, "tokens": sum(size.values()) - size["pad"], "image_tokens": size["image"], "supervised": size["loss"],
-        "pieces": [{"kind": p.kind, "lines": p.text.split("\n"), "title": _title(p.ids)} for p in pieces],
+        "pieces": [{"kind": p.kind, "lines": p.text.split("\n"), "title": f"{p.times}{_title(p.ids)}"} for p in pieces],
+        "weights": ", ".join(dict.fromkeys(p.times.strip() for p in pieces if p.times)),
     }  # fmt: skip
 
 
@@ -84,7 +89,7 @@ def write_page(path: Path, result: AuditResult, prepared: PreparedData, override
     text = render(
         "audit.html.j2", date=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"), shares=[percentile_name(s) for s in PERCENTILES],
         name=result.name, well=all(c.passed is not False for c in result.checks), overrides=" ".join(overrides), checks=result.checks,
-        rows=result.rows, counted=counts.counted, all_rows=counts.rows, counts=counts.table(), lost=lost_rows(prepared, counts),
+        rows=result.rows, counted=counts.counted, all_rows=counts.rows, counts=counts.table(), weights=counts.weights_note(), lost=lost_rows(prepared, counts),
         plan=result.plan, experts=expert_notes(result.plan), answers=result.answers, cost=result.cost,
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,12 +101,16 @@ def percentile_name(share: int) -> str:
 
 
 def counts_table(counts: TokenCounts) -> Table:
+    from rich.text import Text
+
     from ..reports.terminal import new_table
 
     several = f" ({len(counts.lengths)} sequences)" if len(counts.lengths) != counts.counted else ""
     table = new_table(f"Tokens of {counts.counted} of {counts.rows} rows{several}", ("a row's", *(percentile_name(s) for s in PERCENTILES), "sum"))
     for what, values, total in counts.table():
         table.add_row(what, *(numbers.count(v) for v in values), numbers.count(total))
+    if counts.weights:
+        table.caption = Text(f"loss weights: {counts.weights_note()}")
     return table
 
 

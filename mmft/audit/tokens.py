@@ -22,17 +22,24 @@ STYLES = {
 
 @dataclass(frozen=True)
 class Piece:
-    """One token, or a run of image or padding tokens. text: as it appears in the row."""
+    """One token, or a run of image or padding tokens. text: as it appears in the row. weight: of its loss."""
 
     kind: str
     text: str
     ids: tuple[int, ...]
+    weight: float = 1.0
+
+    @property
+    def times(self) -> str:
+        """The weight of its loss as text; "" where it weighs 1 or carries none."""
+        return f"x{self.weight:g} " if self.kind == "loss" and self.weight != 1 else ""
 
 
 def pieces(collator: BatchMaker, batch: Batch, row: int) -> list[Piece]:
     """All tokens of one row of a training batch, in order."""
     ids, mask, labels = (batch[k][row].tolist() for k in ("input_ids", "attention_mask", "labels"))
     image = collator.image_token_id
+    weights = batch["loss_weights"][row].tolist() if "loss_weights" in batch else [1.0] * len(ids)
     kinds = [
         "pad" if not attended else "image" if token == image else "loss" if label != IGNORE else "prompt"
         for token, attended, label in zip(ids, mask, labels, strict=True)
@@ -52,7 +59,7 @@ def pieces(collator: BatchMaker, batch: Batch, row: int) -> list[Piece]:
             while "\ufffd" in text and end - i < 8 and end < len(ids) and kinds[end] == kind:
                 end += 1
                 text = _text(collator.tokenizer, ids, previous, i, end)
-            result.append(Piece(kind, text, tuple(ids[i:end])))
+            result.append(Piece(kind, text, tuple(ids[i:end]), round(weights[i], 6)))
         i, previous = end, i
     return result
 
@@ -65,13 +72,13 @@ def _text(tokenizer: Any, ids: list[int], previous: int, start: int, end: int) -
 
 
 def marked(row: list[Piece]) -> str:
-    """Plain text: `[image x9]`, `[[tokens with loss]]`, `(pad x3)`; a line break is shown as \\n and starts a new line."""
-    out, last = [], "prompt"
+    """Plain text: `[image x9]`, `[[tokens with loss]]`, `[[x0.3 with that weight]]`, `(pad x3)`; a line break is shown as \\n and starts a new line."""
+    out, last, times = [], "prompt", ""
     for piece in row:
-        if piece.kind != last or piece.kind in ("image", "pad"):
-            out += [STYLES[last][3], STYLES[piece.kind][2]]
+        if piece.kind != last or piece.kind in ("image", "pad") or piece.times != times:
+            out += [STYLES[last][3], STYLES[piece.kind][2], piece.times]
         out.append(_visible(piece.text))
-        last = piece.kind
+        last, times = piece.kind, piece.times
     return "".join([*out, STYLES[last][3]])
 
 
@@ -79,9 +86,12 @@ def coloured(row: list[Piece]) -> Text:
     """The row in colour."""
     from rich.text import Text
 
-    text = Text()
+    text, times = Text(), ""
     for i, piece in enumerate(row):
+        if piece.times and piece.times != times:
+            text.append(piece.times, style="bold")
         text.append(_visible(piece.text), style=STYLES[piece.kind][i % 2])
+        times = piece.times
     return text
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.errors import RowError, UserError
 from ..common.model_parts import is_encoder_decoder
-from ..data.sample import Sample, has_regions
+from ..data.sample import Message, Sample, has_regions
 from .box_styles import BoxStyle, check_whole_images, find_style, no_style
 from .box_text import regions_of, write_boxes
 from .image_sizes import image_file_sizes
@@ -209,6 +209,8 @@ class Collator:
             del batch["labels"]
         else:  # lets an error message name the rows of a step
             batch["row_ids"] = [sample.id for sample, row in zip(samples, rows, strict=True) for _ in row]
+            if (weights := _loss_weights(samples, rows, batch["labels"])) is not None:
+                batch["loss_weights"] = weights
         batch.update(tensors)
         batch.update(self.family.batch_inputs(batch, self.model_config))
         return batch
@@ -299,6 +301,21 @@ class Collator:
         return batch | {key: padded([s.extra[key] for s in sequences], 0) for key in sequences[0].extra}
 
 
+def _loss_weights(samples: Sequence[Sample], rows: list[list[Encoded]], labels: torch.Tensor) -> torch.Tensor | None:
+    """(B, S) float32: the loss weight of each token of a training batch, 0 where it carries no loss; None if all weigh 1."""
+    import torch
+
+    sequences = [(sample.weight, sequence.weights) for sample, row in zip(samples, rows, strict=True) for sequence in row]
+    if all(weight == 1 and own is None for weight, own in sequences):
+        return None
+    weights = (labels != IGNORE).float()
+    for line, (weight, own) in zip(weights, sequences):
+        if own is not None:
+            line[: len(own)] *= torch.tensor(own, dtype=torch.float32)  # training batches are padded on the right
+        line *= weight
+    return weights
+
+
 NO_LOSS = "no token of this row carries loss; its answer is empty"
 
 
@@ -313,6 +330,12 @@ def size_keys(sample: Sample) -> list[dict[str, int]]:
     """For each image of a row the SIZE_KEYS of its image part."""
     parts: list[dict[str, Any]] = [dict(part) for message in sample.messages for part in message["content"] if part["type"] == "image"]
     return [{key: part[key] for key in SIZE_KEYS if part.get(key) is not None} for part in parts]
+
+
+def even_weights(answer: Message, length: int) -> list[float] | None:
+    """The weights of a sequence with one answer; None for the weight 1."""
+    weight = float(answer.get("weight", 1.0))
+    return None if weight == 1 else [weight] * length
 
 
 def last_answer(ids: Sequence[int], labels: Sequence[int]) -> list[int]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.errors import RowError, UserError
 from ..common.model_parts import is_encoder_decoder
-from .base import IGNORE, Collator, last_answer, measured
+from .base import IGNORE, Collator, even_weights, last_answer, measured
 from .types import Encoded, FamilyRules, Measure
 
 if TYPE_CHECKING:
@@ -85,7 +85,9 @@ class CaptionCollator(Collator):
         # After a prompt the answer starts a new word, and OPT's tokens include the space before a word.
         target = [*self._plain(f" {answer}" if prompt and self._spaces_words else answer), self.end_token_id]
         loss = turns[1].get("loss") is not False
-        return Encoded(prefix + target, [IGNORE] * len(prefix) + (target if loss else [IGNORE] * len(target)), {}, 1)
+        return Encoded(
+            prefix + target, [IGNORE] * len(prefix) + (target if loss else [IGNORE] * len(target)), {}, 1, even_weights(turns[1], len(prefix) + len(target))
+        )
 
     def _bos(self) -> list[int]:
         """The ids the tokenizer puts before a text (OPT: `</s>`, id 2; T5: nothing); OPT puts nothing after it."""

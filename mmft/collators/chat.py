@@ -133,7 +133,7 @@ class ChatCollator(Collator):
             control = self.answer_control if message["role"] == "assistant" else self.prompt_control
             content = tuple(mark(p["text"], self.answer_control if p.get("tokens") else control) if p["type"] == "text" else None for p in message["content"])
             reasoning = mark(str(message.get("reasoning_content") or ""), control).strip()
-            turns.append(Turn(message["role"], content, reasoning, message.get("loss") is not False))
+            turns.append(Turn(message["role"], content, reasoning, message.get("loss") is not False, float(message.get("weight", 1.0))))
         return turns
 
     def _rendered(self, sample: Sample, generation: bool) -> list[Rendered]:
@@ -309,14 +309,17 @@ class ChatCollator(Collator):
         # without marked runs, as in nearly every row, the processor saw exactly this text
         if (self.tokens.encode(_expand(hidden_text, [], replaced)[0])[0] if runs else ids) != given["input_ids"]:
             raise RowError(sample.id, "the processor tokenised this row in a way that cannot be followed, so its answer cannot be located")
-        ids, labels = self._labelled(expanded, spans, ids, offsets)
+        ids, offsets = self._cut(expanded, spans, ids, offsets)
+        labels, places = _labels(spans, ids, offsets)
+        weights = [rendered.weights[place] if place >= 0 else 0.0 for place in places] if any(w != 1 for w in rendered.weights) else None
         if ids != given["input_ids"]:
             given = self._retype(given, ids)
         extra = {k: v for k, v in given.items() if k not in ("input_ids", "attention_mask")}
         if self._adds_bos(rendered.text):
             # Added as an id: as text, it would be the first word to SentencePiece and take the space before the real one.
             ids, labels, extra = [self.tokenizer.bos_token_id, *ids], [IGNORE, *labels], {k: [0, *v] for k, v in extra.items()}
-        return Encoded(ids, labels, extra, rendered.n_images)
+            weights = None if weights is None else [0.0, *weights]
+        return Encoded(ids, labels, extra, rendered.n_images, weights)
 
     def _check_replaced(self, sample: Sample, rendered: Rendered, count: int) -> None:
         if count != rendered.n_images:
@@ -327,15 +330,14 @@ class ChatCollator(Collator):
 
     def _labelled(self, text: str, spans: list[Span], ids: list[int], offsets: list[Span]) -> tuple[list[int], list[int]]:
         """The ids of a text and their labels; tokenized again if a token spans the border between prompt and answer."""
+        ids, offsets = self._cut(text, spans, ids, offsets)
+        return ids, _labels(spans, ids, offsets)[0]
+
+    def _cut(self, text: str, spans: list[Span], ids: list[int], offsets: list[Span]) -> tuple[list[int], list[Span]]:
         if any(a < start < b for start, _ in spans for a, b in offsets):
             # in generation the model never sees such a token
-            ids, offsets = self.tokens.encode(text, cuts=[start for start, _ in spans])
-        labels = [IGNORE] * len(ids)
-        for start, end in spans:
-            for i, (a, b) in enumerate(offsets):
-                if a >= start and b <= end and b > a:
-                    labels[i] = ids[i]
-        return ids, labels
+            return self.tokens.encode(text, cuts=[start for start, _ in spans])
+        return ids, offsets
 
     def _retype(self, given: dict[str, list[int]], ids: list[int]) -> dict[str, list[int]]:
         """The token type ids of a row that was tokenized again: as the processor makes them, else 1 for image tokens and 0 otherwise."""
@@ -347,6 +349,16 @@ class ChatCollator(Collator):
         from transformers import BatchFeature
 
         return dict(BatchFeature(self.family.image_inputs(dict(out)), tensor_type="pt"))
+
+
+def _labels(spans: list[Span], ids: list[int], offsets: list[Span]) -> tuple[list[int], list[int]]:
+    """(label of each token, number of the span that it lies in, -1 for none)."""
+    labels, places = [IGNORE] * len(ids), [-1] * len(ids)
+    for number, (start, end) in enumerate(spans):
+        for i, (a, b) in enumerate(offsets):
+            if a >= start and b <= end and b > a:
+                labels[i], places[i] = ids[i], number
+    return labels, places
 
 
 def _expand(text: str, spans: list[Span], replaced: list[Replacement]) -> tuple[str, list[Span]]:

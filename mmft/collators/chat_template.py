@@ -24,13 +24,14 @@ QUESTION, ANSWER, REASONING, SYSTEM = "qzuestion", "qzanswer", "qzreasoning", "q
 class Turn:
     """One message as the template reads it; control tokens in its texts are marked (control_tokens.mark).
 
-    content: texts, and None for an image. loss: whether an assistant's turn is trained.
+    content: texts, and None for an image. loss: whether an assistant's turn is trained. weight: of its loss.
     """
 
     role: str
     content: tuple[str | None, ...]
     reasoning: str = ""
     loss: bool = True
+    weight: float = 1.0
 
     @property
     def text(self) -> str:
@@ -39,11 +40,15 @@ class Turn:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as text, up to one of its answers. spans: what carries loss. n_images: its images, the first of the row."""
+    """A conversation as text, up to one of its answers. spans: what carries loss. n_images: its images, the first of the row.
+
+    weights: of the loss of each span.
+    """
 
     text: str
     spans: list[Span]
     n_images: int
+    weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class _Answer:
     ended: bool  # the template writes an end token
     loss: bool
     n_images: int
+    weight: float = 1.0
 
 
 class ChatTemplate:
@@ -244,7 +250,7 @@ class ChatTemplate:
         if token and full[slice(*token)] != self.ending:
             token = None
         n_images = sum(text is None for t in turns[: k + 1] for text in t.content)
-        return _Answer(full, start, token[1] if token else end, token is not None, turn.loss, n_images)
+        return _Answer(full, start, token[1] if token else end, token is not None, turn.loss, n_images, turn.weight)
 
     def _target(self, prompt: str, full: str, turn: Turn, inner: str, visible: str, row: str) -> str:
         """What the model has to write after `prompt`, for a template that renders a finished answer differently."""
@@ -274,7 +280,7 @@ class ChatTemplate:
             if answer.loss:
                 spans.append((answer.start + shift, answer.end + shift + len(added)))
             copied, shift = answer.end, shift + len(added)
-        return Rendered("".join(pieces) + head.text[copied:], spans, head.n_images)
+        return Rendered("".join(pieces) + head.text[copied:], spans, head.n_images, tuple(answer.weight for answer in answers if answer.loss))
 
 
 def _split_reasoning(text: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.errors import RowError, UserError
 from ..common.model_parts import is_encoder_decoder
-from .base import IGNORE, PER_TOKEN, Collator, measured
+from .base import IGNORE, PER_TOKEN, Collator, even_weights, measured
 from .caption import plain_text
 from .chat import joined_tensors
 from .control_tokens import Tokens, frame_tokens, mark, pixel_tokens
@@ -104,7 +104,10 @@ class CompletionCollator(Collator):
         target = [*self.tokens.encode(mark(answer, self.frame))[0], self.end_token_id]
         loss = sample.messages[-1].get("loss") is not False
         extra = {key: [*values, *[self.family.answer_values.get(key, 0)] * len(target)] for key, values in given.items()}
-        return Encoded(prefix + target, [IGNORE] * len(prefix) + (target if loss else [IGNORE] * len(target)), extra, len(sample.images))
+        return Encoded(
+            prefix + target, [IGNORE] * len(prefix) + (target if loss else [IGNORE] * len(target)), extra, len(sample.images),
+            even_weights(sample.messages[-1], len(prefix) + len(target)),
+        )  # fmt: skip
 
     def _prompt(self, sample: Sample) -> str:
         roles = [m["role"] for m in sample.messages]

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     Images = list[Image.Image]  # the images of one row, in the order of its image parts
     Tensors = dict[str, torch.Tensor]  # a model's image inputs, or what stands in for them, by argument name
 
-# A batch by argument name of the model's forward: tensors, and in a training batch also `row_ids`, a list of str.
+# A batch by argument name of the model's forward: tensors, and in a training batch also `row_ids`, a list of str, and `loss_weights` (B, S) where
+# some tokens weigh other than 1.
 Batch = dict[str, Any]
 
 # Keys of an image part that set the size of this image, as in the rows of Qwen's models (qwen-vl-utils), in pixels.
@@ -25,12 +26,16 @@ SIZE_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 
 @dataclass
 class Encoded:
-    """One sequence of token ids. `labels` equals `ids` where a token carries loss and IGNORE elsewhere; both have the same length."""
+    """One sequence of token ids. `labels` equals `ids` where a token carries loss and IGNORE elsewhere; both have the same length.
+
+    weights: of the loss of each token, as long as `labels`; None where all weigh 1.
+    """
 
     ids: list[int]
     labels: list[int]
     extra: dict[str, list[int]]  # further values per token, e.g. mm_token_type_ids
     n_images: int  # the sequence shows the first n_images images of its row
+    weights: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)

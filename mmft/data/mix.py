@@ -16,7 +16,7 @@ from ..config.build import in_place
 from .mixing import Mixing, mixing
 from .prepared import FORMAT, ImageFile, Manifest, PreparedData, SplitCounts
 from .sample import Sample
-from .selection import MixedRows, Selection
+from .selection import MixedRows, Selection, Weighted
 from .sources.base import BaseSource
 from .without import read_ids
 from .wording import shown
@@ -52,6 +52,8 @@ class Mix:
             if not isinstance(source, BaseSource):
                 raise UserError(f"data.sources.{name}: no data set is chosen for this source.{nearest(str(name), known)} Choose one with data.sources.{name}=OPTION")
             _check_weight(name, source.weight)
+            if source.loss_weight is not None and not _positive(source.loss_weight):
+                raise UserError(f"data.sources.{name}.loss_weight={source.loss_weight}: must be a number above 0, or null for 1; weight=0 trains none of the source")
         self.sources = dict(sorted(self.sources.items()))  # the order in which they are typed changes nothing
         if self.sources and not self.trained:
             raise UserError("data.sources: every weight is 0, so nothing would be trained; give one source a weight above 0, or none")
@@ -90,6 +92,10 @@ class Mix:
                 raise UserError(f"data.without={self.without}: {shown(each, 60)} names no source; ids begin with one of {', '.join(f'{n}/' for n in self.sources)}")
             source = self.sources[name]
             source.without = [*(read_ids(source.without) if source.without is not None else ()), own]
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
 def _check_weight(name: str, weight: object) -> None:
@@ -153,7 +159,9 @@ class PreparedMix(PreparedData):
 
     def _rows(self, source: str, split: str) -> Sequence[Sample]:
         rows = self.parts[source].split(split)
-        return Selection(rows, self._kept[source]) if split == "train" and source in self._kept else rows
+        rows = Selection(rows, self._kept[source]) if split == "train" and source in self._kept else rows
+        weight = self.mix.sources[source].loss_weight
+        return rows if weight in (None, 1) or split != "train" else Weighted(rows, float(weight))
 
     def _leave_out(self, source: str, held_out: Mapping[str, pa.Array]) -> None:
         """Leave out the training rows of a source that show an image which another one holds out."""

@@ -423,4 +423,6 @@ def prepared_data(cfg: DictConfig, download: bool = False, any_bad_share: bool =
         return source.prepare(lambda each: prepare(each, out_root, download))
     if source.weight is not None:
         raise UserError(f"data.weight={source.weight}: only a source of a mix has a weight: data=mix data.sources.NAME.weight={source.weight}")
+    if source.loss_weight is not None:
+        raise UserError(f"data.loss_weight={source.loss_weight}: weighs a source of a mix against the others: data=mix data.sources.NAME.loss_weight={source.loss_weight}")
     return prepare(source, out_root, download)

@@ -69,13 +69,15 @@ Part = TextPart | ImagePart | RefPart | BoxPart | ListPart
 class Message(TypedDict):
     """One turn. role: `system`, `user`, `assistant` or `tool`. content: texts and image positions in order.
 
-    reasoning_content: what the assistant thinks before its answer. loss: false for an answer that is not trained.
+    reasoning_content: what the assistant thinks before its answer. loss: false for an answer that is not trained. weight: of the loss of an
+    answer's tokens; 1 where it is absent.
     """
 
     role: str
     content: list[Part]
     reasoning_content: NotRequired[str]
     loss: NotRequired[bool]
+    weight: NotRequired[float]
 
 
 def text_part(text: str) -> TextPart:
@@ -146,7 +148,8 @@ class Sample:
     sha256: the content hash of each image file, in the order of `images`. max_pixels: larger images are refused. source: of a mix, with
     which the id begins (`chat/17`); "" for a single data set.
     choices: the texts of which the answer is one; empty for a free answer. rejected: a worse answer than the last message; "" if there is
-    none. label: whether the last message is a good answer; None where that is not said.
+    none. label: whether the last message is a good answer; None where that is not said. weight: of its source in a mix
+    (data.sources.NAME.loss_weight), by which the loss weights of its answers are multiplied.
     """
 
     id: str
@@ -160,6 +163,7 @@ class Sample:
     choices: tuple[str, ...] = ()
     rejected: str = ""
     label: bool | None = None
+    weight: float = 1.0
 
     @property
     def image_paths(self) -> list[Path]:

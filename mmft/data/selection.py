@@ -95,6 +95,19 @@ def good_rows(rows: Sequence[Sample]) -> Sequence[Sample]:
     return rows if len(good) == len(rows) else Selection(rows, good)
 
 
+class Weighted(Sequence[Sample]):
+    """Rows whose losses are multiplied by `weight`."""
+
+    def __init__(self, rows: Sequence[Sample], weight: float):
+        self.rows, self.weight = rows, weight
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return replace(self.rows[index], weight=self.weight)
+
+
 def spread(rows: Sequence[Sample], n: int = 1000) -> Iterator[Sample]:
     """At most `n` rows, evenly spaced."""
     count = min(n, len(rows))

@@ -123,7 +123,7 @@ class CachedCollator:
             self.fill(samples, generation)
         if self.off or not cached:
             return self.collator.prompt(samples) if generation else self.collator(samples)
-        keys = [row_key(s, generation) for s in samples]
+        keys = [(row_key(s, generation), s.weight) for s in samples]
         last_keys, batch = self.cache.rows.last_batch
         if keys != last_keys:  # jointly trained runs of one order ask for the same batch one after another
             batch = self._assemble(samples, generation)
@@ -165,7 +165,11 @@ def packed(row: list[Encoded]) -> dict[str, torch.Tensor]:
     values: dict[str, Any] = {"sizes": [[len(s.ids), s.n_images] for s in row]}
     values |= {"ids": [i for s in row for i in s.ids], "labels": [i for s in row for i in s.labels]}
     values |= {f"extra.{k}": [i for s in row for i in s.extra[k]] for k in row[0].extra}
-    return {k: torch.tensor(v, dtype=torch.int32) for k, v in values.items()}
+    tensors = {k: torch.tensor(v, dtype=torch.int32) for k, v in values.items()}
+    if any(s.weights is not None for s in row):
+        weights = [w for s in row for w in (s.weights if s.weights is not None else [1.0] * len(s.ids))]
+        tensors["weights"] = torch.tensor(weights, dtype=torch.float32)
+    return tensors
 
 
 def unpacked(entry: dict[str, torch.Tensor]) -> list[Encoded]:
@@ -174,6 +178,6 @@ def unpacked(entry: dict[str, torch.Tensor]) -> list[Encoded]:
     for length, n_images in arrays["sizes"].tolist():
         ids, labels = (arrays[k][start : start + length] for k in ("ids", "labels"))
         extra = {k.removeprefix("extra."): v[start : start + length] for k, v in arrays.items() if k.startswith("extra.")}
-        row.append(Encoded(ids, labels, extra, n_images))
+        row.append(Encoded(ids, labels, extra, n_images, arrays["weights"][start : start + length] if "weights" in arrays else None))
         start += length
     return row

@@ -37,7 +37,7 @@ class Store:
         self._packs: dict[str, dict[str, Any]] = {}
         self._where: dict[str, tuple[str, int]] = {}
         self.bytes = 0
-        self.last_batch: tuple[list[str], dict[str, Any]] = ([], {})  # keys and tensors of the batch made last (cache.py)
+        self.last_batch: tuple[list[tuple[str, float]], dict[str, Any]] = ([], {})  # keys and tensors of the batch made last (cache.py)
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)

@@ -101,7 +101,8 @@ class BaseSource:
     first rows. text_only: keep rows without images. max_pixels: width times height; larger images are dropped. too_long: what training does
     with rows longer than collator.max_length, refuse or drop. boxes: what the four numbers of a box are (objects.FORMS). boxes_unit: what
     the numbers of boxes and points count (regions.UNITS). download: see Download; null: rows that name an image by URL are dropped.
-    weight: of a source of a mix, its part of the draws; 0: only its held-out rows are used.
+    weight: of a source of a mix, its part of the draws; 0: only its held-out rows are used. loss_weight: of a source of a mix, of the loss of
+    its tokens.
     choices: the texts of which every answer is one, or letters (see mmft/data/choices.py); a row's own choices come first.
     near_distance: images are near-duplicates if their perceptual hashes differ in at most so many of 64 bits; null: none are looked for.
     without: row ids that are left out, a file or a list (mmft/data/without.py).
@@ -121,6 +122,7 @@ class BaseSource:
     boxes_unit: str = "pixels"
     download: Mapping[str, Any] | Download | None = None
     weight: float | None = None
+    loss_weight: float | None = None
     choices: str | Sequence[str] | None = None
     near_distance: int | None = DISTANCE
     without: str | Sequence[str] | None = None
@@ -198,11 +200,12 @@ class BaseSource:
     def settings(self) -> Settings:
         """All keys as JSON values, for the manifest and the key of the prepared set."""
         keys = dataclasses.asdict(self)
-        del keys["too_long"], keys["weight"]  # they do not change the prepared set
+        del keys["too_long"], keys["weight"], keys["loss_weight"]  # they do not change the prepared set
         if not keys["splits"]["near"]:
             del keys["splits"]["near"]
         keys["without"] = sorted(read_ids(self.without)) if self.without is not None else None
-        for name, section in (("download", keys), ("choices", keys), ("without", keys), *((column, keys.get("columns") or {}) for column in ("choices", "index", "rejected"))):
+        columns = keys.get("columns") or {}
+        for name, section in (("download", keys), ("choices", keys), ("without", keys), *((column, columns) for column in ("choices", "index", "rejected", "weight"))):
             if section.get(name) is None:
                 section.pop(name, None)  # sets prepared before this key existed keep their key
         for key, default in (("boxes", "xyxy"), ("boxes_unit", "pixels"), ("near_distance", DISTANCE)):

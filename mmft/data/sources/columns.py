@@ -14,7 +14,7 @@ from .base import BaseSource, from_keys
 from .cells import LIST_NOTE, UnusableRow, image_cells, structure_in_text, texts
 from .objects import place_objects, read_objects
 from .preferences import good_or_bad, pair_in, rejected_answer
-from .turns import POSITIONS, conversation_row, prompt_turn
+from .turns import POSITIONS, conversation_row, prompt_turn, weigh
 
 CAPTIONS = ("first", "common", "all", "group")
 
@@ -32,7 +32,7 @@ class Columns:
     text. references: all known answers. messages: a conversation instead of prompt and text. objects: boxes and points (objects.py).
     label: the text for `<ref-object>` and the label of boxes that have none, or a list of such texts; or, without objects, true or
     false: whether the answer is a good one. choices: a list of the texts of which the answer is one. index: the number of the right one
-    among them, from 0, in place of text. rejected: a worse answer than text.
+    among them, from 0, in place of text. rejected: a worse answer than text. weight: of the row's loss.
 
     text may be a list of columns, each with a caption. A name with dots, `ground_truth.gt_parse`, is a key inside a cell that is an
     object, or the JSON text of one; an object found there becomes the answer as JSON.
@@ -51,6 +51,7 @@ class Columns:
     choices: str | None = None
     index: str | None = None
     rejected: str | None = None
+    weight: str | None = None
 
     def check(self, available: Iterable[str], where: str) -> None:
         """Raises UserError naming the key whose column does not exist, and the nearest existing one."""
@@ -88,7 +89,7 @@ class Columns:
                     self._add_choices(row, record)
                 except UnusableRow as error:
                     row = BadRow(where, str(error), row.id)
-            yield row
+            yield weigh(row, _cell(record, self.weight)) if self.weight else row
 
     def _add_choices(self, row: Row, record: Mapping[str, Any]) -> None:
         """The choices, the rejected answer and the label of a row. Raises UnusableRow."""

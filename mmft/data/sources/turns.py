@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ def conversation_row(turns: Any, images: Any, where: str, *, id: str | None = No
 
 
 def record_row(values: Mapping[str, Any], turns: Any, where: str, position: str, boxes: str) -> Row | BadRow:
-    """The row of a record with `image` or `images`, and optionally `id`, `split`, `objects`, a rejected answer and a label; see conversation_row."""
+    """The row of a record with `image` or `images`, and optionally `id`, `split`, `objects`, `weight`, a rejected answer and a label; see conversation_row."""
     name = None if values.get("id") is None else str(values["id"])
     images = values.get("images") if values.get("image") is None else values["image"]
     row = conversation_row(turns, images, where, id=name, split=values.get("split"), position=position, objects=values.get("objects"), boxes=boxes)
@@ -66,7 +67,7 @@ def record_row(values: Mapping[str, Any], turns: Any, where: str, position: str,
             row.rejected, row.label = record_answers(values, turns)
         except UnusableRow as error:
             return BadRow(where, str(error), name)
-    return row
+    return weigh(row, values.get("weight"))
 
 
 def read_turns(turns: Any, images: list[str | bytes], *, position: str = "kept", roles: Mapping[str, str] = ROLES,
@@ -77,7 +78,7 @@ def read_turns(turns: Any, images: list[str | bytes], *, position: str = "kept",
     string or a list of parts. `turns` may be written as JSON or Python text. In a user's string, `<image>` is the position of
     the row's next image and `<|vision_start|>path<|vision_end|>` that of a file; in a row without `images`, `<image>` is plain
     text. One newline next to a placeholder is removed with it. Images without any placeholder stand before the first user turn.
-    `loss: false` (or OpenAI's `weight: 0`) marks an answer that is not trained; `reasoning_content` is kept.
+    `loss: false` or `weight: 0` marks an answer that is not trained, another `weight` multiplies its loss; `reasoning_content` is kept.
     position: `kept` leaves images where the text has them, `first` moves them before the text of their turn, `added` is `kept`
     without a note on rows without placeholders. Raises UnusableRow.
     """
@@ -144,12 +145,43 @@ def _message(role: str, parts: list[Part], turn: Mapping[str, Any], number: int)
         reasoning = turn.get("reasoning_content")
         if reasoning:
             message["reasoning_content"] = plain_text(reasoning, f"reasoning_content of turn {number}")
-        loss = turn.get("loss", turn.get("weight"))
+        loss, weight = turn.get("loss"), loss_weight(turn.get("weight"), f"turn {number}")
         if loss is not None and loss not in (0, 1):
             raise UnusableRow(f"broken turn: turn {number} has loss={shown(loss)}; it must be true or false")
-        if loss is not None and not loss:
+        if loss is not None and not loss or weight == 0:
             message["loss"] = False
+        elif weight != 1:
+            message["weight"] = weight
     return message
+
+
+def loss_weight(value: Any, name: str) -> float:
+    """A loss weight as a number; 1 where none is given. name: of its place. Raises UnusableRow."""
+    if value is None or isinstance(value, str) and not value.strip():
+        return 1.0
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise UnusableRow(f"broken weight: {name} has weight={shown(value)}; it must be a number, 0 or above")
+    return number
+
+
+def weigh(row: Row | BadRow, value: Any) -> Row | BadRow:
+    """The row with the loss weights of its answers multiplied by the row's own weight."""
+    if isinstance(row, BadRow):
+        return row
+    try:
+        weight = loss_weight(value, "the row")
+    except UnusableRow as error:
+        return BadRow(row.where, str(error), row.id)
+    if weight == 0:
+        return BadRow(row.where, "no weight: its weight is 0, so nothing of it would be trained; leave such rows out of the data", row.id)
+    for message in row.messages:
+        if weight != 1 and message["role"] == "assistant" and message.get("loss") is not False:
+            message["weight"] = weight * message.get("weight", 1.0)
+    return row
 
 
 def _split_turns(turns: Sequence[Any], roles: Mapping[str, str], role_key: str | None,
