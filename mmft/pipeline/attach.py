@@ -45,8 +45,11 @@ def attach(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: i
     settings, model = inputs.settings, base.loaded.model
     set_seed(settings["seed"])
     model = prepare_for_training(model, base.loaded.quantization, settings["trainer"], inputs.family.path)
-    preferences = prepare_preferences(inputs, base, context, model)  # while nothing is attached to the base
+    # the reference of a preference objective is the model as it is now: the base, or with lora.start the adapter that goes on
+    preferences = None if inputs.start else prepare_preferences(inputs, base, context, model)
     model = attach_adapter(model, inputs.plan, inputs.start.folder if inputs.start else None, bool(settings["trainer"].get("lora_fa")))
+    if inputs.start:
+        preferences = prepare_preferences(inputs, base, context, model)
     rewrites = rewrite_for_training(model, inputs.family.rewrites, settings["seed"])
     freeze(model, noisy_embeddings=bool(settings["trainer"].get("neftune_noise_alpha")))
     initial = initial_matrices(model) if changes_base(inputs.plan.settings) else None

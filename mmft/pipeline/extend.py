@@ -118,7 +118,7 @@ def _make_checkpoint(parent: Run, folder: Path, settings: Settings, summary: Sum
     state.save_to_json(str(folder / "trainer_state.json"))
     meter: MeterState = {
         "loss": 0.0, "steps": 0, "logged_loss": float(last.get("train_loss") or 0.0) * steps, "supervised_tokens": int(summary.get("supervised_tokens") or 0),
-        "skipped": int(summary.get("skipped_steps") or 0), "train_seconds": float(last.get("train_runtime") or 0.0), "sources": None,
+        "skipped": int(summary.get("skipped_steps") or 0), "train_seconds": float(last.get("train_runtime") or 0.0), "sources": None, "rewards": [],
     }  # fmt: skip
     _seal(folder, {"format": checkpoints.FORMAT, "seconds": float(summary.get("seconds") or 0.0), "done": False, "files": {}, "meter": meter})
 

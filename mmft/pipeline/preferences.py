@@ -84,13 +84,19 @@ def _good_rows(rows: Sequence[Sample], split: str) -> Sequence[Sample]:
 def _check_answers(objective: Objective, prepared: PreparedData, split: str, rows: Sequence[Sample]) -> None:
     """Raises UserError if rows lack a rejected answer, or a label where that is enough."""
     lacking: list[str] = []
+    weighted: list[str] = []
     labels: set[bool | None] = set()
     for i in range(len(rows)):
         row = rows[i]
         if not row.rejected and (objective.PAIRS or row.label is None):
             lacking.append(row.id)
+        if row.weight != 1 or row.messages[-1].get("weight", 1.0) != 1:
+            weighted.append(row.id)
         labels |= {True, False} if row.rejected else {row.label}
     where = f"objective={objective.NAME}: {prepared.manifest['name']}"
+    if weighted and split == "train":
+        raise UserError(f"{where}: {len(weighted)} of {len(rows)} rows of {split} have a loss weight, e.g. {weighted[0]}; it compares answers of equal weight:"
+                        " leave out `weight` (data.columns.weight, data.sources.NAME.loss_weight), or use objective=sft")  # fmt: skip
     if lacking:
         what, key = ("rejected answer", "data.columns.rejected") if objective.PAIRS else ("rejected answer and no label", "data.columns.label")
         others = "objective=kto takes single answers with a label, objective=sft trains the answers alone" if objective.PAIRS else "objective=sft trains the answers alone"
@@ -102,7 +108,9 @@ def _check_answers(objective: Objective, prepared: PreparedData, split: str, row
 
 
 def prepare_preferences(inputs: TrainingInputs, base: Base, context: RunContext, model: Any) -> Preferences | None:
-    """Everything that is computed with the untouched model; None for objective=sft. model: the base, prepared for training, without adapter."""
+    """Everything that is computed with the untouched model; None for objective=sft. model: the base, prepared for training, without adapter, or with
+    that of lora.start.
+    """
     objective = inputs.objective
     if not objective.PREFERENCE:
         return None
@@ -126,9 +134,9 @@ def prepare_preferences(inputs: TrainingInputs, base: Base, context: RunContext,
 
 
 def _keeps_base(inputs: TrainingInputs) -> bool:
-    """Whether the trained model with its adapter off is the base model."""
+    """Whether the trained model with its adapter off is the reference."""
     settings = inputs.plan.settings
-    return not inputs.full and not changes_base(settings) and settings.get("bias") in (None, "none")
+    return not inputs.full and inputs.start is None and not changes_base(settings) and settings.get("bias") in (None, "none")
 
 
 def _reference(
@@ -136,21 +144,22 @@ def _reference(
 ) -> dict[str, float]:
     """The log-probabilities of the reference model: computed once, and kept below output_dir/cache for every run with the same rows and base.
 
-    The reference is the base model. They are found again by what decides them: the base with its precision, the rendering of the rows, all
-    rows in order, and the batch size, since the shape of a batch changes the last digits.
+    The reference is the base model, or the adapter of lora.start. They are found again by what decides them: the model with its precision, the
+    rendering of the rows, all rows in order, and the batch size, since the shape of a batch changes the last digits.
     """
     digest = hashlib.sha256("\n".join(f"{row.content} {row.rejected!r}" for row in (rows[i] for i in range(len(rows)))).encode("utf-8", "surrogatepass")).hexdigest()
     plain = base.collator.collator if isinstance(base.collator, CachedCollator) else base.collator
     described_by = {
         "model and rows": identities(inputs.settings, base.loaded, plain),  # type: ignore[arg-type]
         "rows": digest, "batch": size, "mismatched": inputs.objective.MISMATCHED, "whole model": inputs.full,
+        **({"start": inputs.start.sha256} if inputs.start else {}),
     }  # fmt: skip
     folder = Path(inputs.settings["output_dir"]) / "cache" / f"{REFERENCE}-{folder_key(described_by)}"
-    return context.memo.once(key_of(REFERENCE, str(folder)), lambda: share(lambda: _kept(folder, described_by, model, collator, rows, size)))
+    return context.memo.once(key_of(REFERENCE, str(folder)), lambda: share(lambda: _kept(folder, described_by, model, collator, rows, size, str(inputs.start.path) if inputs.start else "the base model")))
 
 
-def _kept(folder: Path, described_by: dict[str, Any], model: Any, collator: AnswerCollator, rows: Sequence[Sample], size: int) -> dict[str, float]:
-    """The log-probabilities in a folder, computed now if it does not hold them."""
+def _kept(folder: Path, described_by: dict[str, Any], model: Any, collator: AnswerCollator, rows: Sequence[Sample], size: int, name: str) -> dict[str, float]:
+    """The log-probabilities in a folder, computed now if it does not hold them. name: of the model, for the log."""
     import torch
 
     store, began = Store(folder, described_by), time.time()
@@ -163,5 +172,5 @@ def _kept(folder: Path, described_by: dict[str, Any], model: Any, collator: Answ
     entry = store[REFERENCE]
     keys = [bytes(row).hex() for row in entry["content"].numpy()]
     where = f"read from {folder}" if known else f"computed in {time.time() - began:.1f} s"
-    log.info("%-14s log-probabilities of %d answers under the base model, %s", "reference", len(keys), where)
+    log.info("%-14s log-probabilities of %d answers under %s, %s", "reference", len(keys), name, where)
     return dict(zip(keys, entry["log_probs"].tolist(), strict=True))

@@ -191,7 +191,7 @@ def load_base(family: Family, located: Located, below: Sequence[Parent], full_tr
         if loaded.quantized:
             raise UserError(f"model.adapters={parent.path}: this base is quantised, and merged weights would be rounded; mmft merge run=... dtype=bf16 writes a plain model")
         hooks: list[Any] = []
-        merged = merge_adapter(load_adapter(loaded.model, parent.folder, hooks))
+        merged = merge_adapter(load_adapter(loaded.model, parent.folder, hooks=hooks))
         for hook in hooks:
             hook.remove()
         loaded.model = merged.to(loaded.dtype).eval()

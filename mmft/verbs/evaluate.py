@@ -111,6 +111,9 @@ class Evaluate:
         objective = build(settings["objective"], "objective")
         if not objective.PREFERENCE or opened.run is None:
             return
+        if objective.REFERENCE and (start := settings["lora"].get("start")):
+            log.info("%-14s not measured: the reference was lora.start=%s, not the base; eval_loss and rewards of training are in the run's summary.json", "preferences", start)
+            return
         rows = first_rows(prepared.split(str(settings["evaluation"]["split"])), settings["evaluation"]["max_samples"])
         found = evaluator_of(objective, opened.model, collator, rows, settings["trainer"].get("per_device_eval_batch_size", 8))
         if found is None:
