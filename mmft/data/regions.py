@@ -65,8 +65,10 @@ class UnitWatch:
     above_1: int = 0
 
     def see(self, row: Row, sizes: Sequence[tuple[int, int]]) -> None:
+        if not has_regions(row.messages):
+            return
         found = list(row_regions(row))
-        self.rows += has_regions(row.messages)
+        self.rows += 1
         self.boxes += len(found)
         for region in found:
             highest = max(coordinates(region))

@@ -22,6 +22,7 @@ from .wording import shown
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_quoted = json.encoder.encode_basestring  # one text as JSON; the lines that are hashed hold nothing but texts and lists of them
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # json.dumps makes an encoder at every call
 BATCH = 1000  # rows of one Arrow record batch
 MOST_REFERENCES = 100  # that a row gets from other rows with the same images and prompt
@@ -105,7 +106,7 @@ class RowFile:
         self._given_splits.append(given_split)
         self._contents.extend(r.content for r in images)
         self._offsets.append(len(self._contents))
-        self._prompts.append(prompt_key([r.sha256 for r in images], row.messages[:-1]))
+        self._prompts.append(prompt_key(cells[2], row.messages[:-1]))
         if len(self._columns[0]) == BATCH:
             self._flush()
 
@@ -228,10 +229,13 @@ class _DigestSet:
 def _hash(digest: hashlib._Hash, used: _DigestSet, part: pa.RecordBatch) -> None:
     sha256 = part["sha256"]
     used.update(sha256.flatten().to_pylist())
-    for *cells, choices, rejected, label in zip(*(part[name].to_pylist() for name in ("id", "messages", "references", "sha256", "choices", "rejected", "label"))):
-        preference = [{"rejected": rejected, "label": label}] if rejected is not None or label is not None else []
-        digest.update(_to_json([*cells, *([choices] if choices else []), *preference]).encode())
-        digest.update(b"\n")
+    lines = []
+    names = ("id", "messages", "references", "sha256", "choices", "rejected", "label")
+    for id, messages, references, images, choices, rejected, label in zip(*(part[name].to_pylist() for name in names)):
+        more = f",[{','.join(map(_quoted, choices))}]" if choices else ""
+        more += "," + _to_json({"rejected": rejected, "label": label}) if rejected is not None or label is not None else ""
+        lines.append(f"[{_quoted(id)},{_quoted(messages)},[{','.join(map(_quoted, references))}],[{','.join(map(_quoted, images))}]{more}]\n")
+    digest.update("".join(lines).encode())
 
 
 def _write_images(folder: Path, index: ImageIndex, used: dict[int, _DigestSet]) -> int:

@@ -1,5 +1,6 @@
 """prepare and the store: what is written, dropped, reported, reused and refused."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -37,7 +38,6 @@ def test_what_is_written_and_read_back(tmp_path):
     assert sample.messages[0] == {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe."}]}
     assert sample.load_images()[0].getpixel((0, 0)) == (2, 0, 7)
     image = list(prepared.images())[0]
-    import hashlib
 
     assert (image["path"], image["sha256"], image["width"], image["height"]) == ("a.png", hashlib.sha256(png(0)).hexdigest(), 4, 4)
     assert prepared.manifest["images"] == 3 and prepared.manifest["rows_read"] == 3 and prepared.manifest["splits"]["train"] == {"rows": 2, "images": 2}
@@ -318,3 +318,19 @@ def test_manifest_is_plain_json_with_what_it_was_made_of(tmp_path):
     manifest = json.loads((prepared.path / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["name"] == "set" and manifest["source"]["splits"]["by"] == "random"
     assert set(manifest["versions"]) == {"mmft", "python", "pillow", "pyarrow"}
+
+
+def test_the_fingerprint_is_a_hash_of_the_rows_as_json(tmp_path):
+    """Written in another way: json.dumps of each row, also with characters that JSON escapes."""
+    odd = ["plain", 'quo"te', "back\\slash", "tab\tnew\nline", "\x01\x1f\x7f", "é 一只狗 😀", "\u2028", "</b>"]
+    rows = [caption_row(png(n), f"{text} {n}", references=[f"{text} {n}", text], choices=[f"{text} {n}", text, "third"] if n % 2 else []) for n, text in enumerate(odd)]
+    prepared = make(Given(given=rows, splits={"validation": 3}), tmp_path)
+    total = hashlib.sha256()
+    for split in ("train", "validation"):
+        lines = hashlib.sha256()
+        for row in prepared.split(split):
+            messages = json.dumps(row.messages, ensure_ascii=False, separators=(",", ":"))
+            cells = [row.id, messages, list(row.references), list(row.sha256), *([list(row.choices)] if row.choices else [])]
+            lines.update(json.dumps(cells, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+        total.update(f"{split}:{lines.hexdigest()}\n".encode())
+    assert prepared.fingerprint == total.hexdigest()

@@ -142,10 +142,12 @@ class Columns:
             answers = [max(people or answers, key=(people or answers).count)]  # the first one of those given most often
         variants = [(answer, labels) for answer in answers] or [("", [label]) for label in labels] or [("", labels)]
         for number, (answer, names) in enumerate(variants if captions == "all" else variants[:1], 1):
-            turns: list[Message] = [{"role": m["role"], "content": list(m["content"])} for m in messages]
+            turns: list[Message] = messages if len(variants) == 1 or captions != "all" else [{"role": m["role"], "content": list(m["content"])} for m in messages]
             name = common["id"] if common["id"] is None or captions != "all" or len(variants) == 1 else f"{common['id']}-{number}"
+            turns = [*turns, assistant_turn(answer)] if answer else [*turns]
             try:
-                place_objects(turns := [*turns, *([assistant_turn(answer)] if answer else [])], found.named(names))
+                if found:
+                    place_objects(turns, found.named(names))
             except UnusableRow as error:
                 yield BadRow(where, str(error), name)
                 continue
