@@ -78,8 +78,8 @@ def main() -> None:
 
 
 def times(photos: list[Path], repeats: int) -> list[str]:
-    """Seconds of `repeats` interleaved rounds: bare, prepare without hashes, prepare."""
-    found: dict[str, list[float]] = {"bare read, sha256, decode": [], "prepare, data.near_distance=null": [], "prepare": []}
+    """Seconds of `repeats` interleaved rounds: bare, prepare without near-duplicates, prepare. Processor time is not disturbed by other work."""
+    found: dict[str, list[tuple[float, float]]] = {"bare read, sha256, decode": [], "prepare, data.near_distance=null": [], "prepare": []}
     with tempfile.TemporaryDirectory() as folder:
         images = many(photos, Path(folder) / "photos", 1000)
         table = Path(folder) / "t.jsonl"
@@ -87,13 +87,14 @@ def times(photos: list[Path], repeats: int) -> list[str]:
         runs = (lambda: bare(images), lambda: prepared(table, Path(folder) / "out", None), lambda: prepared(table, Path(folder) / "out", near.DISTANCE))
         for number in range(repeats + 1):
             for name, run in zip(found, runs, strict=True):
-                start = time.perf_counter()
+                start = time.perf_counter(), time.process_time()
                 run()
                 if number:  # the first round fills the page cache
-                    found[name].append(time.perf_counter() - start)
-    first = statistics.median(found["bare read, sha256, decode"])
-    lines = [f"\n{len(images)} photos, {os.cpu_count()} processors, median of {repeats} rounds\n", "| | seconds | images/s | of bare |", "|---|---|---|---|"]
-    return [*lines, *(f"| {name} | {(t := statistics.median(seconds)):.2f} | {len(images) / t:.0f} | {t / first:.2f} |" for name, seconds in found.items())]
+                    found[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    wall, cpu = ({name: statistics.median(round[i] for round in rounds) for name, rounds in found.items()} for i in (0, 1))
+    lines = [f"\n{len(images)} photos, {os.cpu_count()} processors, median of {repeats} rounds\n", "| | seconds | images/s | of bare | processor seconds | of bare |", "|---|---|---|---|---|---|"]
+    bare_wall, bare_cpu = next(iter(wall.values())), next(iter(cpu.values()))
+    return [*lines, *(f"| {name} | {wall[name]:.2f} | {len(images) / wall[name]:.0f} | {wall[name] / bare_wall:.2f} | {cpu[name]:.2f} | {cpu[name] / bare_cpu:.2f} |" for name in found)]
 
 
 def many(photos: list[Path], folder: Path, count: int) -> list[Path]:

@@ -43,14 +43,12 @@ def _ones() -> np.ndarray:
 
 def look(picture: Image.Image) -> bytes:
     """What an image looks like, as one element of LOOK: a perceptual hash and its colours. picture: RGB, upright."""
-    from PIL import Image
-
     small = shrunk(picture)
     found = np.zeros((), LOOK)
     number = perceptual_hash(small)
     if number is not None:
         found["known"], found["hash"] = 1, number
-        found["colours"] = np.asarray(small.resize((COLOURS, COLOURS), Image.Resampling.BOX)).reshape(-1)
+        found["colours"] = np.asarray(small.reduce(SIDE // COLOURS)).reshape(-1)
     return found.tobytes()
 
 
@@ -58,8 +56,7 @@ def shrunk(picture: Image.Image) -> Image.Image:
     """The picture with SIDE x SIDE pixels, each the mean of four by four pixels of the large one: to read all of them takes as long as to decode them."""
     from PIL import Image
 
-    sampled = picture.resize((min(picture.width, SAMPLED), min(picture.height, SAMPLED)), Image.Resampling.NEAREST)
-    return sampled.resize((SIDE, SIDE), Image.Resampling.BOX)
+    return picture.resize((SAMPLED, SAMPLED), Image.Resampling.NEAREST).reduce(SAMPLED // SIDE)
 
 
 def perceptual_hash(small: Image.Image) -> int | None:

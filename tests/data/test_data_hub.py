@@ -108,3 +108,14 @@ def test_what_is_not_there_is_one_line(run, overrides, message):
 def test_no_network_is_one_line(run):
     error = run("data=football", HF_ENDPOINT="http://127.0.0.1:9")["error"]
     assert "cannot be reached" in error and "HF_ENDPOINT" in error
+
+
+def test_a_limit_downloads_only_the_files_that_hold_its_rows(hub, tmp_path):
+    """Four files of three rows: a limit of four rows needs two of them; images of the others would be most of a large data set."""
+    files = {f"data/train-{n:05d}-of-00004.parquet": parquet([{"image": {"bytes": png(10 * n + i), "path": None}, "text": f"row {n}.{i}"} for i in range(3)]) for n in range(4)}
+    hub.add("datasets", "owner/large", {"README.md": "A card.", **files})
+    before = len(hub.calls)
+    answer = prepared_in_a_process(hub, tmp_path, "data=hub", "data.dataset=owner/large", "data.limit=4", "data.splits.validation=0")
+    assert [row[1] for row in answer["rows"]] == [["row 0.0"], ["row 0.1"], ["row 0.2"], ["row 1.0"]]
+    fetched = {name for call in hub.calls[before:] for name in files if call.split(" ")[0] == "GET" and name in call and "/resolve/" in call}
+    assert fetched == set(list(files)[:2])

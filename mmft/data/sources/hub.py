@@ -46,9 +46,10 @@ class HubDataset(ColumnKeys, PositionKey):
 
     def read(self) -> Iterator[Row | BadRow]:
         sha = getattr(self, "_sha", None) or self.stamp()["revision"]
-        loaded = load(self.dataset, self.hub, self.subset, self.split if isinstance(self.split, str) else None, sha, streaming=self.hub == "huggingface" and self.limit is not None)
+        streaming = self.hub == "huggingface" and self.limit is not None
+        loaded = load(self.dataset, self.hub, self.subset, self.split if isinstance(self.split, str) else None, sha, streaming)
         for name, dataset in named_splits(loaded, self.split, self.dataset):
-            yield from dataset_rows(dataset, name, self, self.image_position, f"{self.dataset}/{name or _only(self.split)}", fetch)
+            yield from dataset_rows(dataset, name, self, self.image_position, f"{self.dataset}/{name or _only(self.split)}", fetch, self.limit if streaming else None)
 
 
 def _only(split: str | Sequence[str] | None) -> str:

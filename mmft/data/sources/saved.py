@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,9 @@ def named_splits(loaded: Any, wanted: str | Sequence[str] | None, where: str) ->
 
 
 def dataset_rows(dataset: Any, split: str | None, keys: ColumnKeys, position: str, label: str,
-                 fetch: Callable[[str], bytes | str] | None = None) -> Iterator[Row | BadRow]:
-    """Rows of a datasets.Dataset or IterableDataset. fetch: returns the bytes of an image that is given by its path."""
-    for number, record in enumerate(records(dataset, fetch), 1):
+                 fetch: Callable[[str], bytes | str] | None = None, most: int | None = None) -> Iterator[Row | BadRow]:
+    """Rows of a datasets.Dataset or IterableDataset. fetch: returns the bytes of an image that is given by its path. most: see `records`."""
+    for number, record in enumerate(records(dataset, fetch, most), 1):
         if number == 1:
             keys.columns.check(record, label)
         for row in keys.columns.rows(record, f"{label}[{number}]", keys.prompt, position, keys.captions, keys.boxes):
@@ -83,11 +84,15 @@ def dataset_rows(dataset: Any, split: str | None, keys: ColumnKeys, position: st
             yield row
 
 
-def records(dataset: Any, fetch: Callable[[str], bytes | str] | None = None) -> Iterator[dict[str, Any]]:
-    """Records as stored in Arrow: images as {bytes, path}, not decoded; class labels as their names."""
+def records(dataset: Any, fetch: Callable[[str], bytes | str] | None = None, most: int | None = None) -> Iterator[dict[str, Any]]:
+    """Records as stored in Arrow: images as {bytes, path}, not decoded; class labels as their names.
+
+    most: the number of records that are wanted: of a stream no more are read, since a further one may lie in a file that is not downloaded yet.
+    """
     features = getattr(dataset, "features", None) or {}
     labels = {name: f.names for name, f in features.items() if type(f).__name__ == "ClassLabel"}
-    for table in dataset.with_format("arrow").iter(batch_size=BATCH):
+    size = BATCH if most is None else next(n for n in range(min(BATCH, most), 0, -1) if most % n == 0)
+    for table in islice(dataset.with_format("arrow").iter(batch_size=size), None if most is None else most // size):
         for record in table.to_pylist():
             for name, names in labels.items():
                 if isinstance(record.get(name), int):
