@@ -45,6 +45,7 @@ from .context import RunContext
 from .finish import complete_summary, show_result, status_of, write_reports
 from .load import Base, load_base, use_feature_cache
 from .measure import kept_files, measure_base, measure_kept_base, read_base_measurement, write_base_measurement
+from .notify import notify
 from .prepare import TrainingInputs, prepare_inputs
 
 log = logging.getLogger("mmft")
@@ -200,13 +201,15 @@ class Training:
         if is_main():
             write_reports(self.run_dir, self.logger)
             show_result(self.run_dir, summary, joint=self.context.member is not None)
+            notify(self.run_dir, "finished", summary["eval_loss"])
 
     def fail(self, error: BaseException) -> None:
         """Leave a directory that says what happened."""
         self.summary["reason"] = str(error) or type(error).__name__
         status = status_of(error)
-        self.write_summary(status)
+        summary = self.write_summary(status)
         self.logger.finish(status)
+        notify(self.run_dir, status, summary["eval_loss"])
 
     def write_summary(self, status: str) -> Summary:
         self.summary["times"] = {k: round(v, 3) for k, v in self.times.items()}
