@@ -73,9 +73,9 @@ class AnswerCollator:
         return batch
 
     def measure(self, sample: Sample) -> Measure:
-        """The size of a row: of its longest answer; `loss_tokens` is that of the shortest. Raises RowError, ImageError."""
+        """The size of a row: its answers are so many sequences, and as long as the longest; `loss_tokens` is that of the shortest. Raises RowError, ImageError."""
         sizes = [self.collator.measure(answer) for answer, _ in self.answers(sample)]
-        return Measure(max(s.tokens for s in sizes), min(s.loss_tokens for s in sizes), max(s.sequences for s in sizes))
+        return Measure(max(s.tokens for s in sizes), min(s.loss_tokens for s in sizes), sum(s.sequences for s in sizes))
 
 
 def other_answers(rows: Sequence[Sample]) -> dict[str, list[str]]:

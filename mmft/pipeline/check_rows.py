@@ -57,6 +57,7 @@ class _Part:
     drops: bool
     source: str = ""  # of a mix
     trained: bool = False
+    compared: bool = False  # its rows are pairs of answers, each a sequence
 
     @property
     def refused(self) -> bool:
@@ -95,7 +96,7 @@ def _part(inputs: TrainingInputs, trained: bool, source: str, rows: Sequence[Any
     split = "train" if trained else str(inputs.settings["evaluation"]["split"])  # which may be train, too
     found = context.memo.once(inputs.base_key("rows" if isinstance(collator, Collator) else "answers", source, split, len(rows)), partial(_scan, collator, rows))
     name, key = (f"{source}, {split}", f"data.sources.{source}") if source else (split, "data")
-    return _Part(split, name, key, rows, found, data.get("too_long", "refuse") == "drop", source, trained)
+    return _Part(split, name, key, rows, found, data.get("too_long", "refuse") == "drop", source, trained, inputs.objective.PREFERENCE)
 
 
 def _usable(part: _Part, checked: CheckedRows) -> Sequence[Any]:
@@ -108,7 +109,7 @@ def _usable(part: _Part, checked: CheckedRows) -> Sequence[Any]:
         checked.lengths += [n for i, n in enumerate(found.tokens) if i not in left_out]
         checked.sequences += [n for i, n in enumerate(found.sequences) if i not in left_out]
     checked.sequences_differ |= found.several > 0
-    if found.several:
+    if found.several and not part.compared:
         log.info("%-14s %d of %d rows of %s become several sequences, one for each answer", "rows", found.several, len(rows), part.name)
     if found.ignored_sizes:
         log.info("%-14s %d rows of %s ask for image sizes (min_pixels, max_pixels, resized_height, resized_width) that this model's processor cannot set", "rows", found.ignored_sizes, part.name)

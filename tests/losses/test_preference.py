@@ -301,6 +301,8 @@ def test_losses_without_a_reference_equal_trls(small, kind, name):
 def test_parts_of_a_batch_are_taken_out_once(small):
     _, collator, own = adapted(small, "llava")
     batch = collator(own)
+    size = collator.measure(own[1])
+    assert (size.tokens, size.sequences) == (int(batch["attention_mask"][2:4].sum(1).max()), 2), "what trainer.tokens_per_batch counts"
     assert batch["row_ids"] == ["a", "a", "b", "b", "c", "c"] and batch["answer_kind"].tolist() == [1, 0] * 3
     parts = take_answers(batch)
     assert isinstance(parts, AnswerParts) and take_answers(batch) is None and len(parts.reference) == 6
