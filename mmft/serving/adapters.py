@@ -17,6 +17,7 @@ from ..models.load import build_collator, load_processor
 from ..runs.adapter import load_adapter
 from ..runs.base_model import locate_base
 from ..runs.open import OpenedRun, open_any, open_run, run_config, trained_weights
+from ..runs.parents import below_of_run
 
 if TYPE_CHECKING:
     from ..collators.types import BatchMaker
@@ -94,6 +95,8 @@ def _next(path: str, name: str, adapter: str, first: OpenedRun, cfg: DictConfig,
     located = locate_base(family, run.read_json("env.json")["model"], path)
     settings = resolved(kept)
     other = _different(settings["model"], first.settings["model"])
+    if not other and [p.sha256 for p in below_of_run(run, family.adapters, family.hub, str(kept.output_dir))] != first.loaded.below:
+        other = "adapters"
     if located.revision != first.loaded.located.revision or other:
         what = f"model.{other} differs" if other else f"{located.path} is not {first.loaded.located.path}"
         raise UserError(f"run={path}: does not share its base model with {first.run.path} ({what}); serve them apart, each with its own port")
@@ -108,4 +111,4 @@ def _next(path: str, name: str, adapter: str, first: OpenedRun, cfg: DictConfig,
 
 def _different(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     """A key that loads the base differently; "" if none does. The place of the base does not matter, nor the processor, which each run brings."""
-    return next((key for key in sorted({*ours, *theirs} - {"path", "hub", "revision", "processor"}) if ours.get(key) != theirs.get(key)), "")
+    return next((key for key in sorted({*ours, *theirs} - {"path", "hub", "revision", "processor", "adapters"}) if ours.get(key) != theirs.get(key)), "")
