@@ -17,7 +17,7 @@ EARLY_STOPPING = {"early_stopping_patience": "int | None", "early_stopping_thres
 # when the loss or gradient of a step is not finite, and rates and weight decay by part of the model.
 OWN_TRAINER = {
     **EARLY_STOPPING, "fold_accumulation": "str", "tokens_per_batch": "int | None", "packing": "bool", "nonfinite": "str", "nonfinite_limit": "int",
-    "learning_rates": "dict | None", "weight_decays": "dict | None", "loraplus_lr_ratio": "float | None", "lora_fa": "bool",
+    "learning_rates": "dict | None", "weight_decays": "dict | None", "loraplus_lr_ratio": "float | None", "lora_fa": "bool", "ema_decay": "float | None",
 }  # fmt: skip
 # Keys of TrainingArguments that may be null: the device decides (training/device_defaults.py).
 BY_DEVICE = {"dataloader_num_workers": "int | None", "dataloader_pin_memory": "bool | None"}

@@ -33,7 +33,7 @@ PLAIN = {"bias": ("none", None), "init_lora_weights": (True, None, "gaussian", "
 # Keys of TrainingArguments that concern a member's optimizer, schedule, logs and evaluations, not its batches.
 TRAINER = (
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "optim_args",
-    "adam_beta1", "adam_beta2", "adam_epsilon", "learning_rates", "weight_decays", "loraplus_lr_ratio", "label_smoothing_factor", "early_stopping_patience", "early_stopping_threshold",
+    "adam_beta1", "adam_beta2", "adam_epsilon", "learning_rates", "weight_decays", "loraplus_lr_ratio", "ema_decay", "label_smoothing_factor", "early_stopping_patience", "early_stopping_threshold",
     "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "logging_steps", "logging_first_step", "logging_strategy",
     "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_strategy", "save_steps", "save_total_limit", "per_device_eval_batch_size",
 )  # fmt: skip

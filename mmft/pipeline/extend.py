@@ -81,6 +81,8 @@ def _check_without_state(parent: Run, settings: Settings, summary: Summary) -> N
         raise UserError(f"{where}: its weights are those of its best checkpoint, and that of its last step is gone; {advice}")
     if str(trainer.get("lr_scheduler_type")) in NEED_STATE:
         raise UserError(f"{where}: its schedule ({trainer['lr_scheduler_type']}) depends on what was measured, and no checkpoint of the last step has it; {advice}")
+    if trainer.get("ema_decay"):
+        raise UserError(f"{where}: saved the average of its weights (trainer.ema_decay), and no checkpoint of the last step has the weights themselves; {advice}")
     if changes_base(settings["lora"]):
         raise UserError(f"{where}: its adapter was rewritten after training (lora.init_lora_weights), and no checkpoint of the last step has it as trained; {advice}")
     if summary.get("sources"):

@@ -33,6 +33,7 @@ from ..models.families.base import Family
 from ..models.hub import Located
 from ..models.load import load_processor, load_skeleton, locate_model
 from ..runs.parents import START, Parent, check_below, check_sits_on, find_adapter, find_below
+from ..training.ema import check_ema
 from ..training.rates import check_rates, rate_notes, rate_of
 from .context import RunContext
 from .preferences import usable_rows
@@ -110,6 +111,7 @@ def plan_report(skeleton: torch.nn.Module, plan: AdapterPlan, trainer: Section) 
     """What will be trained in each part and at which rate, from a model without weights. Raises UserError for a rate that acts on nothing."""
     report = planned_report(skeleton, plan, fixed_a=bool(trainer.get("lora_fa")))
     trained = [row for row in report["rows"] if row["trainable"]]
+    check_ema(trainer)
     check_rates(trainer, [row["part"] for row in trained], plan.settings if plan.method == "lora" else None)
     for row in trained:
         row["rate"] = rate_of(trainer, row["part"])

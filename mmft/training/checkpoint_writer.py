@@ -32,6 +32,7 @@ from .checkpoints import (
     write_state,
 )
 from .disk_space import checkpoint_bytes
+from .ema import Average
 from .source_meter import SourceState
 from .trainer import SupervisedTrainer
 
@@ -41,11 +42,12 @@ log = logging.getLogger("mmft")
 class CheckpointWriter(TrainerCallback):
     """Publish each checkpoint that the Trainer writes: complete it, seal it, rename it into place.
 
-    The Trainer's output_dir is the staging folder `checkpoints/.saving`. limit: checkpoints that are kept, None for all.
+    The Trainer's output_dir is the staging folder `checkpoints/.saving`. limit: checkpoints that are kept, None for all. average: of the
+    weights, which is saved with each checkpoint.
     """
 
-    def __init__(self, trainer: SupervisedTrainer, run: Run, limit: int | None):
-        self.trainer, self.run, self.home, self.limit = trainer, run, run / "checkpoints", limit
+    def __init__(self, trainer: SupervisedTrainer, run: Run, limit: int | None, average: Average | None = None):
+        self.trainer, self.run, self.home, self.limit, self.average = trainer, run, run / "checkpoints", limit, average
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if control.should_save:
@@ -90,6 +92,8 @@ class CheckpointWriter(TrainerCallback):
             if best is not None:
                 trainer.state.save_to_json(str(staged / "trainer_state.json"))
             write_state(staged, self._state(tokens, sources, rewards))
+            if self.average is not None:
+                self.average.save(staged)
             seal(staged)
             old = home / f"{REPLACED}{step}"
             if final.exists():  # saved twice at one step: it may be the only one, so it stays until the new one is in its place

@@ -51,6 +51,7 @@ from .callbacks import (
 )  # fmt: skip
 from .checkpoint_writer import CheckpointWriter, RestoreState
 from .device_defaults import Machine, describe_device, loader_defaults
+from .ema import Average
 from .sampling import LengthGroupedSampler, MixtureSampler
 from .token_batches import BatchedRows, BatchOfRows, RowSizes, TokenBatchSampler
 from .trainer import JointMember, RowSampler, SupervisedTrainer
@@ -218,8 +219,9 @@ class TrainingLoop:
             packing=Packing(job.model) if self.arguments.get("packing") else None, objective=job.objective, preferences=job.preferences, trainer=self.arguments,
         )  # fmt: skip
         finite = FiniteStep(trainer, self.arguments.get("nonfinite") or "stop", self.arguments.get("nonfinite_limit") or 0)
-        restore, writer = RestoreState(trainer, self.checkpoint, (extended(job.run) or {}).get("steps")), CheckpointWriter(trainer, job.run, limit)
-        last: list[TrainerCallback] = [finite, restore, SaveAtEpochEnd(), writer, EndAfterSave(stop, job.run)]
+        average = Average(job.model, float(self.arguments["ema_decay"]), self.checkpoint) if self.arguments.get("ema_decay") else None
+        restore, writer = RestoreState(trainer, self.checkpoint, (extended(job.run) or {}).get("steps")), CheckpointWriter(trainer, job.run, limit, average)
+        last: list[TrainerCallback] = [finite, restore, *([average] if average is not None else []), SaveAtEpochEnd(), writer, EndAfterSave(stop, job.run)]
         for callback in last:
             trainer.add_callback(callback)
         trainer.remove_callback(PrinterCallback)
@@ -291,6 +293,9 @@ class TrainingLoop:
         })  # fmt: skip
         best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
         load_checkpoint_weights(trainer, Path(best) if best else checkpoint)
+        if attempt.writer.average is not None:
+            attempt.writer.average.begin()
+            attempt.writer.average.use()
         shutil.rmtree(attempt.writer.home / checkpoints.SAVING, ignore_errors=True)
 
     def _halve(self, attempt: _Attempt) -> None:

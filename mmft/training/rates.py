@@ -78,6 +78,8 @@ def rate_notes(trainer: Section) -> list[str]:
         notes.append(f"LoRA+: the matrices B learn at {float(ratio):g} times the rate of their part")
     if trainer.get("lora_fa"):
         notes.append("LoRA-FA: the matrices A stay as they are")
+    if trainer.get("ema_decay"):
+        notes.append(f"the run ends with the average of its weights over the steps, decay {float(trainer['ema_decay']):g}")
     if decays := {part: value for part, value in (trainer.get("weight_decays") or {}).items() if value is not None}:
         notes.append("weight decay: " + ", ".join(f"{part} {float(value):g}" for part, value in decays.items()) + f", others {float(trainer.get('weight_decay') or 0):g}")
     return notes
