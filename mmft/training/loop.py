@@ -254,9 +254,7 @@ class TrainingLoop:
         drawn = mixing if mixing is not None and not mixing.every_row_once else None
         if tokens := self.arguments.get("tokens_per_batch"):
             packed, accumulate = bool(self.arguments.get("packing")), args.gradient_accumulation_steps
-            by_tokens = TokenBatchSampler(self.job.sizes, tokens, seed, drawn, packed, args.world_size, accumulate)
-            by_tokens.plan(args.num_train_epochs, args.max_steps)
-            return by_tokens
+            return TokenBatchSampler(self.job.sizes, tokens, seed, drawn, packed, args.world_size, accumulate)
         if self._groups_by_length():
             step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             return LengthGroupedSampler(self.job.sizes.lengths, step, seed, drawn)

@@ -16,6 +16,7 @@ from ..data.augment import Augmented
 from ..data.mixing import Mixing
 from .sampling import MEGABATCH, epoch_order, shuffled
 
+PLANNED = 8  # epochs whose batches are counted beforehand
 STRATEGIES = (None, "random", "group_by_length")  # of trainer.train_sampling_strategy, beside tokens_per_batch
 
 
@@ -57,9 +58,10 @@ class TokenBatchSampler(torch.utils.data.Sampler[tuple[int, ...]]):
     shuffled. The one that needs most memory comes first. `packed` rows need no padding, so batches are filled in the random order.
     Everything depends on (seed, epoch) alone, so a resumed run continues it.
 
-    Rows fill another number of batches in each epoch, and the Trainer counts on one number. It is the largest of all `epochs`; in an
-    epoch that would need fewer, the batches of most rows are halved. It fills whole steps of `accumulate` batches in each of `processes`,
-    unless all batches are fewer than a step has.
+    Rows fill another number of batches in each epoch, and the Trainer counts on one number, which must not change when a run is extended. It is
+    the largest of the first PLANNED epochs; in an epoch that would need fewer, the batches of most rows are halved, and a later epoch
+    that would need more takes the batches of one of the first in a new order. The number fills whole steps of `accumulate` batches in
+    each of `processes`, unless all batches are fewer than a step has.
     """
 
     def __init__(
@@ -69,19 +71,12 @@ class TokenBatchSampler(torch.utils.data.Sampler[tuple[int, ...]]):
         self.rows_per_epoch = len(sizes.lengths) if mixing is None else mixing.draws
         self.batches_per_step = processes * accumulate
         self.epoch = 0  # set before each epoch
-        self._count = self._whole(len(self._filled(0)))
+        self._count = max(self._whole(len(self._filled(epoch))) for epoch in range(PLANNED))
         self._made: tuple[int, list[tuple[int, ...]]] | None = None  # the latest epoch
 
     @property
     def steps_per_epoch(self) -> int:
         return math.ceil(self._count / self.batches_per_step)
-
-    def plan(self, epochs: float, max_steps: int) -> None:
-        """Fix the number of batches for a training of so many epochs, or of `max_steps` steps if that is above 0."""
-        if max_steps > 0:
-            epochs = max_steps / self.steps_per_epoch
-        self._count = max(self._whole(len(self._filled(epoch))) for epoch in range(max(1, math.ceil(epochs))))
-        self._made = None
 
     def __len__(self) -> int:
         return self._count
@@ -92,7 +87,8 @@ class TokenBatchSampler(torch.utils.data.Sampler[tuple[int, ...]]):
     def batches(self, epoch: int) -> list[tuple[int, ...]]:
         """The batches of an epoch, in their order."""
         if self._made is None or self._made[0] != epoch:
-            batches = self._halved(self._filled(epoch))
+            filled = self._filled(epoch)
+            batches = self._halved(filled if len(filled) <= self._count else self._filled(epoch % PLANNED))
             batches = [batches[i] for i in shuffled(len(batches), self.seed, "batches", epoch)]
             largest = max(range(len(batches)), key=lambda n: self._need(batches[n]))
             batches[0], batches[largest] = batches[largest], batches[0]
