@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,20 +25,21 @@ if TYPE_CHECKING:
 log = logging.getLogger("mmft")
 
 LABELS = {"reward_accuracy": "Reward accuracy", "reward_margin": "Reward margin", "preference_loss": "Preference loss", "kl": "KL to the reference"}
+AsReference = Callable[[Any], AbstractContextManager[Any]]
 CHUNK = 256  # tokens whose distributions are compared at once, which limits memory
 
 
 @dataclass
 class PreferenceEvaluator:
-    """rows: held-out rows with preferences. batch_size: rows in one batch. keeps_base: the trained model with its adapter off is the reference,
-    so that the KL divergence can be measured.
+    """rows: held-out rows with preferences. batch_size: rows in one batch. as_reference: makes the trained model the reference inside a block, so
+    that the KL divergence can be measured; None where it cannot be made that.
     """
 
     rows: Sequence[Sample]
     collator: AnswerCollator
     objective: Objective
     batch_size: int
-    keeps_base: bool
+    as_reference: AsReference | None
 
     def measure(self, model: Any) -> MetricValues:
         """The scores of a model, by the names of PREFERENCE_SCORES.
@@ -62,8 +64,8 @@ class PreferenceEvaluator:
                 found = self._answers(parts, logits, targets, keep, mismatched_log_ratios(model, parts))
                 answers.append(found)
                 losses.append(self.objective.losses(found).cpu())
-                if self.keeps_base and hasattr(model, "disable_adapter"):
-                    with model.disable_adapter():
+                if self.as_reference is not None and hasattr(model, "disable_adapter"):
+                    with self.as_reference(model):
                         reference = supervised_logits(model, batch)[0]
                     good = (found.kind == CHOSEN).repeat_interleave(found.tokens)
                     divergence += _divergence(logits[good], reference[good])
@@ -111,22 +113,30 @@ class PreferenceEvaluator:
         return values
 
 
-def evaluator_of(objective: Objective, model: Any, collator: Any, rows: Sequence[Sample], batch_size: int) -> PreferenceEvaluator | None:
+def without_adapter(model: Any) -> AbstractContextManager[Any]:
+    """The model without its adapter inside a block: the reference where nothing else was trained before."""
+    context: AbstractContextManager[Any] = model.disable_adapter()
+    return context
+
+
+def evaluator_of(
+    objective: Objective, model: Any, collator: Any, rows: Sequence[Sample], batch_size: int, as_reference: AsReference | None = without_adapter
+) -> PreferenceEvaluator | None:
     """An evaluator of a finished run's model on any rows; None, after saying why, where preferences cannot be measured.
 
-    model: with its adapter, whose base is the reference.
+    as_reference: see PreferenceEvaluator.
     """
     usable = len(rows) and all(rows[i].rejected or not objective.PAIRS and rows[i].label is not None for i in range(len(rows)))
-    keeps_base = hasattr(model, "disable_adapter")
-    if not usable or objective.REFERENCE and not keeps_base:
-        why = f"objective={objective.NAME} needs a rejected answer in every row" if not usable else "the whole model was trained, so there is no reference"
+    as_reference = as_reference if hasattr(model, "disable_adapter") else None
+    if not usable or objective.REFERENCE and as_reference is None:
+        why = f"objective={objective.NAME} needs a rejected answer in every row" if not usable else "the reference model cannot be had any more"
         log.info("%-14s not measured: %s", "preferences", why)
         return None
     answers = AnswerCollator(collator, other_answers(rows) if objective.MISMATCHED else None)
-    if objective.REFERENCE:
-        with model.disable_adapter():
+    if objective.REFERENCE and as_reference is not None:
+        with as_reference(model):
             answers.reference = reference_log_probs(model, answers, rows, batch_size, True)
-    return PreferenceEvaluator(rows, answers, objective, batch_size, keeps_base)
+    return PreferenceEvaluator(rows, answers, objective, batch_size, as_reference)
 
 
 def _divergence(logits: torch.Tensor, reference: torch.Tensor) -> float:

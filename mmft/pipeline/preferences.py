@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.convert import changes_base
+from ..adapters.frozen import FrozenAdapter
 from ..collators.answers import AnswerCollator, other_answers
 from ..common.errors import UserError
 from ..common.hashing import key_of
@@ -19,7 +20,7 @@ from ..config.settings import Settings
 from ..data.augment import describe_transforms
 from ..data.prepared import PreparedData
 from ..data.selection import good_rows
-from ..evaluation.preferences import PreferenceEvaluator, reference_log_probs
+from ..evaluation.preferences import AsReference, PreferenceEvaluator, reference_log_probs, without_adapter
 from ..feature_cache.cache import CachedCollator
 from ..feature_cache.policy import folder_key, identities
 from ..feature_cache.store import Store
@@ -125,18 +126,23 @@ def prepare_preferences(inputs: TrainingInputs, base: Base, context: RunContext,
         collator.reference = _reference(inputs, base, context, model, collator, rows, size)
     found = Preferences(objective, collator)
     if held_out is not None:
-        found.evaluator = PreferenceEvaluator(held_out, collator, objective, size, keeps_base=_keeps_base(inputs))
+        found.evaluator = PreferenceEvaluator(held_out, collator, objective, size, _as_reference(inputs, model))
         if inputs.settings["evaluation"]["base"]:
             found.before = found.evaluator.measure_reference() if objective.REFERENCE else {**found.evaluator.measure(model), "kl": 0.0}
-            if not found.evaluator.keeps_base:
+            if found.evaluator.as_reference is None:
                 del found.before["kl"]
     return found
 
 
-def _keeps_base(inputs: TrainingInputs) -> bool:
-    """Whether the trained model with its adapter off is the reference."""
+def _as_reference(inputs: TrainingInputs, model: Any) -> AsReference | None:
+    """What makes the trained model the reference for a while: its adapter off, or with lora.start the weights that it has now; None if nothing can."""
     settings = inputs.plan.settings
-    return not inputs.full and inputs.start is None and not changes_base(settings) and settings.get("bias") in (None, "none")
+    if inputs.full or changes_base(settings) or settings.get("bias") not in (None, "none"):
+        return None
+    if inputs.start is None:
+        return without_adapter
+    spread = any(inputs.settings["trainer"].get(key) for key in ("fsdp", "deepspeed"))  # then no process holds the whole adapter
+    return None if spread else FrozenAdapter.of(model).switched
 
 
 def _reference(

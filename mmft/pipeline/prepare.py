@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
@@ -127,6 +128,8 @@ def find_parents(settings: Settings, family: Family, located: Located, plan: Ada
     if word is None:
         return None, below
     start = find_adapter(str(word), START, "lora.start", settings["output_dir"], family.hub)
+    if settings["run_dir"] and start.folder.resolve().is_relative_to(Path(settings["run_dir"]).resolve()):
+        raise UserError(f"lora.start={word}: lies in run_dir={settings['run_dir']}, the run that is to be trained; it cannot be its own start, nor the reference of its objective")
     check_sits_on(start, located, below)
     check_start(read_adapter(start.folder), plan, start.path)
     return start, below

@@ -209,6 +209,12 @@ def below_of_run(run: Run, adapters: Sequence[str] | None, hub: str, output_dir:
     return [_known(record, run.path, f"run={run.path}", output_dir, hub, word) for record, word in zip(records, words)]
 
 
+def start_of(run: Run, output_dir: str) -> Parent | None:
+    """The adapter that a run started from (lora.start), which must be what it was; None if it began with a new one. Raises UserError."""
+    record = next((p for p in recorded(run) if p.get("role") == START), None)
+    return None if record is None else _known(record, run.path, f"run={run.path}", output_dir, HUBS[0])
+
+
 def check_unchanged(run: Run, output_dir: str) -> None:
     """Raises UserError that names a parent of a run that is missing or has changed since."""
     for record in recorded(run):

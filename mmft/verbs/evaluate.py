@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..collators.types import BatchMaker
     from ..data.prepared import PreparedData
     from ..data.sample import Sample
+    from ..evaluation.preferences import AsReference
     from ..runs.open import OpenedRun, Opener
 
 log = logging.getLogger("mmft")
@@ -111,11 +112,9 @@ class Evaluate:
         objective = build(settings["objective"], "objective")
         if not objective.PREFERENCE or opened.run is None:
             return
-        if objective.REFERENCE and (start := settings["lora"].get("start")):
-            log.info("%-14s not measured: the reference was lora.start=%s, not the base; eval_loss and rewards of training are in the run's summary.json", "preferences", start)
-            return
         rows = first_rows(prepared.split(str(settings["evaluation"]["split"])), settings["evaluation"]["max_samples"])
-        found = evaluator_of(objective, opened.model, collator, rows, settings["trainer"].get("per_device_eval_batch_size", 8))
+        size = settings["trainer"].get("per_device_eval_batch_size", 8)
+        found = evaluator_of(objective, opened.model, collator, rows, size, reference_of(opened, settings))
         if found is None:
             return
         values = found.measure(opened.model)
@@ -141,6 +140,28 @@ class Evaluate:
             "base_eval_loss": None, "base_metrics": {},
         }  # fmt: skip
         return cast(EvaluationSummary, described)
+
+
+def reference_of(opened: OpenedRun, settings: Settings) -> AsReference | None:
+    """What makes a run's model the reference that it was trained with: its adapter off, or the adapter of lora.start; None where that is gone."""
+    from ..adapters.frozen import FrozenAdapter
+    from ..adapters.stored import fill
+    from ..evaluation.preferences import without_adapter
+    from ..runs.parents import start_of
+
+    assert opened.run is not None
+    try:
+        start = start_of(opened.run, settings["output_dir"])
+    except UserError as error:
+        log.info("%-14s %s", "preferences", error)
+        return None
+    if start is None or not hasattr(opened.model, "disable_adapter"):
+        return without_adapter
+    own = FrozenAdapter.of(opened.model)
+    fill(opened.model, start.folder)
+    before = FrozenAdapter.of(opened.model)
+    own.restore(opened.model)
+    return before.switched
 
 
 def with_features(opened: OpenedRun, settings: Settings, prepared: PreparedData, rows: Sequence[Sample]) -> BatchMaker:

@@ -271,3 +271,67 @@ def test_the_former_name_of_the_ranking_key_still_works(mmft, drawn, tmp_path):
     code, _, err = mmft("--config-dir", str(tmp_path / "conf"), "experiment=old", "objective=dpo")
     assert code == 2 and "write rank_by: exact_match there" in err
     assert config_identity(compose(["objective=dpo"])) != config_identity(compose([])) != config_identity(compose(["objective=dpo", "objective.beta=0.2"]))
+
+
+@pytest.fixture(scope="module")
+def chain(drawn, tmp_path_factory):
+    """A supervised run, and a DPO run that goes on from it."""
+    folder = tmp_path_factory.mktemp("chain")
+    first = train([*pairs(drawn), "trainer.max_steps=4"], folder, "first")
+    return first, train(["objective=dpo", *pairs(drawn), f"lora.start={first.as_posix()}", "trainer.eval_strategy=steps", "trainer.eval_steps=6"], folder, "second")
+
+
+def test_the_adapter_that_a_run_starts_from_is_its_reference(mmft, chain):
+    """Scores by plain peft: the start and the tuned adapter one after another on the base, whole logits, answer by answer."""
+    from mmft.collators.answers import AnswerCollator
+    from mmft.config.compose import compose
+    from mmft.data.prepared import PreparedData
+    from mmft.runs.open import open_run
+
+    first, second = chain
+    held_out = PreparedData(json.loads((second / "env.json").read_text(encoding="utf-8"))["data"]["path"]).split("validation")
+
+    def answers(run):
+        opened = open_run(run, compose(["task=evaluate", f"task.run={run.as_posix()}"]), [])
+        for row in held_out:
+            for answer, kind in AnswerCollator(opened.collator).answers(row):
+                batch = opened.collator([answer])
+                with torch.no_grad():
+                    logits = opened.model(**{k: v for k, v in batch.items() if k not in ("labels", "row_ids")}, use_cache=False).logits[0].float().log_softmax(-1)
+                places = [i for i in range(1, len(logits)) if batch["labels"][0, i] != -100]
+                yield kind, logits[[i - 1 for i in places]], batch["labels"][0, places]
+
+    ratios, divergence = [], []
+    for (kind, own, targets), (_, before, _) in zip(answers(second), answers(first), strict=True):
+        ratios.append(float((own - before).gather(1, targets[:, None]).sum()))
+        divergence += (own.exp() * (own - before)).sum(-1).tolist() if kind else []
+    margins = [0.1 * (a - b) for a, b in zip(ratios[0::2], ratios[1::2])]
+    measured = summary(second)["metrics"]
+    assert measured["reward_margin"] == pytest.approx(sum(margins) / len(margins), abs=1e-5)
+    assert measured["kl"] == pytest.approx(sum(divergence) / len(divergence), abs=1e-5) and measured["kl"] > 1e-4
+    assert summary(second)["base_metrics"]["reward_accuracy"] == 0.5 and rows(second)[0]["loss"] == pytest.approx(0.6931472, abs=0.02)
+    code, _, err = mmft("evaluate", f"run={second.as_posix()}", "evaluation.max_samples=4", output_dir=False)
+    assert code == 0, err
+    [file] = (second / "eval").glob("table_validation_*.json")
+    again = json.loads(file.read_text(encoding="utf-8"))["metrics"]
+    assert [again[score] for score in SCORES] == pytest.approx([measured[score] for score in SCORES], abs=1e-5)
+
+
+def test_a_run_cannot_be_its_own_reference(mmft, drawn, chain, tmp_path):
+    first, _ = chain
+    copy = tmp_path / "copy"
+    shutil.copytree(first, copy)
+    code, _, err = mmft("objective=dpo", *pairs(drawn), f"lora.start={copy.as_posix()}", f"run_dir={copy.as_posix()}", output_dir=False)
+    assert code == 2 and "the run that is to be trained; it cannot be its own start, nor the reference of its objective" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_reference_that_is_gone_is_named(mmft, chain, tmp_path):
+    first, second = chain
+    shutil.copytree(second, tmp_path / "second")
+    env = json.loads((tmp_path / "second" / "env.json").read_text(encoding="utf-8"))
+    [start] = env["parents"]
+    start["path"] = (tmp_path / "gone").as_posix()
+    (tmp_path / "second" / "env.json").write_text(json.dumps(env), encoding="utf-8")
+    code, out, err = mmft("evaluate", f"run={(tmp_path / 'second').as_posix()}", "evaluation.max_samples=4", output_dir=False)
+    assert code == 0 and "which is missing or not readable" in out and "the reference model cannot be had any more" in out, err
