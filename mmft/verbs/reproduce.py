@@ -84,6 +84,7 @@ def changed_config(run: Run, cfg: DictConfig, changes: list[str]) -> DictConfig:
     Raises UserError for a run that never finished, a snapshot of another verb, and a change that a snapshot cannot take.
     """
     from ..runs.open import read_snapshot
+    from ..runs.parents import COMBINED, recorded
 
     if not (run / "DONE").is_file():
         raise UserError(
@@ -96,6 +97,9 @@ def changed_config(run: Run, cfg: DictConfig, changes: list[str]) -> DictConfig:
         raise UserError(f"{run / 'snapshot.yaml'}: its task is {target}, not a training ({TRAIN})")
     if OmegaConf.select(kept, "trainer.push_to_hub") and "trainer.push_to_hub=false" not in changes:
         raise UserError(f"{run / 'snapshot.yaml'}: would upload its checkpoints (trainer.push_to_hub); add trainer.push_to_hub=false")
+    if any(p.get("role") == COMBINED for p in recorded(run)):
+        words = " ".join((run / "overrides.txt").read_text(encoding="utf-8").split())
+        raise UserError(f"run={run.path}: was combined from other runs, not trained; mmft {words} makes it again")
     pin_base(run, kept)
     for word in changes:
         key = word.split("=", 1)[0]

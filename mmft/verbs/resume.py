@@ -47,8 +47,11 @@ class Resume:
         """A new run that goes on where a finished one ended."""
         from ..models.fingerprint import import_while_hashing
         from ..pipeline.extend import AMOUNT, begin_extension
+        from ..runs.parents import COMBINED, recorded
         from ..system.distributed import share
 
+        if any(p.get("role") == COMBINED for p in recorded(run)):
+            raise UserError(f"run={self.run}: was combined from other runs, so there is no training to continue; mmft ... lora.start={self.run} trains its adapter")
         for word in changes:
             key, _, value = word.partition("=")
             if word.startswith(NEW_RUN):
