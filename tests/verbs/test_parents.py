@@ -327,3 +327,37 @@ def test_the_leaderboard_names_what_runs_build_on(home, ask):
     assert code == 0, err
     page = (home.outputs / "report.md").read_text(encoding="utf-8")
     assert "unmoved builds on first (its adapter went on)" in page.replace("\\", "") and "its adapter had 2 steps before" in page.replace("\\", "")
+
+
+HUB_TRAINING = """
+import sys
+from mmft.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.long
+def test_an_adapter_comes_from_a_hub(home, tmp_path):
+    """The real download code against the loopback stand-in of tests/hub.py; without a network from the cache."""
+    import os
+    import subprocess
+    import sys
+
+    from hub import Hub
+
+    words = home.words("from_hub", *SGD, "trainer.learning_rate=0", "trainer.max_steps=1", "lora.start=small/first")
+    with Hub() as stand_in:
+        stand_in.add_folder("models", "small/first", home / "first" / "adapter")
+        environment = {**os.environ, **stand_in.environment(tmp_path)}
+
+        def run(*words: str, **more: str) -> subprocess.CompletedProcess:
+            return subprocess.run([sys.executable, "-c", HUB_TRAINING, *words], capture_output=True, text=True, timeout=250, env={**environment, **more})
+
+        done = run(*words)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert weights(home / "from_hub") == weights(home / "first")
+        [parent] = read(home / "from_hub" / "env.json")["parents"]
+        assert (parent["role"], parent["path"], parent["run"]) == ("start", "small/first", "")
+        assert not any("tokenizer" in call for call in stand_in.calls if "resolve" in call), "the adapter alone is downloaded"
+        missing = run(*[w.replace("small/first", "small/frist") for w in words])
+        assert missing.returncode == 2 and missing.stderr.count("\n") == 1 and "lora.start=small/frist: no such folder or run" in missing.stderr
