@@ -85,7 +85,7 @@ def test_wandb_offline(make_logger, rows, tmp_path, capfd):
     history, config, group = [], {}, ""
     deadline = time.time() + 20
     records = list(wandb_records(file))
-    while not records[-1].HasField("exit") and time.time() < deadline:  # a process of its own writes the file
+    while not (records and records[-1].HasField("exit")) and time.time() < deadline:  # a process of its own writes the file
         time.sleep(0.1)
         records = list(wandb_records(file))
     for record in records:
