@@ -7,7 +7,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -38,11 +38,12 @@ class Merge:
     push: str | None = None
     hub: str = "huggingface"
     private: bool = True
+    export: Any = None
 
     def __call__(self, cfg: DictConfig, overrides: list[str]) -> Path:
         """Write the merged model's folder and return it. Raises UserError; then nothing is left behind."""
         from ..adapters.merge import merge_adapter
-        from ..export import merge, merge_check, publish
+        from ..export import formats, merge, merge_check, publish
         from ..reports import terminal
         from ..runs.open import open_run, run_config
         from ..runs.parents import recorded
@@ -51,6 +52,7 @@ class Merge:
         run, run_cfg = run_config(self.run, cfg, overrides)
         out = Path(self.out) if self.out is not None else run / "merged"
         self._check_keys(run, out)
+        kinds = formats.chosen(self.export, out)
         weights, full = trained_weights(run, self.checkpoint)
         if full:
             raise UserError(f"run={self.run}: the whole model was trained, so there is nothing to merge; {weights} is a plain model already")
@@ -99,8 +101,18 @@ class Merge:
             raise UserError(f"{out}: the merged model cannot be written: {error.strerror or error}") from None
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        run.record("merge", overrides, [out])
-        terminal.show(terminal.pairs_table("Merged", merge_check.facts_table(out, facts)))
+        written, shown = [out], merge_check.facts_table(out, facts)
+        try:
+            for kind in kinds:
+                if kind == formats.GGUF:
+                    export = formats.to_gguf(out, name)
+                else:
+                    export = formats.quantise(out, kind, loaded.device, dtype or loaded.dtype, opened.family.attn_implementation, reference)
+                shown |= export.facts
+                written += [export.path] if export.path != out else []
+        finally:
+            run.record("merge", overrides, written)
+            terminal.show(terminal.pairs_table("Merged", shown))
         if self.push is not None:
             log.info("pushed         %s", publish.push(out, self.push, self.hub, self.private))
         return out
