@@ -140,7 +140,7 @@ def test_a_word_without_an_equals_sign_is_named():
 
 PATHS = {
     "output_dir", "run_dir", "data.path", "data.root", "data.without", "data.images", "data.annotations", "model.path", "task.run", "task.input", "task.out", "task.against",
-    "task.llm", "task.vision", "task.folder",
+    "task.llm", "task.vision", "task.folder", "logger.folder",
 }  # fmt: skip
 NO_PATHS = {"task.image_size", "data.image_position", "data.columns.image", "data.file"}
 

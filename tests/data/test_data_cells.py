@@ -87,8 +87,8 @@ def test_keys_of_turns_that_training_reads():
                        {"role": "assistant", "content": "s", "weight": 0}, {"role": "tool", "content": "t"}, {"role": "assistant", "content": "u", "loss": True}], [])  # fmt: skip
     assert read.messages[0]["content"][0] == {"type": "image", **size}
     assert [m.get("loss") for m in read.messages] == [None, False, None, False, None, None] and read.messages[1]["reasoning_content"] == "hm"
-    for broken in ({"loss": "no"}, {"weight": 2}):
-        with pytest.raises(UnusableRow, match="must be true or false"):
+    for broken, message in (({"loss": "no"}, "must be true or false"), ({"weight": "much"}, "must be a number, 0 or above"), ({"weight": -1}, "must be a number, 0 or above")):
+        with pytest.raises(UnusableRow, match=message):
             read_turns([{"role": "user", "content": "q"}, {"role": "assistant", "content": "r", **broken}], [])
     with pytest.raises(UnusableRow, match="max_pixels=many"):
         read_turns([{"role": "user", "content": [{"type": "image", "image": "a.png", "max_pixels": "many"}]}], [])
