@@ -11,5 +11,5 @@ $python $here/run.py $out # all commands in one process: starting Python takes l
 runs=$(ls -d $out/sweeps/betas/*/ $out/sweeps/objectives/*/ | grep -v earlier)
 cp $out/sweeps/betas/objective.beta-0.1/snapshot.yaml $here/snapshot.yaml
 $python $here/measure.py $here/README.md $out/sft $runs
-$python experiments/picture.py $out/sweeps/betas/objective.beta-0.1/report.html $here/report.png 1200 1500
+$python experiments/picture.py $out/sweeps/betas/objective.beta-0.1/report.html $here/report.png 1200 2300
 $python experiments/again.py $here/README.md $out $out/sweeps/objectives/objective-kto

@@ -20,7 +20,7 @@ Series = tuple[list[int], list[float]]  # (steps, values)
 def write_curve(run_dir: Path) -> Path | None:
     """Draw metrics.jsonl to loss_curve.png (1440 x 840 pixels, to be shown 720-900 wide); None without any loss."""
     rows = read_jsonl(Path(run_dir) / "metrics.jsonl")
-    train, evals, rate = series(rows, "loss"), series(rows, "eval_loss"), series(rows, "learning_rate")
+    train, evals, rate = series(rows, "loss"), held_out(rows), series(rows, "learning_rate")
     if not train[0] and not evals[0]:
         return None
 
@@ -48,6 +48,12 @@ def write_curve(run_dir: Path) -> Path | None:
     figure.savefig(partial)
     os.replace(partial, path)
     return path
+
+
+def held_out(rows: Sequence[dict[str, Any]]) -> Series:
+    """The loss on held-out rows that is the same function as the training loss: a preference objective's own, or the cross entropy."""
+    own = series(rows, "eval_preference_loss")
+    return own if own[0] else series(rows, "eval_loss")
 
 
 def style_panel(panel: Any, label_size: int) -> None:

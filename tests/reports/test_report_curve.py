@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from mmft.common.files import read_jsonl
-from mmft.reports.loss_curve import EVAL, RATE, TRAIN, smooth, write_curve
+from mmft.reports.loss_curve import EVAL, RATE, TRAIN, held_out, smooth, write_curve
 from mmft.reports.run_files import series
 
 
@@ -29,6 +29,12 @@ def test_all_three_lines_are_drawn(tmp_path):
     path = draw(tmp_path, rows)
     assert path.name == "loss_curve.png" and Image.open(path).size == (1440, 840)
     assert all(pixels_of(path, c) > 300 for c in (TRAIN, EVAL, RATE))
+
+
+def test_the_held_out_line_is_of_the_loss_that_is_trained():
+    """Of a preference objective its own loss: the cross entropy is another function, on another scale."""
+    rows = [{"step": 5, "eval_loss": 9.0, "eval_preference_loss": 0.6}, {"step": 9, "eval_loss": 8.0, "eval_preference_loss": 0.5}]
+    assert held_out(rows) == ([5, 9], [0.6, 0.5]) and held_out([{"step": 5, "eval_loss": 9.0}]) == ([5], [9.0])
 
 
 @pytest.mark.parametrize("rows, shown, not_shown", [
