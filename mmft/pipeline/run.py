@@ -30,7 +30,7 @@ from ..reports import terminal
 from ..runs.base_model import check_base
 from ..runs.directory import Run
 from ..runs.environment import environment, process_started
-from ..runs.parents import Parent, chain_of, check_unchanged, extended, resolve_names
+from ..runs.parents import Parent, chain_of, check_same, extended, resolve_names
 from ..system.disk import is_disk_full
 from ..system.distributed import is_main, share
 from ..system.memory import ADVICE, is_out_of_memory
@@ -252,7 +252,7 @@ def train(cfg: DictConfig, overrides: list[str], context: RunContext, parent: Ma
     place = wanted or Path(cfg.output_dir)
     if earlier and (earlier / "env.json").is_file():
         check_base(inputs.located, Run(earlier).read_json("env.json")["model"], earlier)
-        check_unchanged(Run(earlier), inputs.settings["output_dir"])
+        check_same(Run(earlier), [*inputs.below, *([inputs.start] if inputs.start else [])])
     elif earlier and (record := extended(earlier)):
         data = (read_json(Path(record["path"]) / "env.json").get("data") or {}).get("fingerprint")
         if data not in (None, inputs.prepared.fingerprint):

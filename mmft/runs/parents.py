@@ -244,6 +244,18 @@ def _trained_hash(folder: Path, full: bool) -> str:
     return str(weights_hash(folder.parent)) if full else adapter_hash(folder)
 
 
+def check_same(run: Run, found: Sequence[Parent]) -> None:
+    """Raises UserError unless the adapters at hand are those that a stopped run began with; a run that was moved is named where it is now."""
+    for role in (START, BELOW):
+        then = [record for record in recorded(run) if record.get("role") == role]
+        now = [parent for parent in found if parent.role == role]
+        for record, parent in zip(then, now):
+            if record["sha256"] != parent.sha256:
+                raise UserError(f"run={run.path}: builds on {parent.path}, whose weights have changed since (then {record['sha256'][:12]}, now {parent.sha256[:12]})")
+        if len(then) != len(now):
+            raise UserError(f"run={run.path}: began with {len(then)} adapters ({role}), and its config names {len(now)}")
+
+
 def recorded(run: Run | Path) -> list[ParentRecord]:
     """The parents in a run's env.json."""
     path = run.path if isinstance(run, Run) else run

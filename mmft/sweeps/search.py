@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ..config import compose, sweep_overrides
 from ..config.build import build
@@ -21,6 +21,8 @@ from .run import show_leaderboard, sweep_name
 
 log = logging.getLogger("mmft")
 
+PARENTS = ("lora.start", "model.adapters")  # keys that name runs
+
 
 def run_search(command: Command, settings: DictConfig, launch: Launcher) -> list[str]:
     """Run a search; returns one line for each failed point. settings: hydra.sweeper. Raises UserError before anything is written."""
@@ -31,6 +33,11 @@ def run_search(command: Command, settings: DictConfig, launch: Launcher) -> list
     asked = [*(f"{key}={value}" for key, value in flat(to_plain(settings.get("params")) or {}) if key not in typed), *command.overrides]
     sweep_overrides.check_sweep(interval_ends(asked), command.config_dir, command.config_name)
     first = compose.compose(sweep_overrides.first_values(asked), command.config_dir, command.config_name)
+    named = {key for key in PARENTS if OmegaConf.select(first, key)}
+    if named:
+        from ..runs.parents import resolve_names
+
+        resolve_names(first)
     space = [override for override in map(sweep_overrides.parse_sweep, asked) if override is not None]
     searched = {o.get_key_element() for o in space}
     fixed = [word for word in asked if word.split("=", 1)[0] not in searched]
@@ -42,6 +49,8 @@ def run_search(command: Command, settings: DictConfig, launch: Launcher) -> list
     def add_point(words: list[str]) -> Point:
         whole = [*fixed, *words]
         cfg = compose.compose(whole, command.config_dir, command.config_name)
+        for key in named - searched:  # a short name such as `last` stands for the run that it meant at the start
+            OmegaConf.update(cfg, key, OmegaConf.select(first, key))
         return sweep.add_points([(cfg, whole, point_name(whole, keys))], first.rank_by)[0]
 
     results = study.run(add_point, lambda points: launch([job_of(sweep, p) for p in points]))

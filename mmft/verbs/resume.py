@@ -15,12 +15,15 @@ from ..runs.directory import Run
 
 MOVED = "model.path="
 BESIDE = ("task=", "task.", "output_dir=", MOVED)  # words that change nothing of the run
+PARENTS = ("lora.start", "model.adapters")  # where the adapters that a run builds on are now
 NEW_RUN = ("run_dir=", "name=")  # of the run that continues a finished one
 
 
 @dataclass
 class Resume:
-    """The keys of conf/task/resume.yaml. model.path=FOLDER names the base model's new place if it was moved."""
+    """The keys of conf/task/resume.yaml. model.path=FOLDER names the base model's new place if it was moved; lora.start and model.adapters
+    those of adapters.
+    """
 
     run: str
 
@@ -29,7 +32,10 @@ class Resume:
         from ..runs.open import read_snapshot, run_folder
 
         folder = run_folder(self.run)
-        changes = [w for w in overrides if not w.startswith(BESIDE)]
+        moved = [key for key in PARENTS if any(w.startswith(f"{key}=") for w in overrides)]
+        changes = [w for w in overrides if not w.startswith((*BESIDE, *(f"{key}=" for key in moved)))]
+        if (folder / "DONE").is_file() and moved:
+            raise UserError(f"{moved[0]}: says where the adapter of a stopped run is now, and {self.run} is finished; drop this word")
         if (folder / "DONE").is_file() and any(not w.startswith(NEW_RUN) for w in changes):
             return self._extend(Run(folder), read_snapshot(folder), cfg, changes, overrides)
         if changes:
@@ -39,6 +45,8 @@ class Resume:
         run_cfg = read_snapshot(folder)
         if any(w.startswith(MOVED) for w in overrides):
             self._move_base(folder, run_cfg, cfg.model.path, overrides)
+        if moved:
+            self._move_parents(folder, run_cfg, cfg, moved, overrides)
         run_cfg.run_dir = folder.as_posix()
         words = (folder / "overrides.txt").read_text(encoding="utf-8").splitlines() if (folder / "overrides.txt").is_file() else []
         return build(run_cfg.task, "task")(run_cfg, words)
@@ -75,6 +83,22 @@ class Resume:
         words = ["resume", *(w.removeprefix("task.") for w in overrides if not w.startswith("task="))]
         run_cfg.run_dir = share(lambda: begin_extension(run, run_cfg, words, {"changes": changes}).path.as_posix())
         return build(run_cfg.task, "task")(run_cfg, words)
+
+    def _move_parents(self, folder: Path, run_cfg: DictConfig, cfg: DictConfig, moved: list[str], overrides: list[str]) -> None:
+        """Write the new places of the adapters that the run builds on into its snapshot. Raises UserError if they are not the same."""
+        from ..runs.parents import START, check_same, find_adapter, find_below, resolve_names
+
+        for key in moved:
+            if not OmegaConf.select(run_cfg, key):
+                raise UserError(f"{key}: {self.run} builds on no such adapter; drop this word")
+            OmegaConf.update(run_cfg, key, OmegaConf.select(cfg, key))
+        resolve_names(run_cfg)
+        start, hub = run_cfg.lora.get("start"), str(run_cfg.model.get("hub") or "huggingface")
+        found = find_below(list(run_cfg.model.get("adapters") or ()), str(run_cfg.output_dir), hub)
+        run = Run(folder)
+        check_same(run, found + ([find_adapter(start, START, "lora.start", str(run_cfg.output_dir), hub)] if start else []))
+        run.write_text("snapshot.yaml", snapshot(run_cfg))
+        run.record("resume", overrides, [run / "snapshot.yaml"])
 
     def _move_base(self, folder: Path, run_cfg: DictConfig, path: str, overrides: list[str]) -> None:
         """Write the base model's new place into the run's snapshot, which later verbs read. Raises UserError if its files differ."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from interrupted import killed_after
 from safetensors.torch import load_file, save_file
 from verb_data import draw
 
@@ -113,6 +114,16 @@ def test_starts_train_jointly_as_they_do_alone(home, ask):
     alone = home.train("alone", *words, "trainer.learning_rate=0.1")
     joint = adapter(home / "sweeps" / "both" / "trainer.learning_rate-0.1")
     assert all(torch.allclose(value, adapter(alone)[name], rtol=1e-4, atol=1e-6) for name, value in joint.items())
+
+
+def test_adapters_over_a_merged_one_train_jointly_as_they_do_alone(home, ask):
+    words = [*SGD, "trainer.max_steps=1", "model.adapters=[first]", "seed=3"]
+    code, out, err = ask("-m", *home.common[2:], *words, "lora.r=2,4", "name=over_first", "hydra.launcher.processes=1")
+    assert code == 0 and "2 points in step" in out, err
+    alone = home.train("over_alone", *words, "lora.lora_alpha=32")
+    joint = adapter(home / "sweeps" / "over_first" / "lora.r-2")
+    assert all(torch.allclose(value, adapter(alone)[name], rtol=1e-4, atol=1e-5) for name, value in joint.items())
+    assert [p["run"] for p in read(home / "sweeps" / "over_first" / "lora.r-4" / "env.json")["parents"]] == ["first"]
 
 
 REFUSED = [
@@ -259,6 +270,24 @@ def test_a_parent_that_changed_or_is_gone_is_named_and_a_moved_one_found(over, h
     save_file(state, moved / "elsewhere" / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
     code, _, err = ask(*words, f"model.adapters=[{(moved / 'elsewhere').as_posix()}]")
     assert code == 2 and err.count("\n") == 1 and "elsewhere" in err and "have changed since" in err
+
+
+def test_a_stopped_run_goes_on_when_its_parent_was_moved(home, ask, tmp_path):
+    saved = [*SGD, "trainer.max_steps=3", "trainer.save_strategy=steps", "trainer.save_steps=1", "lora.start=first"]
+    whole = home.train("stops", *saved)
+    stopped = killed_after(whole, 2, tmp_path / "stopped")
+    text = (stopped / "snapshot.yaml").read_text()
+    (stopped / "snapshot.yaml").write_text(text.replace((home / "first").as_posix(), (tmp_path / "gone").as_posix()))
+    code, _, err = ask("resume", f"run={stopped.as_posix()}")
+    assert code == 2 and "lora.start=" in err and "gone" in err and err.count("\n") == 1
+    code, _, err = ask("resume", f"run={stopped.as_posix()}", "lora.start=unmoved_other")
+    assert code == 2 and "lora.start=unmoved_other" in err
+    other = Path(shutil.copytree(home / "first" / "adapter", tmp_path / "other"))
+    save_file({name: value + 1 for name, value in adapter(home / "first").items()}, other / "adapter_model.safetensors", metadata={"format": "pt"})
+    code, _, err = ask("resume", f"run={stopped.as_posix()}", f"lora.start={other.as_posix()}")
+    assert code == 2 and "have changed since" in err and err.count("\n") == 1
+    code, out, err = ask("resume", f"run={stopped.as_posix()}", "lora.start=first")
+    assert code == 0 and "from step 2" in out and weights(stopped) == weights(whole), err
 
 
 def test_reproducing_follows_the_chain(over, home, ask, tmp_path):
