@@ -81,7 +81,7 @@ def times(photos: list[Path], repeats: int) -> list[str]:
     """Seconds of `repeats` interleaved rounds: bare, prepare without near-duplicates, prepare. Processor time is not disturbed by other work."""
     found: dict[str, list[tuple[float, float]]] = {"bare read, sha256, decode": [], "prepare, data.near_distance=null": [], "prepare": []}
     with tempfile.TemporaryDirectory() as folder:
-        images = many(photos, Path(folder) / "photos", 1000)
+        images = turned(photos, Path(folder) / "photos")
         table = Path(folder) / "t.jsonl"
         table.write_text("".join(json.dumps({"image": str(p), "text": f"photo {n}"}) + "\n" for n, p in enumerate(images)), encoding="utf-8")
         runs = (lambda: bare(images), lambda: prepared(table, Path(folder) / "out", None), lambda: prepared(table, Path(folder) / "out", near.DISTANCE))
@@ -97,13 +97,15 @@ def times(photos: list[Path], repeats: int) -> list[str]:
     return [*lines, *(f"| {name} | {wall[name]:.2f} | {len(images) / wall[name]:.0f} | {wall[name] / bare_wall:.2f} | {cpu[name]:.2f} | {cpu[name] / bare_cpu:.2f} |" for name in found)]
 
 
-def many(photos: list[Path], folder: Path, count: int) -> list[Path]:
-    """`count` different files: the photos, each with some bytes behind its end."""
+def turned(photos: list[Path], folder: Path) -> list[Path]:
+    """Eight different pictures of each photo: mirrored, and turned by quarters."""
     folder.mkdir()
     files = []
-    for n in range(count):
-        files.append(folder / f"{n}.jpg")
-        files[-1].write_bytes(photos[n % len(photos)].read_bytes() + str(n).encode())
+    for n, path in enumerate(photos):
+        picture = open_image(path)
+        for turn in (None, *Image.Transpose):
+            files.append(folder / f"{n}-{'' if turn is None else turn.value}.jpg")
+            files[-1].write_bytes(_saved(picture if turn is None else picture.transpose(turn), "JPEG", quality=90))
     return files
 
 

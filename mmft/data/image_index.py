@@ -74,12 +74,12 @@ class ImageIndex:
     def add(self, key: str, r: ImageRecord) -> ImageRecord:
         content = -1
         if not r.error:
-            found = self._db.execute("SELECT number FROM contents WHERE sha256 = ?", (r.sha256,)).fetchone()
-            content = found[0] if found else self.n_contents
-            if not found:
-                self._db.execute("INSERT INTO contents VALUES (?, ?)", (content, r.sha256))
+            if self._db.execute("INSERT OR IGNORE INTO contents VALUES (?, ?)", (self.n_contents, r.sha256)).rowcount:
+                content = self.n_contents
                 self._looks.write(r.look or bytes(LOOK.itemsize))
                 self.n_contents += 1
+            else:
+                content = self._db.execute("SELECT number FROM contents WHERE sha256 = ?", (r.sha256,)).fetchone()[0]
         record = replace(r, number=self.n_images, content=content, look=b"")
         self._db.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (
             record.number, key, r.path, r.sha256, r.size, r.width, r.height, r.mtime_ns, r.stored, r.error, content, r.ctime_ns, r.url))

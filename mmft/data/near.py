@@ -16,12 +16,13 @@ BITS = 64
 SIDE = 32  # pixels of the small picture that is hashed
 LOW = 8  # lowest frequencies of each direction, one bit each
 COLOURS = 8  # pixels of the smaller picture whose colours are compared
-SAMPLED = 128  # pixels of a side that are looked at: four for each of the small picture
+SAMPLED = 64  # pixels of a side that are looked at: two for each of the small picture
 FLAT = 2000.0  # a picture whose frequencies all are smaller has no pattern: a wave of 2 grey levels (of 255) has 2 * 32 * 32 = 2048
 DISTANCE = 10  # bits; data.near_distance
 MOST_DISTANCE = 16  # more bits would join images that have nothing in common
 AGREEMENT = 0.95  # least correlation of the colours of near-duplicates
 LOOK = np.dtype([("known", "u1"), ("hash", "<u8"), ("colours", "u1", 3 * COLOURS * COLOURS)])  # of one image, in a file
+FEW = 4096
 AT_ONCE = 1 << 22  # pairs of hashes compared at once
 CHECKED = 1 << 13  # pairs whose colours are compared at once
 HEAD = 32  # images of one hash that are compared with images of other hashes; further ones are compared with these alone
@@ -44,16 +45,12 @@ def _ones() -> np.ndarray:
 def look(picture: Image.Image) -> bytes:
     """What an image looks like, as one element of LOOK: a perceptual hash and its colours. picture: RGB, upright."""
     small = shrunk(picture)
-    found = np.zeros((), LOOK)
     number = perceptual_hash(small)
-    if number is not None:
-        found["known"], found["hash"] = 1, number
-        found["colours"] = np.asarray(small.reduce(SIDE // COLOURS)).reshape(-1)
-    return found.tobytes()
+    return bytes(LOOK.itemsize) if number is None else b"\1" + number.to_bytes(8, "little") + small.reduce(SIDE // COLOURS).tobytes()
 
 
 def shrunk(picture: Image.Image) -> Image.Image:
-    """The picture with SIDE x SIDE pixels, each the mean of four by four pixels of the large one: to read all of them takes as long as to decode them."""
+    """The picture with SIDE x SIDE pixels, each the mean of four pixels of the large one: to read all of them takes as long as to decode them."""
     from PIL import Image
 
     return picture.resize((SAMPLED, SAMPLED), Image.Resampling.NEAREST).reduce(SAMPLED // SIDE)
@@ -83,11 +80,11 @@ def close_pairs(hashes: np.ndarray, distance: int) -> Iterator[np.ndarray]:
     """Blocks (pairs, 3) of (i, j, differing bits) with i < j, each pair once. hashes: (n,) uint64.
 
     Two hashes that differ in at most `distance` bits are equal in one of distance + 1 bands of bits, so only hashes with an equal band are
-    compared.
+    compared; of FEW hashes all.
     """
     if len(hashes) < 2:
         return
-    edges = np.linspace(0, BITS, distance + 2).astype(int)
+    edges = np.linspace(0, BITS, distance + 2).astype(int) if len(hashes) > FEW else np.zeros(2, int)
     masks = [np.uint64(((1 << int(high)) - 1) ^ ((1 << int(low)) - 1)) for low, high in zip(edges, edges[1:])]
     for number, mask in enumerate(masks):
         band = hashes & mask
@@ -167,12 +164,18 @@ def _agreement(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _join(group: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """The groups after the images of each pair are joined."""
-    if not len(pairs):
-        return group
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    """The groups after the images of each pair are joined; a group has the number of its first image."""
+    parent = group.copy()
 
-    i, j = np.concatenate([pairs, np.stack([np.arange(len(group)), group], axis=1)]).T
-    _, component = connected_components(coo_array((np.ones(len(i), bool), (i, j)), shape=(len(group),) * 2), directed=False)
-    return np.unique(component, return_index=True)[1][component]
+    def find(item: int) -> int:
+        while parent[item] != item:
+            parent[item] = parent[parent[item]]
+            item = int(parent[item])
+        return item
+
+    for i, j in pairs.tolist():
+        first, second = sorted((find(i), find(j)))
+        parent[second] = first
+    while (parent != parent[parent]).any():
+        parent = parent[parent]
+    return parent

@@ -357,8 +357,11 @@ class _Preparation:
         self.rows.add(name, row, records, given_split)
 
     def _record(self, key: str) -> ImageRecord:
+        if key in self.pending:  # of the rows that wait for an image the first one enters it
+            return self.index.add(key, self.pending.pop(key).result())
         record = self.index.get(key)
-        return record if record is not None else self.index.add(key, self.pending.pop(key).result())
+        assert record is not None  # _submit found it there
+        return record
 
     def _drop(self, bad: BadRow) -> None:
         bad = BadRow(bad.where, shorten_words(bad.reason), bad.id)

@@ -61,8 +61,10 @@ def test_bits_are_counted_in_both_ways(monkeypatch):
     assert near.bit_count(values).tolist() == expected
 
 
+@pytest.mark.parametrize("few", [0, 4096])
 @pytest.mark.parametrize("distance", [0, 1, 6, 16])
-def test_all_close_pairs_are_found_once(distance):
+def test_all_close_pairs_are_found_once(monkeypatch, distance, few):
+    monkeypatch.setattr(near, "FEW", few)  # in bands, or all with all
     rng = np.random.default_rng(distance)
     hashes = rng.integers(0, 1 << 63, 120, dtype=np.uint64)
     for number in range(0, 60, 3):  # neighbours with 1 to 20 other bits
