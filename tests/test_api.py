@@ -57,6 +57,16 @@ def test_the_import_is_light_and_complete():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("before", ["from transformers import DynamicCache, GenerationConfig; from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor",
+                                    "import transformers, peft; transformers.Trainer", "import torch, scipy, pandas"])  # fmt: skip
+def test_a_program_may_import_the_libraries_first(before, tmp_path):
+    small = ["data.pictures=24", "data.splits.validation=4", "trainer.max_steps=1", "evaluation.max_samples=2", "generation.max_new_tokens=2", "logger=none", f"output_dir={tmp_path}"]
+    code = f"{before}\nimport mmft\nassert mmft.train({small!r}).status == 'finished'"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.floats(-1e6, 1e6) | st.text(st.characters(codec="utf-8", exclude_characters="\x00\r\n"), max_size=12),
     lambda inner: st.lists(inner, max_size=3), max_leaves=5,

@@ -41,7 +41,6 @@ REQUEST_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["model", "messages"],
     "properties": {
-        "model": {"type": "string", "minLength": 1},
         "messages": {"type": "array", "minItems": 1, "items": {
             "type": "object", "required": ["role", "content"],
             "properties": {
@@ -106,7 +105,8 @@ class Server:
                 raise RequestError(404, f"there is no model {model[:200]!r}; there are: {', '.join(self.engine.lanes)}", "model_not_found", "model")
             return self._model(model)
 
-        described = {"requestBody": {"required": True, "content": {"application/json": {"schema": REQUEST_SCHEMA}}}}
+        named = {**REQUEST_SCHEMA, "properties": {**REQUEST_SCHEMA["properties"], "model": {"enum": list(self.engine.lanes)}}}
+        described = {"requestBody": {"required": True, "content": {"application/json": {"schema": named}}}}
         errors: dict[int | str, dict[str, Any]] = {
             code: {"description": text} for code, text in ((400, "a request that cannot be answered"), (404, "no such model"), (413, "too large"), (415, "not JSON"), (429, "busy"))
         }

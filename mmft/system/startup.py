@@ -26,7 +26,11 @@ def load(*modules: str, meanwhile: Callable[[], object] | None = None) -> bool:
         meanwhile()
     with hidden(OPTIONAL), without_garbage_collection() if fresh else contextlib.nullcontext():
         for module in modules:
-            importlib.import_module(module)
+            try:
+                importlib.import_module(module)
+            except ImportError:  # a program that uses mmft has imported parts of them before, which rely on what is hidden here
+                with found(OPTIONAL):
+                    importlib.import_module(module)
         for lookup in _lookups():
             lookup()  # remember the answer now: peft would look when it creates an adapter
     if fresh:
@@ -72,6 +76,15 @@ def hidden(names: tuple[str, ...]) -> Iterator[None]:
         for name in absent:
             if sys.modules.get(name) is None:
                 sys.modules.pop(name, None)
+
+
+@contextlib.contextmanager
+def found(names: tuple[str, ...]) -> Iterator[None]:
+    """Let the import system find hidden packages again inside the block, and behind it."""
+    for name in names:
+        if name in sys.modules and sys.modules[name] is None:
+            del sys.modules[name]
+    yield
 
 
 def with_bitsandbytes() -> None:

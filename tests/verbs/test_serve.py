@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -419,3 +420,33 @@ def test_a_server_that_answers_otherwise_does_not_start(models, monkeypatch):
     with pytest.raises(UserError, match="where predict answers 'something else'"):
         parity.check_parity(engine, models, 1)
     engine.close()
+
+
+@pytest.mark.long
+def test_a_fuzzer_sees_no_failure_of_the_server(running, measured):
+    """Requests made from the server's own OpenAPI description, valid ones and others; afterwards it answers as before."""
+    schemathesis = pytest.importorskip("schemathesis")
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis.errors import Unsatisfiable
+    from schemathesis.generation import GenerationMode
+
+    schema = schemathesis.openapi.from_url(running.url.replace("/v1", "/openapi.json"))
+    seen: dict[int, int] = {}
+    operations = [result.ok() for result in schema.get_all_operations()]
+    for operation in operations:
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+
+            @settings(max_examples=60, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck), derandomize=True)
+            @given(case=operation.as_strategy(generation_mode=mode))
+            def fuzz(case):
+                answer = case.call()
+                seen[answer.status_code] = seen.get(answer.status_code, 0) + 1
+                assert answer.status_code < 500, (answer.status_code, answer.text, case.body)
+                if answer.status_code >= 400:
+                    assert {"message", "type", "param", "code"} <= answer.json()["error"].keys()
+
+            with contextlib.suppress(Unsatisfiable):  # an address without parameters has no wrong ones
+                fuzz()
+    assert len(operations) == 4 and seen.get(200, 0) > 5 and sum(seen.values()) > 100, seen
+    row = measured["second"][0]
+    assert running.ask("second", question(row)).choices[0].message.content == row["prediction"]
