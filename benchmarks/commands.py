@@ -112,6 +112,6 @@ def script(name: str, work: Work, out: Path) -> Command:
     return Command(name, [str(HERE / "contenders" / SCRIPTS[name]), str(out / "task.json")], out)
 
 
-def watched(command: Command, report: Path) -> Command:
-    """The same command under contenders/watch.py, which writes what reached the model to `report`."""
-    return dataclasses.replace(command, words=[str(HERE / "contenders" / "watch.py"), str(report), *command.words])
+def watched(command: Command, report: Path, script: str = "watch.py") -> Command:
+    """The same command under contenders/watch.py, which writes what reached the model to `report`, or under another such script."""
+    return dataclasses.replace(command, words=[str(HERE / "contenders" / script), str(report), *command.words])

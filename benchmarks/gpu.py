@@ -2,9 +2,11 @@
 
     python -m benchmarks.gpu [--models qwen2vl llava blip2]        no network, within ten minutes
     python -m benchmarks.gpu --tiny --device cpu                   the same code on small shapes: a self-check, without useful figures
+    python -m benchmarks.predict                                   what the rungs should take on an H200, from operations counted here
 
 Rows are random pixels and random words of equal length, prepared as tensors: no rung reads or resizes photos. Each rung has the
-optimisations of all earlier rungs.
+optimisations of all earlier rungs. The rungs that begin with "skewed" have answers of very different length, those that begin with
+"answers" generate; each of these is compared with the first of its kind.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import process
+from . import process, skewed
 from .commands import LAYERS
 
 QUESTION, ANSWER = 20, 16  # made-up tokens before and behind; the answer carries loss
@@ -90,19 +93,19 @@ def built(family: str, shape: dict[str, Any], device: str, dtype: Any) -> Any:
     return model.eval()
 
 
-def rows(family: str, shape: dict[str, Any], n: int, dtype: Any) -> list[dict[str, Any]]:
-    """n made-up rows of batch size one, on the CPU: input_ids, attention_mask, labels and the image tensors."""
+def rows(family: str, shape: dict[str, Any], n: int, dtype: Any, answers: list[int] | None = None) -> list[dict[str, Any]]:
+    """n made-up rows of batch size one, on the CPU: input_ids, attention_mask, labels and the image tensors. answers: tokens of each answer."""
     import torch
 
     side, vocabulary = shape["side"], shape["text"]["vocab_size"]
     places = {"qwen2vl": (side // 28) ** 2, "llava": (side // 14) ** 2, "blip2": 32}[family]
     draw = torch.Generator().manual_seed(1)
     made = []
-    for _ in range(n):
-        words = torch.randint(4, vocabulary - 8, (QUESTION + ANSWER,), generator=draw)
+    for answer in answers or [ANSWER] * n:
+        words = torch.randint(4, vocabulary - 8, (QUESTION + answer,), generator=draw)
         ids = torch.cat([torch.full((places,), vocabulary - 1), words])[None]
         labels = ids.clone()
-        labels[:, :-ANSWER] = -100
+        labels[:, :-answer] = -100
         row = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
         if family == "qwen2vl":
             row["pixel_values"] = torch.randn((side // 14) ** 2, 3 * 2 * 14 * 14, generator=draw).to(dtype)
@@ -117,7 +120,10 @@ def rows(family: str, shape: dict[str, Any], n: int, dtype: Any) -> list[dict[st
 def batched(chosen: list[dict[str, Any]]) -> dict[str, Any]:
     import torch
 
-    return {key: torch.cat([row[key] for row in chosen]) for key in chosen[0]}
+    length = max(row["input_ids"].shape[1] for row in chosen)
+    behind = {"input_ids": 4, "labels": -100, "attention_mask": 0, "mm_token_type_ids": 0}
+    grown = [{k: torch.nn.functional.pad(v, (0, length - v.shape[1]), value=behind[k]) if k in behind else v for k, v in row.items()} for row in chosen]
+    return {key: torch.cat([row[key] for row in grown]) for key in chosen[0]}
 
 
 def moved(batch: Any, device: str) -> Any:
@@ -131,13 +137,39 @@ def moved(batch: Any, device: str) -> Any:
 # --- the ladder ---------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Rung:
+    """A rung that is ready to run. micro: forward and backward pass of a batch on the device, returns its loss; update: of the weights.
+
+    data: rows. batch: rows -> a batch. width: rows of a micro-batch. samples: that a step trains. device: where batches go.
+    """
+
+    micro: Callable[[Any, int], Any]
+    update: Callable[[], None]
+    data: list[dict[str, Any]]
+    batch: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    width: int
+    samples: int
+    device: str
+
+    def __call__(self, number: int) -> tuple[float, int]:
+        """Step `number`: (its loss, samples)."""
+        chosen = [self.data[(4 * number + i) % len(self.data)] for i in range(4)]
+        tokens = sum(int((row["labels"] != -100).sum()) for row in chosen)
+        total = 0.0
+        for at in range(0, 4, self.width):
+            total = total + self.micro(moved(self.batch(chosen[at : at + self.width]), self.device), tokens)
+        self.update()
+        return float(total), self.samples
+
+
 class Ladder:
     """Steps of 4 rows for each rung: what one optimizer step does, with adapters of the same start over the same weights."""
 
     def __init__(self, family: str, shape: dict[str, Any], args: argparse.Namespace):
         import torch
 
-        self.family, self.args, self.device = family, args, args.device
+        self.family, self.shape, self.args, self.device = family, shape, args, args.device
         self.dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
         self.base = built(family, shape, args.device, self.dtype)
         self.rows = rows(family, shape, 16, self.dtype)
@@ -146,15 +178,23 @@ class Ladder:
 
     def rungs(self) -> dict[str, Callable[[], Callable[[int], tuple[float, int]]]]:
         """Name -> what prepares it: a step that takes its number and returns (loss of the first member, samples)."""
+        best = {"frozen": True, "supervised": True, "cached": True, "merged": True}
+        answers = [words for words, _ in skewed.lengths(len(self.rows))]
+        uneven = rows(self.family, self.shape, len(answers), self.dtype, answers)
         found: dict[str, Callable[[], Callable[[int], tuple[float, int]]]] = {
             "baseline": lambda: self.alone(),
             "no tower gradients": lambda: self.alone(frozen=True),
             "supervised logits": lambda: self.alone(frozen=True, supervised=True),
             "cache": lambda: self.alone(frozen=True, supervised=True, cached=True),
-            "merged batches": lambda: self.alone(frozen=True, supervised=True, cached=True, merged=True),
-            "compiled": lambda: self.alone(frozen=True, supervised=True, cached=True, merged=True, compiled=True),
+            "merged batches": lambda: self.alone(**best),
         }
-        return found | {f"joint, K = {k}": lambda k=k: self.joint(k) for k in self.args.joint}
+        found |= {f"joint, K = {k}": lambda k=k: self.joint(k) for k in self.args.joint}
+        found |= {"skewed, baseline": lambda: self.alone(data=uneven), "skewed, padded": lambda: self.alone(**best, data=uneven)}
+        if self.family != "blip2":  # which cannot be packed, and whose `generate` takes no features
+            found |= {"skewed, packed": lambda: self.alone(**best, packed=True, data=uneven)}
+            found |= {"answers, pixels": lambda: self.answers(cached=False), "answers, features": lambda: self.answers(cached=True)}
+        found |= {"compiled": lambda: self.alone(**best, compiled=True)}  # last, because compiling takes long
+        return found | {f"joint, K = {k}, compiled": lambda k=k: self.joint(k, compiled=True) for k in self.args.joint}
 
     def peft(self, model: Any) -> Any:
         import torch
@@ -167,23 +207,27 @@ class Ladder:
                 p.data = p.data.float()
         return made
 
-    def features(self) -> list[dict[str, Any]]:
-        """The rows with features in place of pixels, as mmft keeps them."""
+    def features(self, data: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+        """Rows with features in place of pixels, as mmft keeps them."""
         from mmft.feature_cache.image_features import FeatureLayout
 
         self.layout = FeatureLayout()
         cached = []
-        for row in self.rows:
+        for row in data or self.rows:
             tensors = {k: v for k, v in row.items() if k in ("pixel_values", "image_grid_thw")}
             (entry,) = self.layout.compute(self.base, tensors, 1)
             cached.append({k: v for k, v in row.items() if k not in tensors} | {"entry": entry})
         return cached
 
-    def alone(self, frozen: bool = False, supervised: bool = False, cached: bool = False, merged: bool = False, compiled: bool = False) -> Any:
-        """One adapter, two micro-batches of two rows a step, or one of four."""
+    def alone(
+        self, frozen: bool = False, supervised: bool = False, cached: bool = False, merged: bool = False, compiled: bool = False, packed: bool = False,
+        data: list[dict[str, Any]] | None = None,
+    ) -> Rung:  # fmt: skip
+        """One adapter, two micro-batches of two rows a step, or one of four. data: other rows than the ladder's."""
         import torch
 
         from mmft.adapters.freeze import freeze
+        from mmft.losses.packing import Packing
         from mmft.losses.supervised import supervised_loss
         from mmft.sweeps.context import modules_over
 
@@ -199,27 +243,53 @@ class Ladder:
         if compiled:
             for layer in decoder_layers(model):
                 layer.compile(backend=self.args.backend)
-        data = self.features() if cached else self.rows
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-        width = 4 if merged else 2
+        used = self.features(data) if cached else data or self.rows
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+        pack = Packing(model) if packed else lambda batch: batch
 
-        def step(number: int) -> tuple[float, int]:
-            chosen = [data[(4 * number + i) % len(data)] for i in range(4)]
-            total = 0.0
-            for at in range(0, 4, width):
-                batch = moved(self.batch(chosen[at : at + width]), self.device)
-                with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
-                    if supervised:
-                        loss, _ = supervised_loss(model, batch)
-                        loss = loss / (4 * ANSWER)
-                    else:
-                        loss = model(**batch, num_items_in_batch=4 * ANSWER, use_cache=False).loss
-                loss.backward()
-                total = total + loss.detach()
-            torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
+        def micro(batch: dict[str, Any], tokens: int) -> Any:
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
+                if supervised:
+                    loss, _ = supervised_loss(model, pack(batch))
+                    loss = loss / tokens
+                else:
+                    loss = model(**batch, num_items_in_batch=tokens, use_cache=False).loss
+            loss.backward()
+            return loss.detach()
+
+        def update() -> None:
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            return float(total), 4
+
+        return Rung(micro, update, used, self.batch, 4 if merged else 2, 4, self.device)
+
+    def answers(self, cached: bool) -> Callable[[int], tuple[float, int]]:
+        """Greedy answers of 32 tokens to 16 prompts at once: transformers' `generate` over pixels, or mmft's loop over cached features."""
+        import torch
+        from transformers import GenerationConfig
+
+        from mmft.evaluation.decode import decode, group_size
+
+        model = self.base
+        last = model.config.text_config.vocab_size - 1
+        settings = GenerationConfig(max_new_tokens=32, do_sample=False, eos_token_id=[last], pad_token_id=last, use_cache=True)
+        prompts = [
+            {k: v[:, :-ANSWER] if k in ("input_ids", "attention_mask", "mm_token_type_ids") else v for k, v in row.items() if k != "labels"}
+            for row in (self.features() if cached else self.rows)
+        ]  # fmt: skip
+
+        def step(number: int) -> tuple[float, int]:
+            with torch.no_grad():
+                if cached:
+                    size = group_size(16)
+                    groups = ((list(range(i, i + size)), moved(self.batch(prompts[i : i + size]), self.device)) for i in range(0, 16, size))
+                    written = [done.ids for done in sorted(decode(model, groups, settings, 16), key=lambda done: done.key)]
+                else:
+                    batch = moved(self.batch(prompts), self.device)
+                    written = model.generate(**batch, generation_config=settings)[:, batch["input_ids"].shape[1] :].tolist()
+            return float(sum(sum(ids) for ids in written) / len(written)), len(written)
 
         return step
 
@@ -228,11 +298,11 @@ class Ladder:
             return batched(chosen)
         return batched([{k: v for k, v in row.items() if k != "entry"} for row in chosen]) | self.layout.inputs([row["entry"] for row in chosen])
 
-    def joint(self, members: int) -> Any:
+    def joint(self, members: int, compiled: bool = False) -> Rung:
         """K adapters over one pass of the base, four cached rows of each, as mmft trains the points of a sweep."""
         import torch
 
-        from mmft.joint.stacked_model import RowOwners, joint_losses, stack_models
+        from mmft.joint.stacked_model import MemberBatch, RowOwners, joint_losses, stack_models
         from mmft.rewrites.apply import rewrite_for_training
         from mmft.sweeps.context import modules_over
 
@@ -241,22 +311,25 @@ class Ladder:
         rewrites = {n: rewrite_for_training(model, "auto", 0) for n, model in models.items()}
         kwargs = {"use_reentrant": False} if self.args.checkpointing else None
         stacked = stack_models(self.base, models, rewrites, owners, kwargs)
+        if compiled:
+            for layer in decoder_layers(stacked):
+                layer.compile(backend=self.args.backend)
         trained = [[p for p in m.parameters() if p.requires_grad] for m in models.values()]
-        optimizers = [torch.optim.AdamW(own, lr=1e-4) for own in trained]
+        optimizers = [torch.optim.AdamW(own, lr=1e-4, fused=True) for own in trained]
 
-        def step(number: int) -> tuple[float, int]:
-            chosen = [data[(4 * number + i) % len(data)] for i in range(4)]
-            batches = [(n, moved(self.batch(chosen), self.device), 0.0) for n in models]
+        def micro(batch: dict[str, Any], tokens: int) -> Any:
             with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
-                each = [loss / (4 * ANSWER) for loss, _ in joint_losses(stacked, owners, batches)]
+                each = [loss / tokens for loss, *_ in joint_losses(stacked, owners, [MemberBatch(n, batch, 0.0) for n in models])]
             sum(each).backward()
+            return each[0].detach()
+
+        def update() -> None:
             for own, optimizer in zip(trained, optimizers):
                 torch.nn.utils.clip_grad_norm_(own, 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
-            return float(each[0].detach()), 4 * members
 
-        return step
+        return Rung(micro, update, data, self.batch, 4, 4 * members, self.device)
 
 
 def decoder_layers(model: Any) -> list[Any]:
@@ -308,7 +381,7 @@ def climb(family: str, args: argparse.Namespace, deadline: float) -> dict[str, A
             print(f"| {name} | out of memory | | | | |", flush=True)
             continue
         found["rungs"][name] = m
-        against = m["samples_per_second"] / found["rungs"].get("baseline", m).get("samples_per_second", float("nan"))
+        against = m["samples_per_second"] / found["rungs"].get(kind_of(name, found["rungs"]), m).get("samples_per_second", float("nan"))
         memory = "" if m["memory_gb"] is None else f"{m['memory_gb']:.1f}"
         print(f"| {name} | {m['samples_per_second']:.2f} | {against:.2f} | {memory} | {m['first_loss']:.5f} | {m['third_loss']:.5f} |", flush=True)
     found["odd"] = odd(found["rungs"], 1e-4 if args.device == "cpu" else 0.05)
@@ -318,13 +391,26 @@ def climb(family: str, args: argparse.Namespace, deadline: float) -> dict[str, A
 
 
 def odd(rungs: dict[str, Any], tolerance: float) -> list[str]:
-    """Rungs whose losses leave the baseline's: fp32 agrees to 1e-4, bf16 to a few hundredths of losses of about ten."""
-    base = rungs["baseline"]
-    return [
-        f"{name}: {key.replace('_', ' ')} {m[key]:.5f}, baseline {base[key]:.5f}"
-        for name, m in rungs.items() if "first_loss" in m and "first_loss" in base
-        for key in ("first_loss", "third_loss") if not abs(m[key] - base[key]) <= tolerance
-    ]  # fmt: skip
+    """Rungs whose losses leave those of the first rung of their kind: fp32 agrees to 1e-4, bf16 to a few hundredths of losses of about ten.
+
+    Of answers the token ids are compared, in fp32: in bf16 the largest of two nearly equal logits may be another in another batch.
+    """
+    found = []
+    for name, m in rungs.items():
+        base, answers = rungs[kind_of(name, rungs)], name.startswith("answers")
+        if "first_loss" not in m or "first_loss" not in base or answers and tolerance > 1e-4:
+            continue
+        found += [
+            f"{name}: {key.replace('_', ' ')} {m[key]:.5f}, {kind_of(name, rungs)} {base[key]:.5f}"
+            for key in ("first_loss", "third_loss") if not abs(m[key] - base[key]) <= tolerance
+        ]  # fmt: skip
+    return found
+
+
+def kind_of(name: str, rungs: dict[str, Any]) -> str:
+    """The rung that another is compared with: the first one with the same word before a comma, or the baseline."""
+    word = name.split(",")[0]
+    return next((other for other in rungs if other.split(",")[0] == word), name) if word in ("skewed", "answers") else "baseline"
 
 
 def main(words: list[str] | None = None) -> int:
@@ -333,13 +419,13 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small shapes: runs every rung, measures nothing of interest")
     parser.add_argument("--joint", nargs="+", type=int, default=[2, 4, 8, 16])
-    parser.add_argument("--seconds", type=float, help="time of one rung (6; 0 with --tiny)")
+    parser.add_argument("--seconds", type=float, help="time of one rung (4; 0 with --tiny)")
     parser.add_argument("--limit", type=float, default=540, help="seconds after which no further rung is begun")
     parser.add_argument("--no-checkpointing", dest="checkpointing", action="store_false", help="gradient checkpointing off in every rung")
     parser.add_argument("--backend", help="of torch.compile (inductor; aot_eager with --tiny)")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"))
     args = parser.parse_args(words)
-    args.seconds = args.seconds if args.seconds is not None else 0.0 if args.tiny else 6.0
+    args.seconds = args.seconds if args.seconds is not None else 0.0 if args.tiny else 4.0
     args.backend = args.backend or ("aot_eager" if args.tiny else "inductor")
     import torch
 
@@ -352,7 +438,8 @@ def main(words: list[str] | None = None) -> int:
     deadline = time.perf_counter() + args.limit
     found = {}
     for family in args.models:
-        found[family] = climb(family, args, deadline)
+        left = deadline - time.perf_counter()
+        found[family] = climb(family, args, time.perf_counter() + (left if family == args.models[-1] else left / 2))
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "gpu.json").write_text(json.dumps({"place": place, "tiny": args.tiny, "models": found}, indent=1), encoding="utf-8")
     return 1 if any(f["odd"] for f in found.values()) else 0

@@ -75,9 +75,9 @@ GROUPS = {
     "llava": Group("llava", ["plain", "mmft_warm", "hand"]),
     "skewed": Group("qwen2vl", ["plain", "mmft_warm", "mmft_packed", "mmft_grouped", "hand"], peers=True, skewed=True),
 }
-# What mmft's contenders over skewed rows are told beside the rest. Packed, a step has one micro-batch of four rows in place of two of two.
+# What mmft's contenders over skewed rows are told beside the rest.
 WORDS = {
-    "mmft_packed": ["trainer.packing=true", "trainer.per_device_train_batch_size=4", "trainer.gradient_accumulation_steps=1"],
+    "mmft_packed": ["trainer.packing=true"],
     "mmft_grouped": ["trainer.train_sampling_strategy=group_by_length", "trainer.fold_accumulation=always"],
 }
 OTHER_ORDER = ("mmft_grouped",)  # contenders that train on the rows of an epoch in an order of their own: losses are not comparable
@@ -154,6 +154,15 @@ class Benchmark:
     def python(self, name: str) -> str:
         return self.peers.get(name, sys.executable)
 
+    def timed(self, command: Command, name: str) -> Timed:
+        """One process; with --processor-time, its loop in processor seconds."""
+        if not self.args.processor_time:
+            return process.run(command, self.python(name), self.args.threads)
+        report = command.out / "clock.json"
+        found = process.run(commands.watched(command, report, "clock.py"), self.python(name), self.args.threads)
+        found.loop = json.loads(report.read_text(encoding="utf-8"))["seconds"]
+        return found
+
     def watch(self, key: str) -> None:
         """Every contender once under watch.py: the same rows, order, start and losses, or a problem. Not timed; fills the warm cache."""
         seen: dict[str, Any] = {}
@@ -190,7 +199,7 @@ class Benchmark:
                 continue
             out = self.home / "runs" / key / f"round{number}" / name
             try:
-                parts = [process.run(c, self.python(name), self.args.threads) for c in self.command(key, name, out)]
+                parts = [self.timed(c, name) for c in self.command(key, name, out)]
             except RuntimeError as error:
                 if name == "plain":
                     raise
@@ -240,6 +249,7 @@ def markdown(b: Benchmark, rows: dict[str, Row], place: dict[str, Any]) -> str:
     lines = [
         f"Commit {place['commit'][:12]}{' with changes' if place['changed'] else ''}; {where}; fp32; {sizes}; {b.n_rows} photos"
         f"{' that were drawn' if b.args.photos is None else ''}; medians of {b.args.repeats} interleaved rounds"
+        f"{'; loops in processor time' if b.args.processor_time else ''}"
         f"{'; quick: sizes and steps of a self-check, not figures' if b.args.quick else ''}.",
         "", "| | at most | measured | in each round |", "|---|---|---|---|",
     ]  # fmt: skip
@@ -297,6 +307,9 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=ROWS, help=f"a row of the table; may be given several times ({', '.join(EXTRA)} only so)")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help=f"a peer and the python of its environment: {', '.join(PEERS)}")
     parser.add_argument("--threads", type=int, help="threads of every contender; default: as many as torch takes by itself")
+    parser.add_argument("--processor-time", action="store_true", help="the loop in seconds of the processor, for a machine that does other work too; use it with --threads 1")
+    parser.add_argument("--contender", action="append", help="of a group, only these and plain; may be given several times")
+    parser.add_argument("--unwatched", action="store_true", help="do not check the work before it is timed; the losses of every round are compared all the same")
     parser.add_argument("--quick", action="store_true", help="models of half a million parameters and few steps: checks the benchmark itself")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"))
     parser.add_argument("--keep", action="store_true", help="keep the fixture and every run below --out/work")
@@ -316,6 +329,8 @@ def main(words: list[str] | None = None) -> int:
     groups = {key: group for key, group in GROUPS.items() if any(row.group == key for row in rows.values())}
     if args.quick:
         groups = {key: dataclasses.replace(g, epochs=min(g.epochs, 3), ranks=g.ranks[:3]) for key, g in groups.items()}
+    if args.contender:
+        groups = {key: dataclasses.replace(g, contenders=[name for name in g.contenders if name == "plain" or name in args.contender]) for key, g in groups.items()}
     home = args.out.resolve() / "work"
     shutil.rmtree(home, ignore_errors=True)
     os.environ |= process.OFFLINE
@@ -323,7 +338,7 @@ def main(words: list[str] | None = None) -> int:
     place = process.place()
     b.build()
     for key, group in groups.items():
-        if group.watched:
+        if group.watched and not args.unwatched:
             b.watch(key)
     for number in range(1, args.repeats + 1):
         for key in groups:

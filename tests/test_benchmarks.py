@@ -108,14 +108,33 @@ def test_skewed_rows_have_the_shares_and_lengths_that_are_said(tmp_path):
     assert len({row["image"][0] for row in rows if row["image"]}) > 20 and all((tmp_path / name).is_file() for row in rows for name in row["image"])
 
 
+def test_counts_of_a_product_and_what_follows_from_them():
+    """By hand: (3, 4) x (4, 5) are 2 x 60 operations on 12 + 20 + 15 numbers of 4 bytes, which are 2 bytes on the GPU; adding reads and writes 15 numbers each."""
+    import torch
+
+    from benchmarks.roofline import Counts, Machine, at_depth, counted, of_rows
+
+    a, b, c, table, ids = torch.ones(3, 4), torch.ones(4, 5), torch.ones(3, 5), torch.ones(1000, 8), torch.tensor([1, 1])
+    assert counted(lambda: torch.mm(a, b)) == Counts(120, 94, 0, 1)
+    assert counted(lambda: c + c) == Counts(0, 0, 90, 1)
+    assert counted(lambda: torch.nn.functional.embedding(ids, table)) == Counts(0, 0, 64, 1), "not the whole table"
+    assert at_depth(lambda text, vision: Counts(7 + 10 * text + 100 * vision), 28, 32) == Counts(7 + 280 + 3200)
+    assert of_rows(lambda rows: Counts(5 + 3 * rows), 4) == Counts(17)
+    machine = Machine("made up", flops=1000, bandwidth=10, share=0.5, launch=1)
+    assert Counts(2000, 10, 20, 1).seconds(machine) == 2000 / 500 + 20 / 10
+    assert Counts(2000, 100, 20, 1).seconds(machine) == 100 / 10 + 20 / 10 and Counts(2000, 10, 20, 9).seconds(machine) == 9
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_the_benchmark_of_rows_of_unequal_length_runs_on_a_small_model(tmp_path):
-    """All contenders, packed and in another order, train on the same rows."""
-    done = quick(["benchmarks.speed", "--quick", "--threads", "1", "--only", "packed", "--out", str(tmp_path)])
+    """All contenders, packed and in another order, train on the same rows; loops are timed by the processor."""
+    done = quick(["benchmarks.speed", "--quick", "--threads", "1", "--processor-time", "--only", "packed", "--out", str(tmp_path)])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
-    assert not found["problems"] and set(found["rounds"]["skewed"][0]) == {"plain", "mmft_warm", "mmft_packed", "mmft_grouped", "hand"}
+    (round_,) = found["rounds"]["skewed"]
+    assert not found["problems"] and set(round_) == {"plain", "mmft_warm", "mmft_packed", "mmft_grouped", "hand"}
+    assert all(0 < timed["loop"] < timed["wall"] for timed in round_.values())
 
 
 @pytest.mark.long
@@ -136,7 +155,21 @@ def test_the_gpu_benchmark_runs_on_small_shapes(tmp_path):
     done = quick(["benchmarks.gpu", "--tiny", "--device", "cpu", "--out", str(tmp_path)])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for found in json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["models"].values():
-        assert len(found["rungs"]) == 10 and all("samples_per_second" in rung for rung in found["rungs"].values())
+        rungs = found["rungs"]
+        assert {"baseline", "cache", "joint, K = 16", "skewed, padded", "compiled", "joint, K = 2, compiled"} <= set(rungs) and not found["odd"]
+        assert all("samples_per_second" in rung for rung in rungs.values()) and ("skewed, packed" in rungs) == ("answers, features" in rungs)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("model", ["qwen2vl", "llava", "blip2"])
+def test_the_rungs_are_predicted_from_counts(tmp_path, model):
+    """Each part that is left out leaves work out; the counts of two layers of each part, which are extrapolated from one, are those of the whole small model."""
+    done = quick(["benchmarks.predict", "--tiny", "--model", model, "--joint", "2", "4", "--out", str(tmp_path)])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    flops = {name: rung["flops"] for name, rung in json.loads((tmp_path / "predicted.json").read_text(encoding="utf-8"))["rungs"].items()}
+    assert flops["baseline"] > flops["no tower gradients"] > flops["supervised logits"] > flops["cache"] >= flops["merged batches"] > 0
+    assert flops["merged batches"] < flops["joint, K = 2"] < flops["joint, K = 4"] and flops.get("skewed, packed", 0) < flops["skewed, padded"]
 
 
 @pytest.mark.long

@@ -147,21 +147,26 @@ def recording() -> Iterator[dict[str, Any]]:
         seen["flops"] = counter.get_total_flops()
 
 
+def run_contender(words: list[str]) -> None:
+    """Run `-m module words` or `script words` in this process."""
+    try:
+        if words[0] == "-m":
+            sys.argv = words[1:]
+            sys.path.insert(0, "")
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = words
+            sys.path[0] = str(Path(words[0]).resolve().parent)
+            runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            raise
+
+
 def main() -> None:
     out, *words = sys.argv[1:]
     with recording() as seen:
-        try:
-            if words[0] == "-m":
-                sys.argv = words[1:]
-                sys.path.insert(0, "")
-                runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-            else:
-                sys.argv = words
-                sys.path[0] = str(Path(words[0]).resolve().parent)
-                runpy.run_path(words[0], run_name="__main__")
-        except SystemExit as end:
-            if end.code not in (None, 0):
-                raise
+        run_contender(words)
     Path(out).write_text(json.dumps(seen), encoding="utf-8")
 
 
