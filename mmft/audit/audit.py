@@ -17,7 +17,7 @@ from ..evaluation.metrics.defaults import metric_set
 from ..models.quantization import Quantization, uses_checkpointing
 from . import tokens
 from .checks import Check, check_blindness, check_end_token
-from .counts import TokenCounts
+from .counts import Collate, TokenCounts
 from .estimate import Estimate, GpuEstimate, estimate, on_gpu
 from .page import ShownRow, shown_row
 
@@ -50,14 +50,14 @@ class AuditResult:
         return {name: value for name, value in vars(self).items() if name != "rows"}
 
 
-def usable_rows(collator: BatchMaker, rows: Sequence[Sample], n: int, counts: TokenCounts) -> list[Sample]:
+def usable_rows(collator: Collate, rows: Sequence[Sample], n: int, counts: TokenCounts) -> list[Sample]:
     """The first rows that the collator accepts, at least `n` of them if there are as many near the start."""
     refused = {row for row, _ in counts.refused}
     first = (rows[i] for i in range(min(len(rows), n + len(refused) + SPARE)))
     return [row for row in first if row.id not in refused and _collates(collator, row)]
 
 
-def _collates(collator: BatchMaker, row: Sample) -> bool:
+def _collates(collator: Collate, row: Sample) -> bool:
     try:
         collator([row])
     except UserError:
@@ -73,10 +73,10 @@ def check_rows(counts: TokenCounts) -> Check:
     return Check("rows", f"the collator refuses {refused} of {refused + counts.counted} rows looked at{example}", not refused)
 
 
-def look_at_rows(result: AuditResult, model: torch.nn.Module, collator: BatchMaker, usable: list[Sample], n: int) -> None:
-    """Show the first `n` usable rows token by token, in the terminal and in the result, and check them."""
+def look_at_rows(result: AuditResult, model: torch.nn.Module, collator: BatchMaker, usable: list[Sample], n: int, collate: Collate) -> None:
+    """Show the first `n` usable rows token by token, in the terminal and in the result, and check them. collate: makes the batches of training."""
     by_id = {sample.id: sample for sample in usable[:n]}
-    batch = collator(list(by_id.values()))
+    batch = collate(list(by_id.values()))
     shown = [by_id[row] for row in batch["row_ids"]]  # a row of several sequences is shown once for each
     rows = [tokens.pieces(collator, batch, i) for i in range(len(shown))]
     print_rows(shown, rows)
@@ -122,7 +122,7 @@ def untrained_answers(model: torch.nn.Module, collator: BatchMaker, settings: Se
 
 
 def estimate_cost(
-    model: Any, collator: BatchMaker, rows: list[Sample], counts: TokenCounts, settings: Settings, quantization: Quantization | None,
+    model: Any, collator: Collate, rows: list[Sample], counts: TokenCounts, settings: Settings, quantization: Quantization | None,
     gigabytes: float | None, tflops: float | None,
 ) -> tuple[Estimate, GpuEstimate | None]:
     """(memory and time of a step on this machine, the same on a GPU of `gigabytes` or None)."""

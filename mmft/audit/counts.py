@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..collators.base import IGNORE
-from ..collators.types import BatchMaker
+from ..collators.types import Batch, BatchMaker
 from ..common.errors import UserError
 from ..system.console import shows_progress
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..data.sample import Sample
 
 PERCENTILES = (0, 50, 90, 99, 100)
+Collate = Callable[[Sequence[Any]], Batch]  # makes a batch of rows
 
 
 @dataclass
@@ -44,8 +45,13 @@ class TokenCounts:
         total = sum(weight * n for weight, n in self.weights.items())
         return ", ".join(f"{weight:g}: {n:,} tokens ({weight * n / total:.1%} of the loss's weight)" for weight, n in self.weights.items())
 
+    @property
+    def per_row(self) -> float:
+        """Sequences of a row on average."""
+        return len(self.lengths) / max(self.counted, 1)
+
     def padded(self, batch: int, draws: int = 200) -> int:
-        """Tokens of an average batch of `batch` random rows, each padded to the longest of them."""
+        """Tokens of an average batch of `batch` random sequences, each padded to the longest of them."""
         rng = Random(0)
         return round(sum(batch * max(rng.choices(self.lengths, k=batch)) for _ in range(draws)) / draws)
 
@@ -56,8 +62,10 @@ def percentile(values: Sequence[int], share: int) -> int:
     return ordered[max(-(-len(ordered) * share // 100), 1) - 1] if ordered else 0
 
 
-def count_tokens(collator: BatchMaker, rows: Sequence[Sample], limit: int | None) -> TokenCounts:
-    """Collate rows one by one, `limit` of them, evenly spread (None: all). A refused row is recorded, not raised."""
+def count_tokens(collator: BatchMaker, rows: Sequence[Sample], limit: int | None, collate: Collate | None = None) -> TokenCounts:
+    """Collate rows one by one, `limit` of them, evenly spread (None: all). A refused row is recorded, not raised. collate: makes the batches of
+    training, where the collator itself does not.
+    """
     from tqdm import tqdm
 
     n = len(rows) if limit is None else min(limit, len(rows))
@@ -66,7 +74,7 @@ def count_tokens(collator: BatchMaker, rows: Sequence[Sample], limit: int | None
     for i in tqdm(range(n), desc="rows", leave=False, disable=not shows_progress()):
         row = rows[i * len(rows) // n]
         try:
-            batch = collator([row])
+            batch = (collate or collator)([row])
         except UserError as error:  # a RowError or an ImageError
             counts.refused.append((row.id, getattr(error, "reason", str(error))))
             continue

@@ -20,13 +20,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..collators.types import BatchMaker
 from ..common.model_parts import size
 from ..common.tensors import to_device
 from ..losses.supervised import supervised_loss
 from ..training.disk_space import optimizer_bytes
 from .allocation_tracker import track_allocations
-from .counts import TokenCounts
+from .counts import Collate, TokenCounts
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +84,7 @@ class Estimate:
         return asdict(self) | {"memory": self.memory, "memory_longest": self.memory_longest}
 
 
-def estimate(model: torch.nn.Module, collator: BatchMaker, rows: Sequence[Sample], counts: TokenCounts, trainer: dict[str, Any]) -> Estimate:
+def estimate(model: torch.nn.Module, collator: Collate, rows: Sequence[Sample], counts: TokenCounts, trainer: dict[str, Any]) -> Estimate:
     """Measure a model that is ready for training (adapter attached, other parts frozen) and extrapolate to a batch.
 
     trainer: the config section.
@@ -93,11 +92,12 @@ def estimate(model: torch.nn.Module, collator: BatchMaker, rows: Sequence[Sample
     batch, limit = trainer.get("per_device_train_batch_size", 8), trainer.get("tokens_per_batch")
     mean = sum(counts.lengths) / len(counts.lengths)
     if limit:  # rows are taken until a batch is full
-        batch = max(1, round(limit / mean))
+        batch = max(1, round(limit / (mean * counts.per_row)))
+    sequences = round(batch * counts.per_row)
     few, many = measure(model, collator, rows, 1), None
     if batch > 1:
         many = measure(model, collator, rows, min(MANY if few.seconds < 20 else 2, batch))
-    tokens, longest = round(batch * mean) if trainer.get("packing") else counts.padded(batch), batch * max(counts.lengths)
+    tokens, longest = round(sequences * mean) if trainer.get("packing") else counts.padded(sequences), sequences * max(counts.lengths)
     if limit:
         tokens = longest = limit
 
@@ -127,7 +127,7 @@ def estimate(model: torch.nn.Module, collator: BatchMaker, rows: Sequence[Sample
     )  # fmt: skip
 
 
-def measure(model: Any, collator: BatchMaker, rows: Sequence[Sample], n: int) -> MeasuredStep:
+def measure(model: Any, collator: Collate, rows: Sequence[Sample], n: int) -> MeasuredStep:
     """Run steps over `n` rows: one to warm up and count operations, three timed, one for its memory. The weights do not change."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode

@@ -72,6 +72,11 @@ class AnswerCollator:
         batch[REFERENCE] = torch.tensor([self.reference[answer.content] for answer in answers] if self.reference else [0.0] * len(answers))
         return batch
 
+    def sequences(self, samples: Sequence[Sample]) -> Batch:
+        """The batch of all answers as a batch of plain rows: what an audit shows and counts."""
+        batch = self(samples)
+        return {key: value for key, value in batch.items() if key not in (KIND, REFERENCE, MISMATCHED)}
+
     def measure(self, sample: Sample) -> Measure:
         """The size of a row: its answers are so many sequences, and as long as the longest; `loss_tokens` is that of the shortest. Raises RowError, ImageError."""
         sizes = [self.collator.measure(answer) for answer, _ in self.answers(sample)]

@@ -59,10 +59,12 @@ class Audit:
         from ..audit import audit, page
         from ..audit.checks import check_augmentation, raise_failed
         from ..audit.counts import count_tokens
+        from ..collators.answers import AnswerCollator
         from ..data.augment import build_transforms
         from ..data.mix import mixing_of
         from ..data.selection import alternating
         from ..models.quantization import prepare_for_training
+        from ..pipeline.preferences import usable_rows
         from ..pipeline.prepare import check_boxes, find_parents, plan_report
         from ..reports import terminal
         from ..rewrites.apply import rewrite_for_training
@@ -79,8 +81,10 @@ class Audit:
         prepared = prepared_data(cfg)
         if not prepared.splits.get("train"):
             raise UserError(f"{prepared.path}: the set has no training rows; it holds {prepared.splits}")
-        rows = alternating(prepared.split("train"))
-        mixing = mixing_of(prepared, prepared.split("train"))
+        objective = build(settings["objective"], "objective")
+        trained, _ = usable_rows(objective, prepared, prepared.split("train"), None, settings)
+        rows = alternating(trained)
+        mixing = mixing_of(prepared, trained)
         located = locate_model(family)
         skeleton = load_skeleton(family, located)
         check_boxes(prepared, family, located, skeleton.config.model_type)
@@ -93,12 +97,13 @@ class Audit:
         set_seed(cfg.seed)
         loaded = load_base(family, located, below, plan.method == "full")
         collator = build_collator(cfg.collator, family, loaded)
-        counts = count_tokens(collator, rows, self.count)
-        usable = audit.usable_rows(collator, rows, self.rows, counts)
+        collate = AnswerCollator(collator).sequences if objective.PREFERENCE else collator
+        counts = count_tokens(collator, rows, self.count, collate)
+        usable = audit.usable_rows(collate, rows, self.rows, counts)
         name = f"{plain_name(Path(located.path.split(':')[-1]).name)}, {prepared.manifest['name']}"
         result = audit.AuditResult(name, counts, [audit.check_rows(counts), *check_augmentation(settings.get("augment"), rows)])
         if usable:
-            audit.look_at_rows(result, loaded.model, collator, usable, self.rows)
+            audit.look_at_rows(result, loaded.model, collator, usable, self.rows, collate)
             result.answers = audit.untrained_answers(loaded.model, collator, settings, usable[: self.generate])
         terminal.show(page.counts_table(counts))
         model = attach_adapter(prepare_for_training(loaded.model, loaded.quantization, settings["trainer"], family.path), plan, start.folder if start else None, bool(settings["trainer"].get("lora_fa")))
@@ -108,7 +113,7 @@ class Audit:
         terminal.show(terminal.plan_table(result.plan), page.checks_table(result.checks))
         if self.estimate and counts.lengths:
             result.estimate, result.gpu = audit.estimate_cost(
-                model, collator, usable or [rows[0]], counts, settings, loaded.quantization, self.gpu_memory_gb, self.gpu_tflops
+                model, collate, usable or [rows[0]], counts, settings, loaded.quantization, self.gpu_memory_gb, self.gpu_tflops
             )
             result.cost = page.cost_lines(result.estimate, counts.rows if mixing is None else mixing.draws, settings["trainer"], result.gpu)
             terminal.show(terminal.pairs_table("What training takes", result.cost))

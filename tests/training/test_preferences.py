@@ -217,6 +217,22 @@ def test_what_cannot_be_trained_is_refused_in_one_line(mmft, drawn, words, data,
     assert "step 1/" not in out
 
 
+def test_the_audit_shows_and_counts_every_answer(mmft, drawn):
+    """Two sequences a row, and a batch of 4 rows is 8 of them; all rows have one length here but for the words of their answers."""
+    code, out, err = mmft("audit", "objective=dpo", *pairs(drawn)[:4], "trainer.per_device_train_batch_size=4", "rows=1", "generate=0", "count=null")
+    assert code == 0, err
+    assert "Tokens of 20 of 20 rows (40 sequences)" in out
+    from mmft.config.compose import compose
+    from mmft.data.prepare import prepared_data
+
+    rows = prepared_data(compose([*pairs(drawn), f"output_dir={out.split('page ')[-1].strip().rpartition('/')[0]}"])).split("train")
+    first = rows[0]
+    assert f"[[{first.answer_text}<|im_end|>]]" in out and f"[[{first.rejected}<|im_end|>]]" in out
+    [most] = [int(line.split("at most")[1].strip(" )\n")) for line in out.splitlines() if "tokens with padding" in line]
+    [lengths] = [line.split() for line in out.splitlines() if line.startswith("tokens  ")]
+    assert most == 8 * int(lengths[5]), "eight sequences as long as the longest"
+
+
 def test_labels_of_one_kind_are_refused(mmft, drawn, tmp_path):
     rows = [json.loads(line) for line in (drawn / "labels.jsonl").read_text(encoding="utf-8").splitlines()]
     for row in rows:
