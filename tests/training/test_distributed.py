@@ -104,3 +104,22 @@ def test_two_processes_share_the_batches_that_are_filled_by_tokens(mmft, tmp_pat
     assert logged(two, "loss") == pytest.approx(logged(out / "one", "loss"), rel=1e-4)
     a, b = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (out / "one", two))
     assert max(float((a[key] - b[key]).abs().max()) for key in a) < 1e-4
+
+
+@pytest.mark.long
+def test_pairs_on_two_processes_are_those_of_one(mmft, tmp_path):
+    """The mean is over all pairs of a step, and the logged rewards are of both processes."""
+    from compared import draw, pairs
+    from safetensors.torch import load_file
+
+    drawn, out = draw(tmp_path / "drawn"), tmp_path / "outputs"
+    words = ["objective=dpo", *pairs(drawn), "trainer.max_steps=2", "trainer.logging_steps=1", "trainer.optim=sgd", "trainer.learning_rate=1.0",
+             "trainer.max_grad_norm=0", "lora.lora_dropout=0", "trainer.train_sampling_strategy=sequential", "model.device=cpu"]  # fmt: skip
+    code, _, err = mmft(*words, "trainer.per_device_train_batch_size=4", f"run_dir={(out / 'one').as_posix()}")
+    assert code == 0, err
+    done = torchrun(out, *words, "trainer.per_device_train_batch_size=2", f"run_dir={(out / 'two').as_posix()}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    for key in ("loss", "grad_norm", "reward_margin", "reward_accuracy"):
+        assert logged(out / "one", key) == pytest.approx(logged(out / "two", key), abs=1e-5), key
+    a, b = (load_file(out / run / "adapter" / "adapter_model.safetensors") for run in ("one", "two"))
+    assert max(float((a[key] - b[key]).abs().max()) for key in a) < 1e-5 and max(float(a[key].abs().max()) for key in a if "lora_B" in key) > 1e-3
