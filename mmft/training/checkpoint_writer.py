@@ -165,7 +165,9 @@ class RestoreState(TrainerCallback):
             group["lr"] = rate
         before = next((row["learning_rate"] for row in reversed(state.log_history or []) if "learning_rate" in row), None)
         ended = f"; the run that it continues ended at {before:.3g}" if before is not None else ""
-        log.info("%-14s %s over all %d steps, so step %d has the rate %.3g%s", "schedule", name, state.max_steps, step + 1, rates[0], ended)
+        parts = [group.get("part") for group in scheduler.optimizer.param_groups]
+        rate = rates[parts.index("language") if "language" in parts else 0]  # the one that is logged
+        log.info("%-14s %s over all %d steps, so step %d has the rate %.3g%s", "schedule", name, state.max_steps, step + 1, rate, ended)
 
 
 def _final_best(state: TrainerState, home: Path) -> Path | None:

@@ -228,7 +228,8 @@ class SupervisedTrainer(Trainer):
             if self.objective is not None:
                 logs |= self.meter.drain_rewards()
         if "learning_rate" in logs and rates.has_groups(self.rates):
-            logs = {**logs, **rates.rates_now(self.optimizer)}
+            own = rates.rates_now(self.optimizer)  # the Trainer logs the rate of the first group; curves show that of the language model
+            logs = {**logs, **own, "learning_rate": own.get("learning_rate/language", logs["learning_rate"])}
         if "train_loss" in logs:  # the last log
             logs = self._whole_run(logs)
             self._check_best_checkpoint()

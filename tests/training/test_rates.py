@@ -87,6 +87,7 @@ def test_each_part_steps_at_its_own_rate_with_its_own_decay(home, gradients):
     check_step(adapter(home.outputs / "begun"), adapter(run), gradients, lambda n: rates[part(n)], lambda n: decays[part(n)])
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][0]
     assert {k: v for k, v in logged.items() if k.startswith("learning_rate/")} == {f"learning_rate/{p}": v for p, v in rates.items()}
+    assert logged["learning_rate"] == 0.1, "that of the language model"
     plan = json.loads((run / "lora_plan.json").read_text())
     assert {row["part"]: row["rate"] for row in plan["rows"]} == rates and {row["method"] for row in plan["rows"]} == {"LoRA"}
 
