@@ -127,8 +127,8 @@ class Audit:
     def _rank(self, cfg: DictConfig, overrides: list[str]) -> Ranking:
         """Rank the training rows of a run by their loss, and list the worst ones.
 
-        Writes audit/rank_NAME.jsonl (every row), .html (the worst ones with images) and .txt (the ids of the worst ones, for data.without)
-        into the run. worst: how many rows are listed, a number or a share; above: only those with a higher loss. Raises UserError.
+        Writes audit/rank_NAME.jsonl (every row), .html (the worst ones with images) and _N.txt (the ids of the N worst ones, for
+        data.without) into the run. worst: how many rows are listed, a number or a share; above: only those with a higher loss. Raises UserError.
         """
         from ..audit import rank, rank_page
         from ..config.settings import Settings
@@ -159,7 +159,8 @@ class Audit:
 
         identity = json.dumps([prepared.fingerprint, self.checkpoint])
         stem = f"audit/rank_{plain_name(prepared.manifest['name'])}_{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
-        ids = run.write_text(f"{stem}.txt", "".join(f"{row.sample.id}\n" for row in worst))
+        # the number in its name says which rows it lists: a run that was trained without them must not find others there later
+        ids = run.write_text(f"{stem}_{len(worst)}.txt", "".join(f"{row.sample.id}\n" for row in worst))
         lines = run.write_lines(f"{stem}.jsonl", [row.line(number) for number, row in enumerate(ranking.rows, 1)])
         about = f"{len(ranking.rows)} training rows of {prepared.manifest['name']}" + (f", checkpoint {self.checkpoint}" if self.checkpoint is not None else "")
         command = f"mmft ... data.without={ids}"

@@ -7,6 +7,10 @@ import pytest
 from verb_data import lines
 
 
+def ids_file(table, count):
+    return table.with_name(f"{table.stem}_{count}.txt")
+
+
 @pytest.fixture(scope="module")
 def ranked(trained, tmp_path_factory):
     """(the ranking's lines, the ids of the worst rows, the page's text, the output folder of the run)"""
@@ -15,7 +19,7 @@ def ranked(trained, tmp_path_factory):
     page = tmp_path_factory.mktemp("rank") / "page.html"
     assert main(["audit", f"run={trained.run.as_posix()}", "rank=true", "worst=4", f"out={page}", f"output_dir={trained.outputs.as_posix()}"]) == 0
     (table,) = (trained.run / "audit").glob("rank_*.jsonl")
-    return lines(table), table.with_suffix(".txt").read_text(encoding="utf-8").split(), page.read_text(encoding="utf-8"), table
+    return lines(table), ids_file(table, 4).read_text(encoding="utf-8").split(), page.read_text(encoding="utf-8"), table
 
 
 def plain_losses(trained, tuned: bool) -> dict[str, float]:
@@ -62,7 +66,7 @@ def test_the_worst_rows_are_listed_and_shown(ranked):
     assert page.count('class="ranked') == 15 and page.count('class="ranked listed"') == 4
     assert re.findall(r'<input type="checkbox" value="([^"]+)"( checked)?>', page) == [(row["id"], " checked" if n < 4 else "") for n, row in enumerate(rows)]
     assert page.count("data:image/png") == 15 and page.count(">tuned model</span>") == 15
-    assert not re.search(r'(src|href)="(?!data:)', page) and str(table.with_suffix(".txt")) in page
+    assert not re.search(r'(src|href)="(?!data:)', page) and str(ids_file(table, 4)) in page
 
 
 def test_rows_above_a_loss(verb, ranked, trained):
@@ -70,7 +74,8 @@ def test_rows_above_a_loss(verb, ranked, trained):
     code, out, err = verb("audit", "rank=true", "worst=0.5", f"above={limit}", "generate=0")
     assert code == 0 and "2 rows listed" in out, err
     (table,) = (trained.run / "audit").glob("rank_*.jsonl")
-    assert table.with_suffix(".txt").read_text(encoding="utf-8").split() == [row["id"] for row in ranked[0][:2]]
+    assert ids_file(table, 2).read_text(encoding="utf-8").split() == [row["id"] for row in ranked[0][:2]]
+    assert ids_file(table, 4).read_text(encoding="utf-8").split() == ranked[1], "another run may have been trained without the rows of this file"
     assert table.with_suffix(".html").is_file() and lines(table) == ranked[0]
     assert json.loads((trained.run / "verbs.jsonl").read_text(encoding="utf-8").splitlines()[-1])["verb"] == "audit"
 
