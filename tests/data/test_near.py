@@ -210,3 +210,15 @@ def test_plain_pictures_are_no_near_duplicates(tmp_path):
 def test_names_of_splits_errors():
     with pytest.raises(UserError, match="data.splits.near=1: must be true or false"):
         Splits(near=1)
+
+
+def test_drawings_are_not_looked_at(mmft, tmp_path):
+    """Two shapes in the places of two others are another picture; the drawn sets keep the names of their folders."""
+    from mmft.config.build import build
+    from mmft.config.compose import compose
+
+    source = build(compose(["data.pictures=12", "data.splits.validation=2"]).data, "data")
+    assert source.near_distance is None and "near_distance" not in source.settings()
+    assert build(compose(["data.near_distance=10"]).data, "data").settings()["near_distance"] == 10
+    code, out, err = mmft("prepare", "data.pictures=12", "data.splits.validation=2")
+    assert code == 0 and "near-duplicates" not in out, err

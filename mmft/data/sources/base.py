@@ -208,7 +208,7 @@ class BaseSource:
         for name, section in (("download", keys), ("choices", keys), ("without", keys), *((column, columns) for column in ("choices", "index", "rejected", "weight"))):
             if section.get(name) is None:
                 section.pop(name, None)  # sets prepared before this key existed keep their key
-        for key, default in (("boxes", "xyxy"), ("boxes_unit", "pixels"), ("near_distance", DISTANCE)):
+        for key, default in (("boxes", "xyxy"), ("boxes_unit", "pixels"), ("near_distance", type(self).near_distance)):
             if keys[key] == default:
                 del keys[key]
         return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **keys}

@@ -97,6 +97,7 @@ class DrawnSource(BaseSource):
     fewest: int
     most: int
     seed: int = 0
+    near_distance: int | None = None  # drawings of other things in the same places look alike, and are no copies
 
     def __post_init__(self) -> None:
         super().__post_init__()
