@@ -12,7 +12,6 @@ import base64
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,40 +29,34 @@ def main(requests: int = 256, clients: int = 32) -> None:
     runs = [mmft.train([*words, f"seed={seed}", f"run_dir={(home / name).as_posix()}"]) for seed, name in ((1, "a"), (2, "b"))]
     import openai
     import torch
-    import uvicorn
 
     from mmft.evaluation.decode import generate
     from mmft.serving.adapters import open_models
     from mmft.serving.engine import Engine
     from mmft.serving.listener import listening
-    from mmft.serving.server import Server
+    from mmft.serving.server import Server, background
 
     models = open_models([str(run.path) for run in runs], compose([f"output_dir={home.as_posix()}"]), [], None)
     rows = read_jsonl(runs[0].path / "eval" / "tuned.jsonl")
     jobs = [(("a", "b")[i % 2], rows[i // 2 % len(rows)]) for i in range(requests)]
     engine = Engine(models, models[-1].opened.settings["evaluation"]["batch_size"], requests)
     engine.start()
-    server, listener = Server(engine), listening("127.0.0.1", 0)
-    web = uvicorn.Server(uvicorn.Config(server.app(), log_config=None, log_level="critical", lifespan="off"))
-    web.install_signal_handlers = lambda: None  # type: ignore[attr-defined, method-assign]
-    threading.Thread(target=web.run, kwargs={"sockets": [listener]}, daemon=True).start()
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}/v1", api_key="none", max_retries=0)
 
     def body(row: dict) -> list:
         data = base64.b64encode(Path(row["root"], row["images"][0]).read_bytes()).decode()
         return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}, {"type": "text", "text": row["prompt"]}]}]
 
-    def ask(job: tuple[str, dict]) -> tuple[float, str]:
+    def ask(client: openai.OpenAI, job: tuple[str, dict]) -> tuple[float, str]:
         began = time.perf_counter()
         answer = client.chat.completions.create(model=job[0], messages=body(job[1]))
         return time.perf_counter() - began, answer.choices[0].message.content or ""
 
-    ask(jobs[0]), ask(jobs[1])
-    began = time.perf_counter()
-    with ThreadPoolExecutor(clients) as pool:
-        served = list(pool.map(ask, jobs))
-    seconds = time.perf_counter() - began
-    web.should_exit = True
+    with background(Server(engine), listening("127.0.0.1", 0)) as url, ThreadPoolExecutor(clients) as pool:
+        client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+        ask(client, jobs[0]), ask(client, jobs[1])
+        began = time.perf_counter()
+        served = list(pool.map(lambda job: ask(client, job), jobs))
+        seconds = time.perf_counter() - began
     engine.close()
 
     prepared = {sample.id: sample for sample in mmft.prepare([word for word in words if word.startswith(("data.", "output_dir"))])["validation"]}

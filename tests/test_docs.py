@@ -95,7 +95,7 @@ def why_not(command: Command) -> str | None:
     words = dict(w.lstrip("+").split("=", 1) for w in command.overrides if "=" in w)
     if command.help or command.hydra:
         return None
-    if command.verb == "serve" or words.get("task.ui") == "true" or "task.push" in words:
+    if command.verb in ("serve", "benchmark") or words.get("task.ui") == "true" or "task.push" in words:
         return "serves a page, or uploads"
     if words.get("hydra/launcher", "joint") not in ("joint", "joblib", "basic"):
         return "needs a cluster's packages"

@@ -93,6 +93,23 @@ class MetricInfo(_ScoreInfo, total=False):
     missing: int
 
 
+class TaskResult(TypedDict):
+    """What lmms-eval measured of a task. rows: None if it does not say. limit, checkpoint, time: of the measurement."""
+
+    scores: MetricValues
+    higher_is_better: dict[str, bool]
+    rows: int | None
+    limit: NotRequired[int | None]
+    checkpoint: NotRequired[int | None]
+    time: NotRequired[str]
+
+
+class BenchmarkRecord(TypedDict, total=False):
+    """benchmarks.json: task -> side (tuned, base) -> result."""
+
+    tasks: dict[str, dict[str, TaskResult]]
+
+
 class Difference(TypedDict):
     """The difference of a score between two models on the same rows, second minus first (evaluation/resampling.py).
 

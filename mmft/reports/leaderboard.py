@@ -14,6 +14,7 @@ from ..evaluation.metrics.base import MetricSet
 from ..evaluation.metrics.defaults import metric_set
 from ..evaluation.resampling import LOSS, differences
 from . import numbers
+from .benchmarks import with_benchmarks
 from .lineage import lineage, steps_before
 from .numbers import is_number
 from .ranking import Leaderboard, RankedRun, flag_conditions, mark, mark_noise, seed_groups
@@ -31,7 +32,7 @@ def read(folder: Path, by: str | None = None) -> Leaderboard:
     if not runs:
         raise UserError(f"run={folder}: holds no run (no snapshot.yaml here, nor one or two folders below)")
     plan = cast(SweepPlan, read_json(folder / "plan.json"))
-    summaries = [cast(Summary, read_json(run / "summary.json")) for run in runs]
+    summaries = [with_benchmarks(cast(Summary, read_json(run / "summary.json")), run) for run in runs]
     by = _ranking_value(by, runs, summaries, plan)
     settings = [dict(flatten(read_yaml(run / "snapshot.yaml"))) for run in runs]
     differing = [k for k in {k: 0 for s in settings for k in s} if k not in NOT_COMPARED and len({s.get(k) for s in settings}) > 1]

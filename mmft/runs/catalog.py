@@ -18,6 +18,7 @@ from ..common.errors import UserError, nearest
 from ..common.files import read_json, read_text
 from ..common.records import Environment, MetricInfo, Summary
 from ..config.ranking import ranking
+from ..reports.benchmarks import with_benchmarks
 
 SKIPPED = ("data", "cache", "earlier")  # prepared sets, image features, and former attempts of a sweep's points
 TAGS = "tags.json"
@@ -34,7 +35,7 @@ class CatalogRun:
 
     @cached_property
     def summary(self) -> Summary:
-        return cast(Summary, read_json(self.path / "summary.json"))
+        return with_benchmarks(cast(Summary, read_json(self.path / "summary.json")), self.path)
 
     @cached_property
     def environment(self) -> Environment:

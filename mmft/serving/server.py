@@ -8,14 +8,16 @@ sends no CORS headers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
 import shutil
 import socket
 import tempfile
+import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -289,6 +291,20 @@ def _usage(job: Job) -> dict[str, int]:
 
 def _event(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+@contextlib.contextmanager
+def background(server: Server, listener: socket.socket) -> Iterator[str]:
+    """Serve from a thread inside the block; yields the address."""
+    web = uvicorn.Server(uvicorn.Config(server.app(), log_config=None, log_level="critical", access_log=False, lifespan="off", server_header=False))
+    thread = threading.Thread(target=lambda: asyncio.run(web.serve(sockets=[listener])), name="mmft-server", daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    finally:
+        web.should_exit = True
+        thread.join(10)
+        server.close()
 
 
 def run(server: Server, listener: socket.socket) -> None:
