@@ -6,6 +6,7 @@ import textwrap
 
 from .. import __version__
 from ..config.command import Command
+from ..config.comments import MODELINE
 from ..config.groups import CONFIG_DIR, first_comment, group_options, verbs
 
 HEAD = """\
@@ -48,7 +49,7 @@ def help_text(command: Command) -> str:
     if command.verb:
         path = CONFIG_DIR / "task" / f"{command.verb}.yaml"
         lines = [f"mmft {command.verb}: {first_comment(path)}", "", f"usage: mmft {command.verb} [group=option ...] [key=value ...]", ""]
-        keys = [line for line in path.read_text(encoding="utf-8").splitlines()[1:] if line.strip() and "_target_" not in line]
+        keys = [line for line in path.read_text(encoding="utf-8").splitlines()[1:] if line.strip() and "_target_" not in line and not line.startswith(MODELINE)]
         lines += ["its own keys", *(f"  {k}" for k in keys), ""] if keys else []
         return "\n".join([*lines, "All groups and keys: mmft --help"])
     options = group_options(command.config_dir)

@@ -80,6 +80,11 @@ def test_values_that_mmft_reads_otherwise_fit(whole):
     assert isinstance(good["trainer"]["learning_rate"], str) and not list(whole.iter_errors(good))
 
 
+def test_the_comment_is_for_editors_alone(mmft):
+    code, out, _ = mmft("predict", "--help")
+    assert code == 0 and "together: false" in out and "yaml-language-server" not in out
+
+
 def test_the_verb_writes_schemas_and_headers(mmft, tmp_path):
     own = tmp_path / "conf" / "model" / "mine.yaml"
     own.parent.mkdir(parents=True)
