@@ -89,6 +89,8 @@ def _check_answers(objective: Objective, prepared: PreparedData, split: str, row
     labels: set[bool | None] = set()
     for i in range(len(rows)):
         row = rows[i]
+        if len(row.sha256) != len(row.images):  # the reference is kept by the content of a row
+            raise UserError(f"objective={objective.NAME}: {prepared.path}: row {row.id} has no hashes of its images; remove the set, and it is prepared again")
         if not row.rejected and (objective.PAIRS or row.label is None):
             lacking.append(row.id)
         if row.weight != 1 or row.messages[-1].get("weight", 1.0) != 1:

@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from small_models import KINDS
 
 from mmft.collators.answers import CHOSEN, REJECTED, AnswerCollator, other_answers
 from mmft.common.errors import UserError
@@ -190,6 +191,37 @@ def test_dpo_on_a_model_is_the_formula_over_plain_logits(small, kind):
     loss = -torch.log(torch.sigmoid(0.3 * (ratios[0::2] - ratios[1::2]))).mean()
     loss.backward()
     assert_same(found, (loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_is_its_own_reference_has_the_loss_log_2(small, kind):
+    """In every family: what is computed before training, answer by answer, is what a batch of training computes."""
+    from dataclasses import replace
+
+    from mmft.evaluation.preferences import reference_log_probs
+    from mmft.losses.supervised import supervised_logits
+
+    model, collator, _ = small.load(kind)
+    prompt = "" if kind == "blip2" else "What?"
+    own = [replace(small.sample("a", [0], prompt, "a red square"), rejected="birds"), replace(small.sample("b", [1], prompt, "blue"), rejected="Two dogs, 3 cats")]
+    answers_of = AnswerCollator(collator)
+    answers_of.reference = reference_log_probs(model, answers_of, own, 1, False)
+    batch = dict(answers_of(own))
+    batch.pop("row_ids")
+    parts = take_answers(batch)
+    with torch.no_grad():
+        found = objective_loss(Dpo(beta=1.0), parts, *supervised_logits(model.eval(), batch))
+    assert (found.total / found.units).item() == pytest.approx(math.log(2), abs=1e-5) and float(parts.reference.std()) > 0.01
+
+
+def test_rows_without_hashes_of_their_images_are_refused(small):
+    from types import SimpleNamespace
+
+    from mmft.pipeline.preferences import usable_rows
+
+    settings = {"trainer": {}, "augment": None, "evaluation": {"split": "validation"}}
+    with pytest.raises(UserError, match="objective=dpo: somewhere: row a has no hashes of its images; remove the set"):
+        usable_rows(Dpo(), SimpleNamespace(manifest={"name": "x"}, path="somewhere"), rows(small), None, settings)
 
 
 def test_log_probs_of_answers_do_not_depend_on_the_batch(small):
