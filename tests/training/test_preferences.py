@@ -128,6 +128,7 @@ def test_the_scores_of_a_run_are_those_of_plain_transformers(runs, drawn):
     assert metrics["kl"] == pytest.approx(sum(divergence) / len(divergence), abs=1e-5)
 
 
+@pytest.mark.long
 def test_evaluate_measures_preferences_on_any_rows(mmft, runs, drawn):
     """On the run's own rows the same scores as training measured; on rows that are no pairs it says why there are none."""
     for name in ("dpo", "kto"):
@@ -267,6 +268,7 @@ def test_supervised_training_leaves_bad_answers_out(mmft, drawn, tmp_path):
     assert 0 < len(answers) < 4 and {image for row in answers for image in row["images"]} <= good
 
 
+@pytest.mark.long
 def test_supervised_training_is_the_same_with_a_rejected_column(mmft, drawn, tmp_path):
     """The chosen answers alone are trained: the same bytes as from a table without the other column."""
     one = train([*pairs(drawn), "trainer.max_steps=2", "evaluation.split=null"], tmp_path, "with")
@@ -342,6 +344,7 @@ def test_a_run_cannot_be_its_own_reference(mmft, drawn, chain, tmp_path):
     assert len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.long
 def test_a_reference_that_is_gone_is_named(mmft, chain, tmp_path):
     first, second = chain
     shutil.copytree(second, tmp_path / "second")
