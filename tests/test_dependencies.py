@@ -31,7 +31,7 @@ USED_THROUGH = {
 BROUGHT_BY = {
     "omegaconf": "hydra-core", "huggingface_hub": "transformers", "tokenizers": "transformers", "yaml": "hydra-core", "tqdm": "transformers",
     "requests": "modelscope", "packaging": "transformers", "pynvml": "an optional extra of the machine", "hydra_plugins": "the launcher extras",
-    "typing_extensions": "torch", "submitit": "the slurm extra", "modelscope_hub": "modelscope",
+    "typing_extensions": "torch", "starlette": "fastapi", "submitit": "the slurm extra", "modelscope_hub": "modelscope",
 }  # fmt: skip
 
 
@@ -81,3 +81,11 @@ def test_every_import_is_declared():
     known = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in declared()} | set(BROUGHT_BY)
     for library, files in imports().items():
         assert library in known, f"{library} is imported by {', '.join(sorted(files)[:3])} and not declared in pyproject.toml"
+
+
+def test_every_extra_that_is_named_exists():
+    """In messages, pages, yaml files and the Dockerfile: mmft[NAME], /source[NAME,NAME], '.[NAME]'."""
+    extras = set(re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]")[2].partition("\n[")[0], re.M))
+    files = [*(ROOT / "mmft").rglob("*.py"), *(ROOT / "conf").rglob("*.yaml"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"), ROOT / "Dockerfile"]
+    named = {extra for file in files for found in re.findall(r"(?:mmft|/source|\.)\[([a-z,]+)\]['\"]", file.read_text(encoding="utf-8")) for extra in found.split(",")}
+    assert {"serve", "wandb", "mlflow", "trackio", "ui", "dev", "metrics"} <= named <= extras, named - extras
