@@ -152,7 +152,7 @@ def test_train_is_the_command(run, data, home):
 def test_answers_are_those_that_training_measured_and_the_model_is_loaded_once(run, monkeypatch):
     from PIL import Image
 
-    import mmft.runs.open as opening
+    import mmft.runs.parents as opening
 
     loads = []
     load_model = opening.load_model
