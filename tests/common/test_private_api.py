@@ -133,8 +133,11 @@ ALLOWED = {
 }
 
 
+NAMED_TUPLE = ("_replace", "_asdict", "_make", "_fields")  # documented, in spite of their names
+
+
 def is_private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__") and name != "_"
+    return name.startswith("_") and not name.startswith("__") and name != "_" and name not in NAMED_TUPLE
 
 
 def own_names(tree: ast.Module) -> set[str]:
