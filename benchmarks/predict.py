@@ -1,6 +1,6 @@
 """What the rungs of `benchmarks.gpu` should take on an H200, from operations that are counted on this CPU.
 
-    python -m benchmarks.predict [--model qwen2vl] [--layers 28 32]      minutes, 6 GB of memory
+    python -m benchmarks.predict [--model qwen2vl] [--joint 2 4 8 16]      many minutes of one core
 
 The model has its true widths, and one or two layers of each part, and one or two rows; `roofline.py` says how the counts of the whole
 follow, and what the prediction assumes. The rungs "compiled" and "answers" are not predicted: how kernels are fused is the compiler's choice,
