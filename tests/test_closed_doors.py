@@ -263,6 +263,7 @@ def test_a_models_own_code_runs_only_when_the_command_says_so(mmft, strange, tmp
     assert code == 0 and not (tmp_path / "mark").exists(), err  # transformers' own class does
 
 
+@pytest.mark.long
 def test_the_flag_lets_it_run_and_is_recorded(strange, tmp_path):
     env = {**os.environ, "HF_HOME": str(tmp_path / "hf")}
     words = [*TINY_RUN, f"model.path={strange}", f"run_dir={tmp_path / 'run'}", f"output_dir={tmp_path / 'out'}", "--trust-remote-code"]

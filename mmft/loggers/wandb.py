@@ -59,6 +59,7 @@ class Wandb(Logger):
     def _init(self, mode: Any, name: str, config: Mapping[str, Any]) -> Any:
         import wandb
 
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # it would advertise Weave on stderr if huggingface_hub's client is imported
         settings = wandb.Settings(
             silent=True, quiet=True, console="off", disable_git=True, disable_code=True, save_code=False, init_timeout=30,
             x_disable_stats=True,  # the hardware scalars are mmft's own

@@ -154,5 +154,5 @@ def test_a_run_trains_experts_and_every_later_verb_uses_them(folder, rows, mmft,
 def test_joint_training_says_why_such_a_point_trains_alone():
     from mmft.joint.partition import why_alone
 
-    settings = {"lora": {"r": 4, "target_parameters": BOTH}, "trainer": {}, "model": {}, "logger": "none"}
+    settings = {"lora": {"r": 4, "target_parameters": BOTH}, "trainer": {}, "model": {}, "logger": "none", "objective": {"_target_": "mmft.losses.objectives.Sft"}}
     assert "lora.target_parameters" in why_alone(settings) and why_alone(settings | {"lora": {"r": 4}}) is None

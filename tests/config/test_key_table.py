@@ -192,6 +192,7 @@ QUANTIZATION = {  # key -> (value, the other keys)
 
 
 @pytest.mark.parametrize("key", QUANTIZATION)
+@pytest.mark.long
 def test_a_quantisation_key_changes_the_weights_or_the_output(key):
     value, others = QUANTIZATION[key]
 
@@ -322,6 +323,7 @@ def calls_of(monkeypatch, name, **keys):
 @pytest.mark.parametrize(("name", "keys"), [
     ("clear_device_cache", {"torch_empty_cache_steps": 1}), ("DebugUnderflowOverflow", {"debug": "underflow_overflow"}), ("enable_full_determinism", {"full_determinism": True}),
 ])  # fmt: skip
+@pytest.mark.long
 def test_a_key_makes_the_trainer_call_what_it_promises(monkeypatch, name, keys):
     before = torch.are_deterministic_algorithms_enabled()
     try:

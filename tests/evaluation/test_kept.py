@@ -138,6 +138,7 @@ def test_the_snapshot_of_a_run_carries_it(kept_run):
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joint"])
+@pytest.mark.long
 def test_a_sweep_ranks_by_it_and_measures_the_base_once(mmft, tmp_path, monkeypatch, launcher):
     from mmft.evaluation import measurement
     from mmft.pipeline import measure

@@ -137,6 +137,7 @@ def test_features_are_split_by_image(small, kind):
     (["lora.modules_to_save=[merger]"], "merger"),
     (["vision_cache_gb=0.00001"], "vision_cache_gb"),
 ])  # fmt: skip
+@pytest.mark.long
 def test_an_impossible_cache_is_refused_by_name_and_auto_runs_without_one(mmft, tmp_path, more, named):
     code, out, err = mmft(*SMALL, "vision_cache=memory", *more)
     assert code == 2 and "vision_cache=memory" in err and named in err and err.count("\n") <= 2, err

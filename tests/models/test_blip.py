@@ -119,6 +119,7 @@ def test_a_long_question_is_cut_for_the_q_former_alone(small):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.long
 def test_the_whole_command(small, mmft, tmp_path, kind):
     """Train, evaluate with the base, predict, merge; the adapter and the merged model load in plain libraries."""
     from peft import PeftModel

@@ -52,6 +52,7 @@ def test_auto_on_a_cpu_merges_only_rows_of_one_length(mmft, tmp_path):
         assert summary["micro_batches_folded"] == {"even": 3, "uneven": 1}[name]
 
 
+@pytest.mark.long
 def test_jointly_trained_points_are_not_merged_on_a_cpu(mmft, tmp_path):
     words = [*SHAPES, *SMALL, "trainer.fold_accumulation=auto", "trainer.max_steps=1", "name=two"]
     code, _, err = mmft("-m", "lora.r=2,4", *words, f"output_dir={tmp_path.as_posix()}", output_dir=False)

@@ -14,6 +14,7 @@ def trained(mmft, run, *words):
     return load_file(run / "adapter" / "adapter_model.safetensors"), out
 
 
+@pytest.mark.long
 def test_noise_changes_the_adapter_and_a_seed_repeats_it(mmft, tmp_path):
     plain, _ = trained(mmft, tmp_path / "plain")
     noisy, _ = trained(mmft, tmp_path / "noisy", "trainer.neftune_noise_alpha=20")

@@ -6,6 +6,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from page_served import served
@@ -28,8 +29,8 @@ def bench(trained):
 def row(trained):
     from mmft.data.prepared import PreparedData
 
-    (prepared,) = (trained.outputs / "data").glob("table-*")
-    return PreparedData(prepared).split("validation")[0]
+    env = json.loads((trained.run / "env.json").read_text(encoding="utf-8"))
+    return PreparedData(Path(env["data"]["path"])).split("validation")[0]
 
 
 def test_answers_grow_and_end_as_training_measured_them(bench, row, trained):
