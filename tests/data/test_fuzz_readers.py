@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fuzz import examples
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from small import Given, all_rows, png
 
@@ -97,6 +97,13 @@ def test_csv_round_trip_loses_no_cell(rows):
 
 
 @given(rows=st.lists(record, max_size=5), array=st.booleans())
+@example(rows=[{"messages": [], "system": [{}, None]}], array=False)
+@example(rows=[{"images": [{}, None], "text": [{}, None]}], array=False)
+@example(rows=[{"references": [{}, {}]}], array=False)
+@example(rows=[{"images": {}}], array=False)
+@example(rows=[{"images": {}, "system": {}}], array=False)
+@example(rows=[{"messages": {"content": None, "": None}}], array=False)
+@example(rows=[{"images": [{}, {}]}], array=False)
 @examples(60)
 def test_json_rows_are_all_accounted_for(rows, array):
     data = (json.dumps(rows) if array else "".join(json.dumps(r) + "\n" for r in rows)).encode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +20,9 @@ CHUNK = 1 << 20  # characters of JSON read at once, which limits memory use
 LONGEST = 1 << 28  # characters of one element; after a syntax error early in a file the rest is not read into memory
 # Lists of objects under these keys are the turns or the images of one row, not rows.
 _IMAGE_COLUMNS = ("image", "img", "images", "image_path", "file_name", "filename")
-_PARTS_OF_A_ROW = ("messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected", "texts", "turns", "qa")
+_PARTS_OF_A_ROW = (
+    "messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected", "text", "texts", "turns", "qa", "system", "references", "id", "split",
+)  # fmt: skip
 _IMAGE_NAME = re.compile(rf"(?i).*({'|'.join(re.escape(s) for s in SUFFIXES)})")
 
 
@@ -132,12 +134,14 @@ def _whole(path: Path, encoding: str | None, note: Callable[[str], None]) -> Ite
     with open_text(path, encoding) as file:
         value: dict[str, Any] = JsonStream(file, path).value()
     cells = list(value.values())
-    if isinstance(value.get("columns"), list) and isinstance(value.get("data"), list):  # pandas, orient="split"
+    if _is_line_of_cells(path, value):
+        records = [value]
+    elif isinstance(value.get("columns"), list) and isinstance(value.get("data"), list):  # pandas, orient="split"
         records = [dict(zip(value["columns"], row)) for row in value["data"]]
     elif len(cells) > 1 and all(isinstance(c, list) and c and not isinstance(c[0], (dict, list)) for c in cells) and len({len(c) for c in cells}) == 1:
         note(f"{path.name}: its lists are read as columns, an element a row")
         records = [dict(zip(value, row)) for row in zip(*cells)]
-    elif cells and all(isinstance(c, dict) for c in cells) and len({tuple(c) for c in cells}) == 1:  # pandas, orient="columns"
+    elif cells and cells[0] and all(isinstance(c, dict) and not _is_turn(c) for c in cells) and len({tuple(c) for c in cells}) == 1:  # pandas, orient="columns"
         records = [{name: column[row] for name, column in value.items()} for row in cells[0]]
     else:
         records = [value]
@@ -148,18 +152,24 @@ def _layout(path: Path, encoding: str | None) -> tuple[list[str], bool, bool]:
     """(keys, also `outer.inner`, of lists of objects; whether the object's keys name images or rows; whether more objects follow)."""
     arrays: list[str] = []
     inner: list[str] = []
-    count = image_names = objects = images = 0
+    count = image_names = objects = images = cells_of_a_row = 0
     columns: set[tuple[str, ...]] = set()
+    names: list[str] = []
     with open_text(path, encoding) as file:
         stream = JsonStream(file, path)
         for key in stream.object_keys():
             count += 1
+            if len(names) < 100:
+                names.append(key)
             image_names += _IMAGE_NAME.fullmatch(key) is not None
+            cells_of_a_row += key in _PARTS_OF_A_ROW or key.lower() in _IMAGE_COLUMNS
             if stream.peek() == "[":
-                first = None
+                first, others = None, 0
                 for number, element in enumerate(stream.elements()):
                     first = element if number == 0 else first
-                if isinstance(first, dict) and not _is_turn(first) and key not in _PARTS_OF_A_ROW:
+                    others += not isinstance(element, dict)
+                cells = key in _PARTS_OF_A_ROW or others > 0 and key.lower() in _IMAGE_COLUMNS
+                if isinstance(first, dict) and not _is_turn(first) and not cells:
                     arrays.append(key)
                 else:
                     images += _names_image(key, [first])
@@ -172,8 +182,15 @@ def _layout(path: Path, encoding: str | None) -> tuple[list[str], bool, bool]:
                 inner += [f"{key}.{k}" for k, v in value.items() if isinstance(v, list) and v and isinstance(v[0], dict) and not _is_turn(v[0])]
         more = bool(stream.peek(end=True))
     by_position = len(columns) == 1 and "0" in next(iter(columns), ())  # pandas' columns are objects, too: {"0": ..., "1": ...}
-    keyed = count > 0 and (image_names == count or count > 1 and objects == count and not by_position and not arrays and not inner)
+    keyed = count > 0 and (image_names == count or count > 1 and objects == count and not cells_of_a_row and not by_position and not arrays and not inner)
+    if not more and _is_line_of_cells(path, names):
+        return [], False, False
     return [] if images else arrays or inner, keyed, more
+
+
+def _is_line_of_cells(path: Path, keys: Iterable[str]) -> bool:
+    """Whether the only object of a JSON Lines file is a row, whatever its cells hold: a key of it is that of a cell."""
+    return path.suffix.lower() in (".jsonl", ".ndjson") and any(key in _PARTS_OF_A_ROW or key.lower() in _IMAGE_COLUMNS for key in keys)
 
 
 def _is_turn(value: Mapping[str, Any]) -> bool:
