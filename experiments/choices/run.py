@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from mmft.cli.main import main as mmft
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # command.py
+
+from command import run
 
 CLASSES = "[circle,square,triangle,star,diamond,cross,heart,ring]"
 
@@ -20,13 +23,6 @@ def main() -> None:
     run(["evaluate", f"run={out}/steps-40", *write, "base=true"], out)
     for how in (choose, write):
         run(["evaluate", f"run={out}/steps-8", *how], out)
-
-
-def run(words: list[str], out: str) -> None:
-    """One command. Errors raised: SystemExit if it fails."""
-    print("\nmmft", *words)
-    if mmft([*words, f"output_dir={out}"]):
-        raise SystemExit(f"failed: mmft {' '.join(words)}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from mmft.cli.main import main as mmft
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # command.py
+
+from command import run
 
 
 def main() -> None:
@@ -17,13 +20,6 @@ def main() -> None:
     steps = ["trainer.max_steps=60", "trainer.per_device_train_batch_size=8", "trainer.learning_rate=3e-4", "trainer.eval_strategy=steps", "trainer.eval_steps=15"]
     run(["-m", *pairs, *steps, "objective=dpo", "objective.beta=0.05,0.1,0.5", "rank_by=class_accuracy", "name=betas"], out)
     run(["-m", *pairs, *steps, "objective=sft,ipo,simpo,orpo,kto,mpo", "rank_by=class_accuracy", "name=objectives"], out)
-
-
-def run(words: list[str], out: str) -> None:
-    """One command. Errors raised: SystemExit if it fails."""
-    print("\nmmft", *words)
-    if mmft([*words, f"output_dir={out}"]):
-        raise SystemExit(f"failed: mmft {' '.join(words)}")
 
 
 if __name__ == "__main__":

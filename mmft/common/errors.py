@@ -53,3 +53,11 @@ def nearest(word: str, known: Iterable[object]) -> str:
     """` Did you mean X?` for the nearest of `known`, or an empty string."""
     match = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)
     return f" Did you mean {match[0]}?" if match else ""
+
+
+def at_least(keys: object, **least: int) -> None:
+    """Raises UserError naming the first attribute of `keys` that is below its least value; None passes."""
+    for name, lowest in least.items():
+        value = getattr(keys, name)
+        if value is not None and value < lowest:
+            raise UserError(f"{name}={value}: must be {lowest} or more")

@@ -8,6 +8,11 @@ from typing import Any, TypedDict
 Section = dict[str, Any]
 
 
+def sharded_by(trainer: Section) -> str | None:
+    """The key of the section `trainer` that spreads the model's weights over processes, `fsdp` or `deepspeed`; None if none is set."""
+    return next((key for key in ("fsdp", "deepspeed") if trainer.get(key)), None)
+
+
 class KeptSection(TypedDict):
     """A set in evaluation.keep. data: as the section `data`, or {prepared: FOLDER}. metrics: as the section `metrics`."""
 

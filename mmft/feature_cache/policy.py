@@ -20,7 +20,7 @@ from ..common.hashing import key_of
 from ..common.memo import Memo
 from ..common.model_parts import part_of
 from ..common.private_api import attention_implementation
-from ..config.settings import Settings
+from ..config.settings import Settings, sharded_by
 from ..data.augment import describe_transforms
 from ..data.mixing import Mixing
 from ..data.prepared import PreparedData
@@ -58,9 +58,8 @@ def why_forbidden(settings: Settings, plan: AdapterPlan) -> str | None:
             return f"lora.modules_to_save trains {name}"
     if transforms := describe_transforms(settings.get("augment")):
         return f"augment.{transforms.split('(')[0]} changes the training pictures in every epoch"
-    for key in ("fsdp", "deepspeed"):
-        if settings["trainer"].get(key):
-            return f"trainer.{key} spreads the model over processes"
+    if key := sharded_by(settings["trainer"]):
+        return f"trainer.{key} spreads the model over processes"
     return None
 
 

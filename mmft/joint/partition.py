@@ -13,7 +13,7 @@ from ..common.errors import UserError
 from ..common.hashing import key_of
 from ..common.model_parts import is_encoder_decoder, part_of
 from ..config.build import build
-from ..config.settings import Section, Settings
+from ..config.settings import Section, Settings, sharded_by
 from ..models.device import choose_device
 from ..models.quantization import saved_quantization
 from ..pipeline.prepare import locate_and_outline
@@ -69,9 +69,8 @@ def why_alone(settings: Settings) -> str | None:
     for key, value in lora.items():
         if key in PLAIN and value not in PLAIN[key] or key not in (*LORA, *PLAIN) and value not in (None, False, [], {}):
             return f"lora.{key}={value} does more than add to the output of a layer"
-    for key in ("fsdp", "deepspeed"):
-        if trainer.get(key):
-            return f"trainer.{key} takes a model apart"
+    if sharded := sharded_by(trainer):
+        return f"trainer.{sharded} takes a model apart"
     if trainer.get("packing"):
         return "trainer.packing=true: in one sequence the rows of several points could not be told apart"
     if trainer.get("lora_fa"):

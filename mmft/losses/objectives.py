@@ -63,8 +63,8 @@ class Objective:
         beta: float = vars(self)["beta"]
         return beta * (answers.log_ratios if self.REFERENCE else answers.policy / answers.tokens)
 
-    def check_numbers(self) -> None:
-        """Raises UserError for a key that is not above 0, or for a weight or margin below 0."""
+    def __post_init__(self) -> None:
+        """Raises UserError for a beta that is not above 0, or a weight or margin below 0. A subclass that is a dataclass calls it when it is created."""
         for key, value in vars(self).items():
             if key.startswith("beta") and not value > 0:
                 raise UserError(f"objective.{key}={value}: must be above 0")
@@ -89,9 +89,6 @@ class Dpo(Objective):
     NAME: ClassVar[str] = "dpo"
     beta: float = 0.1
 
-    def __post_init__(self) -> None:
-        self.check_numbers()
-
     def losses(self, answers: Answers) -> torch.Tensor:
         chosen, rejected = answers.of(CHOSEN), answers.of(REJECTED)
         return preference.dpo(chosen.policy, rejected.policy, chosen.reference, rejected.reference, self.beta)
@@ -103,9 +100,6 @@ class Ipo(Objective):
 
     NAME: ClassVar[str] = "ipo"
     beta: float = 0.1
-
-    def __post_init__(self) -> None:
-        self.check_numbers()
 
     def losses(self, answers: Answers) -> torch.Tensor:
         chosen, rejected = answers.of(CHOSEN), answers.of(REJECTED)
@@ -121,9 +115,6 @@ class SimPo(Objective):
     beta: float = 2.0
     gamma: float = 1.0
 
-    def __post_init__(self) -> None:
-        self.check_numbers()
-
     def losses(self, answers: Answers) -> torch.Tensor:
         chosen, rejected = answers.of(CHOSEN), answers.of(REJECTED)
         return preference.simpo(chosen.policy, rejected.policy, chosen.tokens, rejected.tokens, self.beta, self.gamma)
@@ -136,9 +127,6 @@ class Orpo(Objective):
     NAME: ClassVar[str] = "orpo"
     REFERENCE: ClassVar[bool] = False
     beta: float = 0.1
-
-    def __post_init__(self) -> None:
-        self.check_numbers()
 
     def losses(self, answers: Answers) -> torch.Tensor:
         chosen, rejected = answers.of(CHOSEN), answers.of(REJECTED)
@@ -156,9 +144,6 @@ class Kto(Objective):
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
 
-    def __post_init__(self) -> None:
-        self.check_numbers()
-
     def losses(self, answers: Answers) -> torch.Tensor:
         assert answers.mismatched is not None
         kl = preference.mismatched_kl(answers.mismatched)
@@ -174,9 +159,6 @@ class Mpo(Objective):
     preference_weight: float = 0.8
     quality_weight: float = 0.2
     generation_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        self.check_numbers()
 
     def losses(self, answers: Answers) -> torch.Tensor:
         chosen, rejected = answers.of(CHOSEN), answers.of(REJECTED)

@@ -11,6 +11,7 @@ from ..adapters.freeze import freeze
 from ..adapters.report import adapter_report
 from ..common.records import PlanReport
 from ..common.tensors import to_device
+from ..config.settings import sharded_by
 from ..models.quantization import prepare_for_training
 from ..rewrites.apply import Rewrites, rewrite_for_training
 from .context import RunContext
@@ -68,6 +69,4 @@ def attach(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: i
 
 def _may_narrow(inputs: TrainingInputs) -> bool:
     """Whether the last layer may compute only what is read: not in full training, and not where the model is taken apart."""
-    trainer = inputs.settings["trainer"]
-    taken_apart = any(trainer.get(key) for key in ("fsdp", "deepspeed"))
-    return not inputs.full and inputs.family.rewrites == "auto" and not taken_apart
+    return not inputs.full and inputs.family.rewrites == "auto" and sharded_by(inputs.settings["trainer"]) is None

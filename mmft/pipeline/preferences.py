@@ -16,7 +16,7 @@ from ..collators.answers import AnswerCollator, other_answers
 from ..common.errors import UserError
 from ..common.hashing import key_of
 from ..common.records import MetricValues
-from ..config.settings import Settings
+from ..config.settings import Settings, sharded_by
 from ..data.augment import describe_transforms
 from ..data.prepared import PreparedData
 from ..data.selection import good_rows
@@ -143,8 +143,7 @@ def _as_reference(inputs: TrainingInputs, model: Any) -> AsReference | None:
         return None
     if inputs.start is None:
         return without_adapter
-    spread = any(inputs.settings["trainer"].get(key) for key in ("fsdp", "deepspeed"))  # then no process holds the whole adapter
-    return None if spread else FrozenAdapter.of(model).switched
+    return None if sharded_by(inputs.settings["trainer"]) else FrozenAdapter.of(model).switched  # no process would hold the whole adapter
 
 
 def _reference(

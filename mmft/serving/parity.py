@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..common.errors import UserError
@@ -16,6 +18,26 @@ from ..evaluation.generate import by_length
 from .adapters import ServedModel
 from .chat_request import RequestError, body_of, parse
 from .engine import Engine, Job, Piece
+
+log = logging.getLogger("mmft")
+
+
+@contextmanager
+def checked_engine(models: Sequence[ServedModel], places: int | None, waiting: int, rows: int) -> Iterator[Engine]:
+    """A running engine for the block, compared with `predict` on this many held-out rows of each model; 0: not compared. Raises UserError.
+
+    places: rows in a batch of one model; None: evaluation.batch_size of the last one. waiting: requests that may wait.
+    """
+    engine = Engine(models, places if places is not None else models[-1].opened.settings["evaluation"]["batch_size"], waiting)
+    try:
+        if rows:
+            for line in check_parity(engine, models, rows):
+                log.info("%-14s %s", "checked", line)
+        else:
+            engine.start()
+        yield engine
+    finally:
+        engine.close()
 
 
 def check_parity(engine: Engine, models: Sequence[ServedModel], rows: int) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from ..collators.types import BatchMaker
 from ..common.errors import RowError, UserError
 from ..common.tensors import to_device
-from ..config.settings import Section
+from ..config.settings import Section, sharded_by
 from ..losses.supervised import supervised_loss
 from ..system.distributed import world_size
 from ..system.memory import passes_that_fit
@@ -32,9 +32,8 @@ def why_apart(trainer: Section) -> str | None:
     """Why the settings keep the micro-batches of a step apart; None if they do not."""
     if world_size() > 1:
         return "several processes share the micro-batches of a step"
-    for key in ("deepspeed", "fsdp"):
-        if trainer.get(key):
-            return f"trainer.{key} takes a model apart"
+    if key := sharded_by(trainer):
+        return f"trainer.{key} takes a model apart"
     if trainer.get("neftune_noise_alpha"):
         return "the noise of trainer.neftune_noise_alpha depends on the padded length of a batch"
     if trainer.get("tokens_per_batch"):

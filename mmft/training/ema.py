@@ -17,7 +17,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..common.errors import UserError
-from ..config.settings import Section
+from ..config.settings import Section, sharded_by
 
 FILE = "ema.safetensors"  # in a checkpoint
 
@@ -31,9 +31,8 @@ def check_ema(trainer: Section) -> None:
         raise UserError(f"trainer.ema_decay={decay}: must be a number between 0 and 1, e.g. 0.999, or null")
     if trainer.get("load_best_model_at_end"):
         raise UserError("trainer.ema_decay and trainer.load_best_model_at_end: the run would end with one or the other; drop one of them")
-    for key in ("fsdp", "deepspeed"):
-        if trainer.get(key):
-            raise UserError(f"trainer.ema_decay: needs the trained weights whole on one device; drop trainer.{key}")
+    if key := sharded_by(trainer):
+        raise UserError(f"trainer.ema_decay: needs the trained weights whole on one device; drop trainer.{key}")
 
 
 class Average(TrainerCallback):

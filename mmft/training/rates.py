@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError, nearest
 from ..common.model_parts import PARTS, part_of
-from ..config.settings import Section
+from ..config.settings import Section, sharded_by
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def check_rates(trainer: Section, trained: Collection[str], lora: Section | None
         more = next((key for key in ("use_dora", "lora_bias", "target_parameters") if (lora or {}).get(key)), None)
         if more is not None:
             raise UserError(f"trainer.lora_fa: knows the matrices A and B alone; drop lora.{more}")
-        if any(trainer.get(key) for key in ("fsdp", "deepspeed")):
+        if sharded_by(trainer):
             raise UserError("trainer.lora_fa: needs the adapter's matrices whole on one device; drop trainer.fsdp and trainer.deepspeed")
     if has_groups(trainer) and optimizer.startswith(WITHOUT_GROUPS):
         raise UserError(f"trainer.optim={optimizer}: takes no groups of parameters, so a part cannot have a rate of its own")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import DictConfig
 
-from ..common.errors import UserError
+from ..common.errors import UserError, at_least
 from ..common.records import BenchmarkRecord
 
 log = logging.getLogger("mmft")
@@ -44,22 +44,11 @@ class Benchmark:
             asked = {"tuned": models[-1], **({"base": models[0]} if self.base and len(models) > 1 else {})}
             if self.base and len(models) == 1:
                 raise UserError(f"base=true: the whole model of run={self.run} was trained, so it holds no base")
-            from ..serving.engine import Engine
-            from ..serving.parity import check_parity
+            from ..serving.parity import checked_engine
             from ..serving.server import Server, background
 
-            places = self.batch if self.batch is not None else models[-1].opened.settings["evaluation"]["batch_size"]
-            engine = Engine(models, places, 1024)
-            try:
-                if self.check:
-                    for line in check_parity(engine, models, self.check):
-                        log.info("%-14s %s", "checked", line)
-                else:
-                    engine.start()
-                with background(Server(engine), listener) as url:
-                    measured = {side: lmms_eval.measure(python, url, served.name, self.tasks, self.limit, run / "benchmarks" / side) for side, served in asked.items()}
-            finally:
-                engine.close()
+            with checked_engine(models, self.batch, 1024, self.check) as engine, background(Server(engine), listener) as url:
+                measured = {side: lmms_eval.measure(python, url, served.name, self.tasks, self.limit, run / "benchmarks" / side) for side, served in asked.items()}
         record = benchmarks.add(run.path, measured, self.limit, self.checkpoint)
         run.record("benchmark", overrides, [run / benchmarks.FILE, *(run / "benchmarks" / side for side in asked)])
         terminal.show(benchmarks.table(record))
@@ -71,6 +60,4 @@ class Benchmark:
         for task in self.tasks:
             if not re.fullmatch(r"[\w.-]+", str(task)) or str(task).startswith("-"):
                 raise UserError(f"tasks={task}: cannot be the name of a task")
-        for name, value, least in (("limit", self.limit, 1), ("batch", self.batch, 1), ("check", self.check, 0)):
-            if value is not None and value < least:
-                raise UserError(f"{name}={value}: must be {least} or more")
+        at_least(self, limit=1, batch=1, check=0)

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ..common.errors import UserError
+from ..common.errors import at_least
 
 log = logging.getLogger("mmft")
 
@@ -30,24 +30,16 @@ class Serve:
         from ..serving.listener import LOCAL, check_installed, listening, token_of
 
         check_installed()
-        self._check_keys()
+        at_least(self, batch=1, queue=1, check=0)
         token = token_of(self.host)
         with listening(self.host, self.port) as listener:
             from ..serving.adapters import open_models
 
             models = open_models([str(path) for path in (self.run if isinstance(self.run, list) else [self.run] if self.run is not None else [])], cfg, overrides, self.checkpoint)
             from ..serving import server  # imports transformers, which loading the model has to import first
-            from ..serving.engine import Engine
-            from ..serving.parity import check_parity
+            from ..serving.parity import checked_engine
 
-            places = self.batch if self.batch is not None else models[-1].opened.settings["evaluation"]["batch_size"]
-            engine = Engine(models, places, self.queue)
-            try:
-                if self.check:
-                    for line in check_parity(engine, models, self.check):
-                        log.info("%-14s %s", "checked", line)
-                else:
-                    engine.start()
+            with checked_engine(models, self.batch, self.queue, self.check) as engine:
                 app = server.Server(engine, token, local=self.host in LOCAL)
                 address = f"[{self.host}]" if ":" in self.host else self.host
                 log.info("%-14s %s", "models", ", ".join(served.name for served in models))
@@ -57,10 +49,3 @@ class Serve:
                     server.run(app, listener)
                 finally:
                     app.close()
-            finally:
-                engine.close()
-
-    def _check_keys(self) -> None:
-        for name, value, least in (("batch", self.batch, 1), ("queue", self.queue, 1), ("check", self.check, 0)):
-            if value is not None and value < least:
-                raise UserError(f"{name}={value}: must be {least} or more")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +23,7 @@ _IMAGE_COLUMNS = ("image", "img", "images", "image_path", "file_name", "filename
 _PARTS_OF_A_ROW = (
     "messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected", "text", "texts", "turns", "qa", "system", "references", "id", "split",
 )  # fmt: skip
+_LINES = (".jsonl", ".ndjson")
 _IMAGE_NAME = re.compile(rf"(?i).*({'|'.join(re.escape(s) for s in SUFFIXES)})")
 
 
@@ -134,7 +135,7 @@ def _whole(path: Path, encoding: str | None, note: Callable[[str], None]) -> Ite
     with open_text(path, encoding) as file:
         value: dict[str, Any] = JsonStream(file, path).value()
     cells = list(value.values())
-    if _is_line_of_cells(path, value):
+    if path.suffix.lower() in _LINES and any(map(_is_row_key, value)):  # the only line of a file of lines is a row, whatever its cells hold
         records = [value]
     elif isinstance(value.get("columns"), list) and isinstance(value.get("data"), list):  # pandas, orient="split"
         records = [dict(zip(value["columns"], row)) for row in value["data"]]
@@ -152,17 +153,14 @@ def _layout(path: Path, encoding: str | None) -> tuple[list[str], bool, bool]:
     """(keys, also `outer.inner`, of lists of objects; whether the object's keys name images or rows; whether more objects follow)."""
     arrays: list[str] = []
     inner: list[str] = []
-    count = image_names = objects = images = cells_of_a_row = 0
+    count = image_names = objects = images = row_keys = 0
     columns: set[tuple[str, ...]] = set()
-    names: list[str] = []
     with open_text(path, encoding) as file:
         stream = JsonStream(file, path)
         for key in stream.object_keys():
             count += 1
-            if len(names) < 100:
-                names.append(key)
             image_names += _IMAGE_NAME.fullmatch(key) is not None
-            cells_of_a_row += key in _PARTS_OF_A_ROW or key.lower() in _IMAGE_COLUMNS
+            row_keys += _is_row_key(key)
             if stream.peek() == "[":
                 first, others = None, 0
                 for number, element in enumerate(stream.elements()):
@@ -182,15 +180,15 @@ def _layout(path: Path, encoding: str | None) -> tuple[list[str], bool, bool]:
                 inner += [f"{key}.{k}" for k, v in value.items() if isinstance(v, list) and v and isinstance(v[0], dict) and not _is_turn(v[0])]
         more = bool(stream.peek(end=True))
     by_position = len(columns) == 1 and "0" in next(iter(columns), ())  # pandas' columns are objects, too: {"0": ..., "1": ...}
-    keyed = count > 0 and (image_names == count or count > 1 and objects == count and not cells_of_a_row and not by_position and not arrays and not inner)
-    if not more and _is_line_of_cells(path, names):
+    keyed = count > 0 and (image_names == count or count > 1 and objects == count and not row_keys and not by_position and not arrays and not inner)
+    if row_keys and not more and path.suffix.lower() in _LINES:
         return [], False, False
     return [] if images else arrays or inner, keyed, more
 
 
-def _is_line_of_cells(path: Path, keys: Iterable[str]) -> bool:
-    """Whether the only object of a JSON Lines file is a row, whatever its cells hold: a key of it is that of a cell."""
-    return path.suffix.lower() in (".jsonl", ".ndjson") and any(key in _PARTS_OF_A_ROW or key.lower() in _IMAGE_COLUMNS for key in keys)
+def _is_row_key(key: str) -> bool:
+    """Whether a key is one that rows have."""
+    return key in _PARTS_OF_A_ROW or key.lower() in _IMAGE_COLUMNS
 
 
 def _is_turn(value: Mapping[str, Any]) -> bool:
