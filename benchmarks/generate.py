@@ -5,6 +5,7 @@
 The model is the Qwen2-VL fixture, changed so that each row's answer has a length that is known beforehand (fixture.count_down). Lengths are drawn
 from a log-normal distribution: half of the answers have at most 24 tokens, a few have more than 150. Prints the table and writes generate.md and
 generate.json below --out. Ends with 1 if an answer in fp32 is not that of one by one. A peer runs by the Python of its own environment.
+--more adds rounds to those of generate.json, of the same commit and arguments; --without leaves a slow contender out of them.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def build(home: Path, photos: Path | None, rows: int, most: int, size: str) -> t
     fixture.count_down(model, most)
     wanted = lengths(rows, most)
     table = home / "data" / "questions.jsonl"
-    questions = [{"image": row["image"], "prompt": f"{fixture.PROMPT} {fixture.number(n)}"} for row, n in zip(captions, wanted, strict=True)]
+    questions = [
+        {"image": row["image"], "prompt": f"{fixture.PROMPT} {fixture.number(n)}"} for row, n in zip(captions, wanted, strict=True)
+    ]
     table.write_text("".join(json.dumps(q) + "\n" for q in questions), encoding="utf-8")
     return model, table, wanted
 
@@ -83,29 +86,55 @@ def markdown(rounds: list[dict[str, dict[str, Any]]], wanted: list[int], place: 
         f" tokens, median {median(wanted):g}, mean {sum(wanted) / len(wanted):.1f}; mmft with evaluation.batch_size={args.batch_size}; medians of {len(rounds)} interleaved rounds"
         f"{'; quick: sizes of a self-check, not figures' if args.quick else ''}."
     )
-    lines = [head, "", "| | wall, s | processor, s | rows/s | wall, against the fastest other in each round | processor, likewise | equal answers |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        head,
+        "",
+        "| | rounds | wall, s | processor, s | rows/s | wall, against the fastest other in each round | processor, likewise | equal answers |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for name in rounds[0]:
-        wall, cpu = (median(r[name][what] for r in rounds) for what in ("wall", "cpu"))
-        ratios = ["" if name != "mmft" else ", ".join(f"{r[name][what] / min(r[n][what] for n in r if n != name):.3f}" for r in rounds) for what in ("wall", "cpu")]
-        lines.append(f"| {name} | {wall:.1f} | {cpu:.1f} | {len(wanted) / wall:.1f} | {ratios[0]} | {ratios[1]} | {min(equal(r, name) for r in rounds):.4f} |")
+        own = [r for r in rounds if name in r]
+        wall, cpu = (median(r[name][what] for r in own) for what in ("wall", "cpu"))
+        ratios = [
+            "" if name != "mmft" else ", ".join(f"{r[name][what] / min(r[n][what] for n in r if n != name):.3f}" for r in own)
+            for what in ("wall", "cpu")
+        ]
+        right = min(equal(r[name], rounds[0]["one by one"]) for r in own)
+        lines.append(
+            f"| {name} | {len(own)} | {wall:.1f} | {cpu:.1f} | {len(wanted) / wall:.1f} | {ratios[0]} | {ratios[1]} | {right:.4f} |"
+        )
     return "\n".join(lines) + "\n"
 
 
-def equal(found: dict[str, dict[str, Any]], name: str) -> float:
+def equal(found: dict[str, Any], one_by_one: dict[str, Any]) -> float:
     """The share of rows whose answer is that of one by one."""
-    pairs = list(zip(found[name]["answers"], found["one by one"]["answers"], strict=True))
+    pairs = list(zip(found["answers"], one_by_one["answers"], strict=True))
     return sum(a == b for a, b in pairs) / len(pairs)
 
 
+def earlier(path: Path, place: dict[str, Any], wanted: list[int]) -> list[dict[str, dict[str, Any]]]:
+    """The rounds of generate.json. Raises SystemExit if they are of another commit, machine or work."""
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if (before["place"], before["lengths"]) != (place, wanted):
+        raise SystemExit(f"{path}: its rounds are of another commit, machine or number of rows; run without --more")
+    return before["rounds"]
+
+
 def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--photos", type=Path, help="a COCO folder or a folder of images; default: images are drawn")
     parser.add_argument("--rows", type=int, help="rows to answer (256; 16 with --quick)")
     parser.add_argument("--repeats", type=int, help="interleaved rounds (3; 1 with --quick)")
     parser.add_argument("--batch-size", type=int, default=BATCH, help="mmft's evaluation.batch_size")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help="swift or llamafactory, and the Python of its environment")
+    parser.add_argument(
+        "--peer", action="append", default=[], metavar="NAME=PYTHON", help="swift or llamafactory, and the Python of its environment"
+    )
+    parser.add_argument("--more", action="store_true", help="add rounds to those of generate.json below --out")
+    parser.add_argument("--without", action="append", default=[], metavar="NAME", help="with --more: a contender that does not run again")
     parser.add_argument("--quick", action="store_true", help="a self-check in a minute: a small model and short answers")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "benchmark")
     args = parser.parse_args(words)
@@ -116,19 +145,30 @@ def main(words: list[str] | None = None) -> int:
     model, table, wanted = build(home, args.photos, args.rows, most, "quick" if args.quick else "small")
     peers = dict(peer.split("=", 1) for peer in args.peer)
     contenders, place = tasks(model, table, args.dtype, most, args.batch_size, peers), process.place()
-    rounds: list[dict[str, dict[str, Any]]] = []
-    for number in range(args.repeats):
+    rounds = earlier(args.out / "generate.json", place, wanted) if args.more else []
+    if args.without and not rounds:
+        parser.error("--without needs --more: the first round has every contender")
+    for number in range(len(rounds), len(rounds) + args.repeats):
         found: dict[str, dict[str, Any]] = {}
         for name, task in contenders.items():
+            if name in args.without:
+                continue
             found[name] = run(task, home / f"round{number}" / name.replace(" ", "_"), args.threads, peers.get(name, sys.executable))
-            print(f"round {number + 1}: {name:<14} {found[name]['wall']:7.1f} s, {found[name]['cpu']:7.1f} s of processor time, equal {equal(found, name):.4f}", flush=True)
+            print(f"round {number + 1}: {name:<14} {found[name]['wall']:7.1f} s, {found[name]['cpu']:7.1f} s of processor time, "
+                  f"equal {equal(found[name], (rounds or [found])[0]['one by one']):.4f}", flush=True)  # fmt: skip
         rounds.append(found)
         text = markdown(rounds, wanted, place, args)
         (args.out / "generate.md").write_text(text, encoding="utf-8")
-        (args.out / "generate.json").write_text(json.dumps({"place": place, "lengths": wanted, "rounds": rounds}, indent=1), encoding="utf-8")
+        (args.out / "generate.json").write_text(
+            json.dumps({"place": place, "lengths": wanted, "rounds": rounds}, indent=1), encoding="utf-8"
+        )
     print("\n" + text)
     shutil.rmtree(home)
-    wrong = [name for name in contenders if args.dtype == "float32" and any(equal(r, name) < 1 for r in rounds)]
+    wrong = [
+        name
+        for name in contenders
+        if args.dtype == "float32" and any(equal(r[name], rounds[0]["one by one"]) < 1 for r in rounds if name in r)
+    ]
     for name in wrong:
         print(f"{name}: some answers are not those of one by one", file=sys.stderr)
     return 1 if "mmft" in wrong else 0
