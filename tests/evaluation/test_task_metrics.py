@@ -6,7 +6,7 @@ import pytest
 
 from mmft.common.errors import UserError
 from mmft.evaluation.metrics.base import MetricSet
-from mmft.evaluation.metrics.captions import Bleu4, Cider, RougeL
+from mmft.evaluation.metrics.captions import Bleu4, Cider, Meteor, RougeL
 from mmft.evaluation.metrics.classes import OTHER, Classes
 from mmft.evaluation.metrics.error_rates import Anls, CharacterErrorRate, WordErrorRate
 from mmft.evaluation.metrics.quantities import NumberWithin, RelaxedAccuracy, number
@@ -54,6 +54,61 @@ def test_error_rates_by_hand():
 def test_anls_by_hand(answer, references, score):
     """1 - edits / longer length, 0 below 0.5: "hell" against "hello" is 1 edit of 5."""
     assert measure(Anls(), [(answer, references)])[0]["anls"] == pytest.approx(score)
+
+
+# --- METEOR -------------------------------------------------------------------------------------------------------
+
+
+def wordnet_of(folder, *synsets):
+    """WordNet's files, in the format of wndb(5WN), with these sets of nouns of one meaning."""
+    folder.mkdir(parents=True)
+    for name in ("cntlist.rev", "index.sense", *(f"{kind}.{word}" for kind in ("index", "data") for word in ("adj", "adv", "verb", "noun"))):
+        (folder / name).write_text("")
+    for word in ("adj", "adv", "noun", "verb"):
+        (folder / f"{word}.exc").write_text("")
+    (folder / "lexnames").write_text("00 noun.artifact 1\n")
+    (folder / "data.adj").write_text("  1 WordNet 3.0 Copyright\n")
+    data, index, at = "", "", 0
+    for words in synsets:
+        line = f"{at:08d} 00 n {len(words):02x} {' '.join(f'{w} 0' for w in words)} 000 | a thing\n"
+        index += "".join(f"{w} n 1 0 1 0 {at:08d}\n" for w in words)
+        data, at = data + line, at + len(line)
+    (folder / "data.noun").write_text(data)
+    (folder / "index.noun").write_text(index)
+
+
+@pytest.fixture
+def wordnet(tmp_path, monkeypatch):
+    """nltk finds WordNet only below tmp_path/nltk_data."""
+    pytest.importorskip("nltk")
+    import nltk.corpus
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+    from nltk.corpus.util import LazyCorpusLoader
+
+    monkeypatch.setattr("nltk.data.path", [str(tmp_path / "nltk_data")])
+    omw = LazyCorpusLoader("omw-1.4", nltk.corpus.CorpusReader, ".*")
+    monkeypatch.setattr("nltk.corpus.wordnet", LazyCorpusLoader("wordnet", WordNetCorpusReader, omw))
+    return tmp_path / "nltk_data" / "corpora" / "wordnet"
+
+
+@pytest.mark.parametrize("answer, references, score", [
+    ("a red auto", ["a red car"], 1 - 0.5 / 27),  # a synonym; one chunk of three words: penalty 0.5 (1/3)^3
+    ("cars", ["car"], 0.5),  # a stem; one chunk of one word: penalty 0.5
+    ("red a car", ["a red car"], 0.5),  # three chunks of three words
+    ("a car", ["a red car"], 0.5 * 10 * (2 / 3) / (2 / 3 + 9)),  # precision 1, recall 2/3, two chunks of two words
+    ("a truck", ["x", "a car", ""], 0.5 * 0.5),  # the best reference: precision and recall 1/2
+    ("", ["a car"], 0.0), ("a car", [""], 0.0),
+])  # fmt: skip
+def test_meteor_by_hand(wordnet, answer, references, score):
+    """10 P R / (R + 9 P), times 1 - 0.5 (chunks / matches)^3 (Banerjee and Lavie 2005)."""
+    wordnet_of(wordnet, ["car", "auto"])
+    corpus, rows = measure(Meteor(), [(answer, references)])
+    assert rows[0]["meteor"] == pytest.approx(score) and corpus["meteor"] == pytest.approx(score)
+
+
+def test_meteor_without_the_files_of_wordnet_is_refused(wordnet):
+    with pytest.raises(UserError, match=r"nltk.downloader wordnet; or leave meteor out"):
+        MetricSet.from_config({"meteor": {"_target_": "mmft.evaluation.metrics.captions.Meteor"}})
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
-"""Metrics of captions as COCO's evaluation computes them (pycocoevalcap, without Java): BLEU-4, ROUGE-L, CIDEr."""
+"""Metrics of captions as COCO's evaluation computes them (pycocoevalcap, without Java): BLEU-4, ROUGE-L, CIDEr; METEOR by nltk."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ...common.errors import UserError
 from ...common.records import AnswerRecord, MetricValues
 from .base import Metric, Score
 from .words import check_segmentation, has_cjk, tokenise
@@ -104,3 +105,33 @@ class Cider(CaptionMetric):
         from .caption_draws import cider
 
         return {"cider": cider(*self.texts(rows), draws)}
+
+
+class Meteor(CaptionMetric):
+    """Mean METEOR of the best reference: words that are equal, have one stem (Porter) or one meaning (WordNet), less a penalty for their order.
+
+    Parameters of Banerjee and Lavie 2005 (alpha 0.9, beta 3, gamma 0.5), as nltk and Hugging Face's evaluate compute it: meanings are looked up by
+    stems, so a word whose stem is no word (automobile) has no synonyms. COCO's tables have METEOR 1.5 instead, with other parameters, function
+    words and paraphrases: its values do not compare.
+    """
+
+    SCORES = (Score("meteor", "METEOR"),)
+    LIBRARIES = ("nltk",)
+
+    def ready(self) -> None:
+        from nltk.corpus import wordnet
+
+        try:
+            wordnet.ensure_loaded()
+        except LookupError as error:
+            raise UserError("metrics.meteor needs the files of WordNet, 10 MB: python -m nltk.downloader wordnet; or leave meteor out of metrics=[...]") from error
+
+    def row(self, row: AnswerRecord) -> MetricValues:
+        from nltk.corpus import wordnet
+        from nltk.translate.meteor_score import meteor_score
+
+        prediction, references = self.words(row)
+        return {"meteor": float(meteor_score([r for r in references if r] or [[]], prediction, wordnet=wordnet))}
+
+    def note(self, rows: Sequence[AnswerRecord]) -> str:
+        return "; ".join(filter(None, ["METEOR of 2005 with WordNet, not COCO's METEOR 1.5", super().note(rows)]))
