@@ -44,23 +44,22 @@ def build(home: Path, photos: Path | None, rows: int, most: int, size: str) -> t
     fixture.count_down(model, most)
     wanted = lengths(rows, most)
     table = home / "data" / "questions.jsonl"
-    questions = [
-        {"image": row["image"], "prompt": f"{fixture.PROMPT} {fixture.number(n)}"} for row, n in zip(captions, wanted, strict=True)
-    ]
+    questions = [{"image": row["image"], "prompt": f"{fixture.PROMPT} {fixture.number(n)}"} for row, n in zip(captions, wanted, strict=True)]
     table.write_text("".join(json.dumps(q) + "\n" for q in questions), encoding="utf-8")
     return model, table, wanted
 
 
-def tasks(model: Path, table: Path, dtype: str, most: int, batch: int, peers: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+def tasks(model: Path, table: Path, dtype: str, most: int, sizes: list[int], peers: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
     """What each contender is told. "by" names its function in contenders/generate_answers.py."""
     plain = {"model": str(model), "rows": str(table), "dtype": dtype, "max_new_tokens": most + 8}
     words = [
         "model=qwen2vl", f"model.path={model}", "model.device=cpu", f"model.dtype={dict(float32='fp32', bfloat16='bf16')[dtype]}",
-        f"model.processor={{min_pixels:{56 * 56},max_pixels:{fixture.SIDE * fixture.SIDE}}}", f"generation.max_new_tokens={most + 8}", f"evaluation.batch_size={batch}",
+        f"model.processor={{min_pixels:{56 * 56},max_pixels:{fixture.SIDE * fixture.SIDE}}}", f"generation.max_new_tokens={most + 8}",
     ]  # fmt: skip
     own = {"by": "transformers"}
     return {
-        "one by one": plain | own | {"batch": 1}, f"batches of {BATCH}": plain | own | {"batch": BATCH}, "mmft": plain | {"by": "mmft", "words": words},
+        "one by one": plain | own | {"batch": 1}, f"batches of {BATCH}": plain | own | {"batch": BATCH},
+        **{"mmft" + f", {size} rows" * (size != BATCH): plain | {"by": "mmft", "words": [*words, f"evaluation.batch_size={size}"]} for size in sizes},
         **{name: plain | {"by": name, "batch": BATCH} for name in peers},
     }  # fmt: skip
 
@@ -83,27 +82,21 @@ def markdown(rounds: list[dict[str, dict[str, Any]]], wanted: list[int], place: 
     head = (
         f"Commit {place['commit'][:12]}{' with changes' if place['changed'] else ''}; {place['cpu']}, {args.threads or place['cores']} threads, torch {place['torch']},"
         f" transformers {place['transformers']}; {args.dtype}; {len(wanted)} rows{'' if args.photos else ' with images that were drawn'}; answers of {min(wanted)} to {max(wanted)}"
-        f" tokens, median {median(wanted):g}, mean {sum(wanted) / len(wanted):.1f}; mmft with evaluation.batch_size={args.batch_size}; medians of {len(rounds)} interleaved rounds"
+        f" tokens, median {median(wanted):g}, mean {sum(wanted) / len(wanted):.1f}; medians of {len(rounds)} interleaved rounds"
         f"{'; quick: sizes of a self-check, not figures' if args.quick else ''}."
     )
-    lines = [
-        head,
-        "",
-        "| | rounds | wall, s | processor, s | rows/s | wall, against the fastest other in each round | processor, likewise | equal answers |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = [head, "", "| | rounds | wall, s | processor, s | rows/s | wall, against the fastest other in each round | processor, likewise | equal answers |", "|---|---|---|---|---|---|---|---|"]
     for name in rounds[0]:
         own = [r for r in rounds if name in r]
         wall, cpu = (median(r[name][what] for r in own) for what in ("wall", "cpu"))
-        ratios = [
-            "" if name != "mmft" else ", ".join(f"{r[name][what] / min(r[n][what] for n in r if n != name):.3f}" for r in own)
-            for what in ("wall", "cpu")
-        ]
+        ratios = ["" if not ours(name) else ", ".join(f"{r[name][what] / min(r[n][what] for n in r if not ours(n)):.3f}" for r in own) for what in ("wall", "cpu")]
         right = min(equal(r[name], rounds[0]["one by one"]) for r in own)
-        lines.append(
-            f"| {name} | {len(own)} | {wall:.1f} | {cpu:.1f} | {len(wanted) / wall:.1f} | {ratios[0]} | {ratios[1]} | {right:.4f} |"
-        )
+        lines.append(f"| {name} | {len(own)} | {wall:.1f} | {cpu:.1f} | {len(wanted) / wall:.1f} | {ratios[0]} | {ratios[1]} | {right:.4f} |")
     return "\n".join(lines) + "\n"
+
+
+def ours(name: str) -> bool:
+    return name.startswith("mmft")
 
 
 def equal(found: dict[str, Any], one_by_one: dict[str, Any]) -> float:
@@ -121,18 +114,14 @@ def earlier(path: Path, place: dict[str, Any], wanted: list[int]) -> list[dict[s
 
 
 def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="a COCO folder or a folder of images; default: images are drawn")
     parser.add_argument("--rows", type=int, help="rows to answer (256; 16 with --quick)")
     parser.add_argument("--repeats", type=int, help="interleaved rounds (3; 1 with --quick)")
-    parser.add_argument("--batch-size", type=int, default=BATCH, help="mmft's evaluation.batch_size")
+    parser.add_argument("--batch-size", type=int, action="append", help="mmft's evaluation.batch_size (16); may be given several times")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--threads", type=int)
-    parser.add_argument(
-        "--peer", action="append", default=[], metavar="NAME=PYTHON", help="swift or llamafactory, and the Python of its environment"
-    )
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help="swift or llamafactory, and the Python of its environment")
     parser.add_argument("--more", action="store_true", help="add rounds to those of generate.json below --out")
     parser.add_argument("--without", action="append", default=[], metavar="NAME", help="with --more: a contender that does not run again")
     parser.add_argument("--quick", action="store_true", help="a self-check in a minute: a small model and short answers")
@@ -144,34 +133,26 @@ def main(words: list[str] | None = None) -> int:
     most = 24 if args.quick else MOST
     model, table, wanted = build(home, args.photos, args.rows, most, "quick" if args.quick else "small")
     peers = dict(peer.split("=", 1) for peer in args.peer)
-    contenders, place = tasks(model, table, args.dtype, most, args.batch_size, peers), process.place()
+    contenders, place = tasks(model, table, args.dtype, most, args.batch_size or [BATCH], peers), process.place()
     rounds = earlier(args.out / "generate.json", place, wanted) if args.more else []
     if args.without and not rounds:
         parser.error("--without needs --more: the first round has every contender")
     for number in range(len(rounds), len(rounds) + args.repeats):
         found: dict[str, dict[str, Any]] = {}
-        for name, task in contenders.items():
-            if name in args.without:
-                continue
-            found[name] = run(task, home / f"round{number}" / name.replace(" ", "_"), args.threads, peers.get(name, sys.executable))
-            print(f"round {number + 1}: {name:<14} {found[name]['wall']:7.1f} s, {found[name]['cpu']:7.1f} s of processor time, "
-                  f"equal {equal(found[name], (rounds or [found])[0]['one by one']):.4f}", flush=True)  # fmt: skip
+        for name, task in ((n, t) for n, t in contenders.items() if n not in args.without):
+            found[name] = run(task, home / f"round{number}" / name.replace(",", "").replace(" ", "_"), args.threads, peers.get(name, sys.executable))
+            right = equal(found[name], (rounds or [found])[0]["one by one"])
+            print(f"round {number + 1}: {name:<14} {found[name]['wall']:7.1f} s, {found[name]['cpu']:7.1f} s of processor time, equal {right:.4f}", flush=True)
         rounds.append(found)
         text = markdown(rounds, wanted, place, args)
         (args.out / "generate.md").write_text(text, encoding="utf-8")
-        (args.out / "generate.json").write_text(
-            json.dumps({"place": place, "lengths": wanted, "rounds": rounds}, indent=1), encoding="utf-8"
-        )
+        (args.out / "generate.json").write_text(json.dumps({"place": place, "lengths": wanted, "rounds": rounds}, indent=1), encoding="utf-8")
     print("\n" + text)
     shutil.rmtree(home)
-    wrong = [
-        name
-        for name in contenders
-        if args.dtype == "float32" and any(equal(r[name], rounds[0]["one by one"]) < 1 for r in rounds if name in r)
-    ]
+    wrong = [name for name in contenders if args.dtype == "float32" and any(equal(r[name], rounds[0]["one by one"]) < 1 for r in rounds if name in r)]
     for name in wrong:
         print(f"{name}: some answers are not those of one by one", file=sys.stderr)
-    return 1 if "mmft" in wrong else 0
+    return 1 if any(ours(name) for name in wrong) else 0
 
 
 if __name__ == "__main__":
