@@ -11,7 +11,7 @@ run=$out/$name
 
 [ -f $out/drawn/schema.json ] || $python $here/build.py $out/drawn
 $python -m mmft run_dir=$run data=table data.path=$out/drawn/$name.jsonl data.columns.prompt=prompt data.columns.split=split data.columns.id=id \
-  metrics=[json] metrics.json.schema=$out/drawn/schema.json objective=json_f1 \
+  metrics=[json] metrics.json.schema=$out/drawn/schema.json rank_by=json_f1 \
   evaluation.keep=scenes evaluation.keep.scenes.data.captions=1.0 evaluation.keep.scenes.data.seed=5 evaluation.keep.scenes.data.pictures=192 \
   evaluation.keep.scenes.data.splits.validation=128 evaluation.keep_metrics=[exact_match,cider] \
   trainer.max_steps=160 trainer.num_train_epochs=4 logger=none output_dir=$out
