@@ -29,9 +29,18 @@ LOSS = "eval_loss"
 def differences(metrics: MetricSet, first: Sequence[AnswerRecord], second: Sequence[AnswerRecord]) -> dict[str, Difference]:
     """score -> second minus first on the rows that both have; `eval_loss` too if the rows have their losses.
 
-    Left out: scores that no row has, that are no finite number, and that would take too long (Draws.recomputed).
+    Of a mix also `SCORE/SOURCE` and `loss/SOURCE`, on the rows of each source alone. Left out: scores that no row has, that are no finite number, and that would
+    take too long (Draws.recomputed).
     """
     pairs = paired(first, second)
+    result = _differences(metrics, pairs)
+    for source in dict.fromkeys(row["source"] for row, _ in pairs if row.get("source")):
+        own = _differences(metrics, [pair for pair in pairs if pair[0].get("source") == source])
+        result |= {f"{'loss' if name == LOSS else name}/{source}": gap for name, gap in own.items()}
+    return result
+
+
+def _differences(metrics: MetricSet, pairs: Sequence[tuple[AnswerRecord, AnswerRecord]]) -> dict[str, Difference]:
     result = _loss_difference(pairs)
     for key, metric in metrics.metrics.items():
         usable = [pair for pair in pairs if all(r.get("prediction") is not None and metric.problem(r) is None for r in pair)]

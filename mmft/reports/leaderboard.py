@@ -82,12 +82,13 @@ def _gaps_to_best(board: Leaderboard) -> dict[str, Difference]:
     file = f"eval/keep/{kept}_tuned.jsonl" if kept else "eval/tuned.jsonl"
     answers = [cast("list[AnswerRecord]", read_jsonl(row.path / file)) for row in ranked]
     snapshot = read_yaml(ranked[0].path / "snapshot.yaml")
+    name, _, source = score.partition("/")
     try:
-        if score in ("loss", LOSS):
-            metrics, score = MetricSet({}), LOSS
+        if name in ("loss", LOSS):
+            metrics, score = MetricSet({}), f"loss/{source}" if source else LOSS
         else:
             section = snapshot["evaluation"]["keep"][kept]["metrics"] if kept else snapshot.get("metrics")
-            metrics = metric_set(section).only(score)
+            metrics = metric_set(section).only(name)
     except (UserError, KeyError, TypeError) as error:
         board.notes.append(f"No interval of the differences: {error}.")
         return {}

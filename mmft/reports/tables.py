@@ -185,9 +185,10 @@ FACTS = {"weight": "Weight", "training_rows": "Training rows", "draws": "Draws a
 
 
 def source_table(summary: Summary | EvaluationSummary, short: bool = False) -> SourceTable | None:
-    """What was trained and measured of each source, `base -> tuned`; None without a mix. short: no more than fits on a screen."""
+    """What was trained and measured of each source, `base -> tuned` with the 95 % interval of the change; None without a mix. short: no more than fits on a screen."""
     base: MetricValues = of_set(summary.get("base_metrics") or {}, None)
     tuned: MetricValues = of_set(summary.get("metrics") or {}, None)
+    gains = summary.get("gains") or {}
     names = [name for name in metric_names([base, tuned]) if "/" in name]
     facts = cast(Summary, summary).get("sources") or {}
     sources = list({**facts, **{name.partition("/")[2]: None for name in names}})
@@ -202,13 +203,15 @@ def source_table(summary: Summary | EvaluationSummary, short: bool = False) -> S
     for metric in sorted(shown, key=lambda m: m == "loss"):
         info = info_of(metric, summary.get("metric_info") or {})
         label = "Held-out loss" if metric == "loss" else info["label"]
-        cells = [_change(base.get(f"{metric}/{s}"), tuned.get(f"{metric}/{s}")) for s in sources]
+        cells = [_change(base.get(f"{metric}/{s}"), tuned.get(f"{metric}/{s}"), gains.get(f"{metric}/{s}")) for s in sources]
         rows.append((label if info["higher_is_better"] else f"{label} (lower is better)", metric, cells))
     return {"sources": sources, "rows": rows}
 
 
-def _change(base: object, tuned: object) -> str:
-    return f"{numbers.metric(base)} \u2192 {numbers.metric(tuned)}" if is_number(base) else numbers.metric(tuned)
+def _change(base: object, tuned: object, gap: Difference | None) -> str:
+    """`0.310 -> 0.480 (+0.020 to +0.320)`: both models, and the interval of the change."""
+    values = f"{numbers.metric(base)} \u2192 {numbers.metric(tuned)}" if is_number(base) else numbers.metric(tuned)
+    return f"{values} ({numbers.interval(gap)})" if gap else values
 
 
 def plan_rows(plan: PlanReport) -> list[PlanTableRow]:

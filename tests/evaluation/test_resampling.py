@@ -204,3 +204,18 @@ def test_a_users_corpus_score_is_computed_again_for_fewer_resamples_or_has_no_in
     with caplog.at_level(logging.WARNING):
         assert resampling.differences(MetricSet({"median": Median(broken=True)}), first, second) == {}
     assert "metric median: its interval: ValueError: no median today" in caplog.text
+
+
+def test_of_a_mix_each_source_has_the_differences_of_its_own_rows():
+    metrics = default_metrics()
+    first, second = (own(metrics, texts(seed, rows=40, skill=skill)) for seed, skill in ((1, 0.5), (2, 0.8)))
+    for n, (one, other) in enumerate(zip(first, second)):
+        for r, loss in ((one, 3.0 + n % 5), (other, 2.0 + n % 3)):
+            r |= {"source": "chat" if n % 4 == 0 else "caps", "loss": loss, "loss_tokens": 2}
+    whole = resampling.differences(metrics, first, second)
+    for source in ("chat", "caps"):
+        alone = resampling.differences(metrics, *([{k: v for k, v in r.items() if k != "source"} for r in rows if r["source"] == source] for rows in (first, second)))
+        assert {name: gap for name, gap in whole.items() if name.endswith(f"/{source}")} == {f"{'loss' if name == 'eval_loss' else name}/{source}": gap for name, gap in alone.items()}
+        numbers = [np.mean([r["loss"] / 2 for r in rows if r["source"] == source]) for rows in (first, second)]
+        assert whole[f"loss/{source}"]["value"] == pytest.approx(numbers[1] - numbers[0]) and whole[f"loss/{source}"]["rows"] == len(first) // (4 if source == "chat" else 1) - (0 if source == "chat" else 10)
+    assert {name for name in whole if "/" not in name} == {name.partition("/")[0].replace("loss", "eval_loss") for name in whole if "/" in name}
