@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from mmft.data import near
-from mmft.data.images import open_image
+from mmft.data.images import decode, open_image
 from mmft.data.prepare import prepare
 from mmft.data.sources.drawing import draw, random_scene
 from mmft.data.sources.table import Table
@@ -135,16 +135,16 @@ def hits(photos: list[Path], count: int = 100) -> list[str]:
     lines = [f"\nCopies of {count} photos that are found, by data.near_distance (default {near.DISTANCE})\n",
              f"| copy | {' | '.join(map(str, distances))} |", f"|---|{'---|' * len(distances)}"]  # fmt: skip
     originals = [open_image(p) for p in photos]
-    own = looks(originals)
+    own = looks([path.read_bytes() for path in photos])
     chosen = random.Random(0).sample(range(len(photos)), count)
     turns = []  # one copy of each photo, the kinds in turn
     for kind, (name, make) in enumerate(COPIES.items()):
-        copies = looks([open_image(make(originals[i])) for i in chosen])
+        copies = looks([make(originals[i]) for i in chosen])
         turns += [(chosen[n], copies[n]) for n in range(kind, count, len(COPIES))]
         lines.append(f"| {name} | {' | '.join(str(sum(alike(own[i], copy, d) for i, copy in zip(chosen, copies))) for d in distances)} |")
     lines.append(f"| one copy of each photo, the kinds in turn | {' | '.join(str(sum(alike(own[i], copy, d) for i, copy in turns)) for d in distances)} |")
     mixed = np.concatenate([own, np.array([copy for _, copy in turns], near.LOOK)])
-    drawn = looks([draw(random_scene(random.Random(n), 168, 2, 3)) for n in range(1000)])
+    drawn = looks([_saved(draw(random_scene(random.Random(n), 168, 2, 3)), "PNG") for n in range(1000)])
     lines += ["\nFalse hits: pairs of pictures that are not copies\n", f"| pictures | pairs | {' | '.join(map(str, distances))} |", f"|---|---|{'---|' * len(distances)}"]
     true = {(i, len(own) + n) for n, (i, _) in enumerate(turns)}
     for name, pictures, right in ((f"{len(own)} photos and these {count} copies", mixed, true), ("1000 drawings of two or three shapes", drawn, set())):
@@ -153,8 +153,9 @@ def hits(photos: list[Path], count: int = 100) -> list[str]:
     return lines
 
 
-def looks(pictures: list[Image.Image]) -> np.ndarray:
-    return np.frombuffer(b"".join(map(near.look, pictures)), near.LOOK)
+def looks(files: list[bytes]) -> np.ndarray:
+    """What preparation notes of these files."""
+    return np.frombuffer(b"".join(near.look(decode(data, least=near.ENOUGH).picture) for data in files), near.LOOK)
 
 
 def alike(one: np.ndarray, other: np.ndarray, distance: int) -> bool:

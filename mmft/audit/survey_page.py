@@ -11,8 +11,9 @@ import numpy as np
 
 from ..reports import numbers
 from ..reports.html import render, write_text
+from .findings import LONG
 from .page import percentile_name
-from .survey import LONG, SHARES, Part, Survey, shares
+from .survey import SHARES, Part, Survey, shares
 
 if TYPE_CHECKING:
     from rich.table import Table

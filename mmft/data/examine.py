@@ -15,8 +15,8 @@ from ..config.guard.secrets import redact
 from .archives import Archives, Member
 from .download import Download, RefusedError, is_url
 from .image_index import ImageRecord
-from .images import MAX_PIXELS, ImageError, decode, inside, read_image
-from .near import look
+from .images import MAX_PIXELS, ImageError, PlacedBytes, decode, inside, read_image
+from .near import ENOUGH, look
 from .wording import shorten_words, shown
 
 EXTENSIONS = {"HEIF": "heic", "JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
@@ -30,10 +30,10 @@ def allowed_folders(root: Path | None, boundary: Path | None) -> list[Path]:
     return folders + [f.parent.parent / "blobs" for f in (root, *root.parents) if f.parent.name == "snapshots"]
 
 
-def locate(image: str, root: Path | None, allowed: Sequence[Path]) -> tuple[Path, str]:
+def locate(image: str, root: Path | None, allowed: Sequence[Path], folders: dict[str, str]) -> tuple[Path, str]:
     """The file that an image path of a row names, and its posix path relative to `root`; it must lie in a folder of `allowed`.
 
-    Raises ImageError without a name.
+    folders: real paths of folders, which are kept from one image to the next. Raises ImageError without a name.
     """
     place = candidate(image, root)
     if (place is None or not _is_file(place)) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", image):
@@ -42,12 +42,22 @@ def locate(image: str, root: Path | None, allowed: Sequence[Path]) -> tuple[Path
         raise ImageError("", f"missing image: {shown(image)} is a path and this source has no data root; set data.root")
     if place is None:
         raise ImageError("", f"missing image: {shown(image)!r} is not a file name")
-    real = Path(os.path.realpath(place))
+    real = Path(_real_path(str(place), folders))
     if not any(real.is_relative_to(folder) for folder in allowed):
         raise ImageError("", f"image outside the data root: {shown(image)} is not below {root.as_posix()}; run mmft in a folder that holds both,"
                          " or set data.root to a folder that holds it")  # fmt: skip
     base = next((b for b in (Path(os.path.normpath(root)), allowed[0]) if place.is_relative_to(b)), None)
     return place, (place.relative_to(base) if base is not None else Path(os.path.relpath(real, allowed[0]))).as_posix()
+
+
+def _real_path(place: str, folders: dict[str, str]) -> str:
+    """os.path.realpath, which looks at every folder of the path, of a file whose folder may be known."""
+    folder, name = os.path.split(place)
+    if os.path.islink(place):
+        return os.path.realpath(place)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    return os.path.join(folders[folder], name)
 
 
 def candidate(image: str, root: Path | None) -> Path | None:
@@ -75,6 +85,8 @@ class Examiner:
     max_pixels: int = MAX_PIXELS
     earlier: Mapping[str, Path] = field(default_factory=dict)
     looks: bool = True
+    _folders: dict[str, str] = field(default_factory=dict)  # see locate
+    _files: dict[Path, str | None] = field(default_factory=dict)  # file with images in it -> its path below `root`
 
     @cached_property
     def allowed(self) -> list[Path]:
@@ -90,6 +102,10 @@ class Examiner:
         try:
             if isinstance(image, bytes):
                 data = image
+                if not copy:
+                    relative = self.place(image) or ""
+                    path = Path(self.root or "", relative)
+                    mtime = file_state(path)["mtime_ns"]
             elif self.download is not None and is_url(image):
                 url = hashlib.sha256(image.encode("utf-8", "surrogatepass")).hexdigest()
                 data = self._downloaded(image, url, self.download)
@@ -97,10 +113,10 @@ class Examiner:
                 data = self.archives.read(member, self.max_pixels)
             else:
                 path = candidate(image, self.root)
-                path, relative = locate(image, self.root, self.allowed)
+                path, relative = locate(image, self.root, self.allowed, self._folders)
                 data = read_image(path, "", self.max_pixels)
                 mtime = file_state(path)["mtime_ns"]
-            picture, kind = decode(data, "", self.max_pixels)
+            picture, kind, (width, height) = decode(data, "", self.max_pixels, ENOUGH if self.looks else 1)
         except ImageError as error:
             url = "" if isinstance(error, RefusedError) else url  # it would be refused again
             name = "" if isinstance(image, bytes) else shown(redact(image))
@@ -116,8 +132,18 @@ class Examiner:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(data)
             mtime = target.stat().st_mtime_ns
-        width, height = picture.size
         return ImageRecord(relative, sha256, len(data), width, height, mtime, stored=copy, url=url, look=look(picture) if self.looks else b"")
+
+    def place(self, image: bytes) -> str | None:
+        """The path below `root` under which `inside` finds an image that came as bytes; None if it lies in no file there."""
+        if self.root is None or not isinstance(image, PlacedBytes):
+            return None
+        file = image.inside.archive
+        if file not in self._files:
+            below = Path(os.path.abspath(file)).is_relative_to(os.path.abspath(self.root)) and Path(os.path.realpath(file)).is_relative_to(os.path.realpath(self.root))
+            self._files[file] = Path(os.path.relpath(file, self.root)).as_posix() if below else None
+        name = self._files[file]
+        return None if name is None else f"{name}/{image.inside.place}/{image.name}"
 
     def archived(self, image: str) -> Member | None:
         """The member of an archive that an image path names, unless there is a file of that name."""

@@ -50,13 +50,15 @@ class ImageIndex:
             self._db.execute(f"PRAGMA {pragma}")
         self._db.execute("CREATE TABLE images (number INTEGER PRIMARY KEY, key TEXT UNIQUE, path, sha256, size, width, height, mtime_ns, stored, error, content, ctime_ns, url)")
         self._db.execute("CREATE TABLE contents (number INTEGER PRIMARY KEY, sha256 TEXT UNIQUE)")
-        self._db.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, seen INTEGER) WITHOUT ROWID")
+        self._db.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, seen INTEGER, batch INTEGER) WITHOUT ROWID")
         self._db.execute("BEGIN")
         self.looks_file = path.with_suffix(".looks")
         self._looks = self.looks_file.open("wb")
         self._recent: OrderedDict[str, ImageRecord] = OrderedDict()
         self.n_images = 0
         self.n_contents = 0
+        self._batch = 0  # number of the last rows whose ids were entered at once
+        self._ids_differ = True  # whether the last rows all kept their ids, so that the next ones are entered at once
 
     def close(self) -> None:
         self._looks.close()
@@ -64,11 +66,13 @@ class ImageIndex:
 
     def get(self, key: str) -> ImageRecord | None:
         record = self._recent.get(key)
-        if record is None:
+        if record is not None:
+            self._recent.move_to_end(key)
+        else:
             row = self._db.execute(f"SELECT {_COLUMNS} FROM images WHERE key = ?", (key,)).fetchone()
             record = ImageRecord(*row) if row else None
-        if record is not None:
-            self._remember(key, record)
+            if record is not None:
+                self._remember(key, record)
         return record
 
     def add(self, key: str, r: ImageRecord) -> ImageRecord:
@@ -93,17 +97,27 @@ class ImageIndex:
         if len(self._recent) > RECENT:
             self._recent.popitem(last=False)
 
-    def unique_id(self, wanted: str) -> str:
-        """`wanted`, or `wanted#2`, `wanted#3`... if earlier rows have it."""
-        name = wanted
+    def unique_ids(self, wanted: list[str]) -> list[str]:
+        """The ids of some rows: `a`, or `a#2`, `a#3`... if earlier rows have it."""
+        if self._ids_differ and len(set(wanted)) == len(wanted):
+            self._batch += 1
+            if self._db.executemany("INSERT OR IGNORE INTO ids VALUES (?, 1, ?)", ((id, self._batch) for id in wanted)).rowcount == len(wanted):
+                return wanted
+            self._db.executemany("DELETE FROM ids WHERE id = ? AND batch = ?", ((id, self._batch) for id in wanted))
+        ids = [self._unique_id(id) for id in wanted]
+        self._ids_differ = ids == wanted
+        return ids
+
+    def _unique_id(self, wanted: str) -> str:
+        id = wanted
         while True:
             try:
-                self._db.execute("INSERT INTO ids VALUES (?, 1)", (name,))
-                return name
+                self._db.execute("INSERT INTO ids VALUES (?, 1, 0)", (id,))
+                return id
             except sqlite3.IntegrityError:
                 self._db.execute("UPDATE ids SET seen = seen + 1 WHERE id = ?", (wanted,))
                 seen = self._db.execute("SELECT seen FROM ids WHERE id = ?", (wanted,)).fetchone()[0]
-                name = f"{wanted}#{seen}"
+                id = f"{wanted}#{seen}"
 
     def digests(self) -> Iterator[bytes]:
         """The sha256 of each content, in the order of content numbers."""

@@ -13,7 +13,7 @@ import stat
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..common.errors import UserError
 
@@ -43,28 +43,71 @@ def is_image(data: bytes) -> bool:
     return data.startswith(_SIGNATURES) or data[4:8] == b"ftyp" or data[:4] == b"RIFF" and data[8:12] == b"WEBP"
 
 
-ORIENTATION, TURNED = 0x0112, range(2, 9)  # the EXIF tag, and its values other than upright
-_PLACE = re.compile(r"@(\d+)\+(\d+)")
+ORIENTATION, TURNED, ON_ITS_SIDE = 0x0112, range(2, 9), range(5, 9)  # the EXIF tag, its values other than upright, those that swap width and height
+CODECS = {"UNCOMPRESSED": "", "SNAPPY": "snappy", "GZIP": "gzip", "ZSTD": "zstd", "BROTLI": "brotli"}  # parquet's names: Arrow's
+MOST_PAGE = 32 << 20  # bytes of a page that is unpacked for one image of it
+_PLACE = re.compile(rf"@(\d+)\+(\d+)(?:~({'|'.join(filter(None, CODECS.values()))})~(\d+)@(\d+)\+(\d+))?")
+
+
+@dataclass(frozen=True)
+class Page:
+    """A compressed page of a parquet file. packed, unpacked: its bytes. start: of the image in the unpacked page."""
+
+    codec: str
+    packed: int
+    unpacked: int
+    start: int
 
 
 @dataclass(frozen=True)
 class Inside:
-    """An image inside an uncompressed tar file: its bytes are read where they lie."""
+    """An image inside a larger file (an uncompressed tar file, a parquet file): its bytes are read where they lie. offset: of the image, or of its page."""
 
     archive: Path
     offset: int
     size: int
+    page: Page | None = None
 
     def read(self) -> bytes:
+        """The bytes; fewer if the file ends before. Raises OSError, and ValueError for a page that cannot be unpacked."""
+        page = self.page
         with self.archive.open("rb") as file:
             file.seek(self.offset)
-            return file.read(self.size)
+            data = file.read(self.size if page is None else page.packed)
+        if page is None:
+            return data
+        if page.unpacked > MOST_PAGE:
+            raise ValueError(f"a page of {page.unpacked} bytes, more than {MOST_PAGE}")
+        import pyarrow as pa
+
+        whole = pa.decompress(data, decompressed_size=page.unpacked, codec=page.codec, asbytes=True)
+        return whole[page.start : page.start + self.size]
+
+    @property
+    def place(self) -> str:
+        """Where it lies, as `inside` reads it in a path."""
+        page = self.page
+        if page is None:
+            return f"@{self.offset}+{self.size}"
+        return f"@{self.offset}+{page.packed}~{page.codec}~{page.unpacked}@{page.start}+{self.size}"
+
+
+class PlacedBytes(bytes):
+    """The bytes of an image that also lie in a file, where they can be read again."""
+
+    inside: Inside
+    name: str  # of the cell they came from: `image-17`
 
 
 def inside(path: Path) -> Inside | None:
-    """Where an image of a path `shard.tar/@OFFSET+SIZE/name.jpg` lies; None for a file of its own."""
+    """Where an image of a path `shard.tar/@OFFSET+SIZE/name.jpg` lies; None for a file of its own. See Inside.place."""
     match = _PLACE.fullmatch(path.parent.name)
-    return Inside(path.parent.parent, int(match[1]), int(match[2])) if match and path.parent.parent.is_file() else None
+    if match is None or not path.parent.parent.is_file():
+        return None
+    offset, packed = int(match[1]), int(match[2])
+    if match[3] is None:
+        return Inside(path.parent.parent, offset, packed)
+    return Inside(path.parent.parent, offset, int(match[6]), Page(match[3], packed, int(match[4]), int(match[5])))
 
 
 class ImageError(UserError):
@@ -88,7 +131,7 @@ def open_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS, sha256:
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise ImageError(name, "changed image: not the file that was prepared (its sha256 differs); put it back, or delete the prepared"
                          " data set (its folder below output_dir/data) and prepare again")
-    return decode(data, name, max_pixels)[0]
+    return decode(data, name, max_pixels).picture
 
 
 def max_bytes(max_pixels: int) -> int:
@@ -97,7 +140,7 @@ def max_bytes(max_pixels: int) -> int:
 
 
 def read_image(path: Path, name: str, max_pixels: int = MAX_PIXELS) -> bytes:
-    """The bytes of an image file, or of an image inside a tar file. Raises ImageError, also for pipes and devices, whose reading might never end."""
+    """The bytes of an image file, or of an image inside a tar or parquet file. Raises ImageError, also for pipes and devices, whose reading might never end."""
     try:
         if (place := inside(path)) is not None:
             if place.size > max_bytes(max_pixels):
@@ -118,8 +161,20 @@ def read_image(path: Path, name: str, max_pixels: int = MAX_PIXELS) -> bytes:
         raise ImageError(name, f"unreadable image: {getattr(error, 'strerror', None) or error}") from None
 
 
-def decode(data: bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, str]:
-    """The image in `data` as open_image returns it, and the name of its file format ("JPEG"). Raises ImageError."""
+class Decoded(NamedTuple):
+    """An upright RGB picture, the name of its file format ("JPEG"), and (width, height) of the picture in full size."""
+
+    picture: Image.Image
+    kind: str
+    size: tuple[int, int]
+
+
+def decode(data: bytes, name: str = "", max_pixels: int = MAX_PIXELS, least: int | None = None) -> Decoded:
+    """The image in `data` as open_image returns it.
+
+    least: a JPEG may be returned with a half, a quarter or an eighth of its width and height, as long as both have `least` pixels. All of its data is
+    read, so the same files raise an error; what is left out is arithmetic. Raises ImageError.
+    """
     from PIL import Image, ImageFile
 
     if not data:
@@ -140,8 +195,11 @@ def decode(data: bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> tuple[I
             if kind == "PNG":
                 # verify() checks the checksums of the pixel data; load() does not
                 Image.open(io.BytesIO(data), formats=("PNG",)).verify()
+            if least is not None and kind == "JPEG":
+                image.draft(None, (least, least))  # None: the mode stays
             image.load()
-            return to_rgb(_upright(image), name), kind
+            upright, sideways = _upright(image)
+            return Decoded(to_rgb(upright, name), kind, (height, width) if sideways else (width, height))
     except ImageError:
         raise
     except MemoryError:
@@ -166,14 +224,16 @@ def _register_heif(name: str) -> bool:
     return True
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
+    """The upright image, and whether its width has become its height."""
     from PIL import ImageOps
 
     try:
+        orientation = image.getexif().get(ORIENTATION, 1)
         # exif_transpose copies an image that is upright already, which takes a quarter of the time of decoding it
-        return ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) in TURNED else image
+        return (ImageOps.exif_transpose(image), orientation in ON_ITS_SIDE) if orientation in TURNED else (image, False)
     except Exception:  # unreadable metadata: keep the stored orientation
-        return image
+        return image, False
 
 
 def to_rgb(image: Image.Image, name: str = "") -> Image.Image:

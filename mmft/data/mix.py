@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 from ..common.errors import UserError, nearest
 from ..config.build import in_place
+from .mix_near import Leak, near_across
 from .mixing import Mixing, mixing
-from .prepared import FORMAT, ImageFile, Manifest, PreparedData, SplitCounts
+from .prepared import FORMAT, AlikePair, ImageFile, Manifest, PreparedData, SplitCounts
 from .sample import Sample
 from .selection import MixedRows, Selection, Weighted
-from .sources.base import BaseSource
+from .sources.base import BaseSource, from_keys
 from .without import read_ids
 from .wording import shown
 
@@ -28,10 +29,22 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 ADD = "add data.sources.NAME=OPTION with any name and an option of data, e.g. data.sources.captions=coco"
 
 
+@dataclass(frozen=True)
+class MixSplits:
+    """near: leave out training rows that show a near-duplicate of an image which another source holds out."""
+
+    near: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.near, bool):
+            raise UserError(f"data.splits.near={self.near}: must be true or false")
+
+
 @dataclass(kw_only=True)
 class Mix:
     """name: of run directories and reports. sources: name -> data source. draws: training rows drawn in an epoch (null: as many as
-    there are). without: ids of rows that are left out, each with its source (`chat/17`), a file or a list. The rows lie in the order of the
+    there are). without: ids of rows that are left out, each with its source (`chat/17`), a file or a list. splits: see MixSplits; how many rows are held out is a key
+    of each source. The rows lie in the order of the
     sources' names. Raises UserError for sources that cannot be mixed.
     """
 
@@ -39,6 +52,7 @@ class Mix:
     sources: Mapping[str, BaseSource] = field(default_factory=dict)
     draws: int | None = None
     without: str | Sequence[str] | None = None
+    splits: Mapping[str, bool] | MixSplits = field(default_factory=lambda: MixSplits())
 
     def __post_init__(self) -> None:
         if not isinstance(self.sources, Mapping):
@@ -54,6 +68,8 @@ class Mix:
             _check_weight(name, source.weight)
             if source.loss_weight is not None and not _positive(source.loss_weight):
                 raise UserError(f"data.sources.{name}.loss_weight={source.loss_weight}: must be a number above 0, or null for 1; weight=0 trains none of the source")
+        if not isinstance(self.splits, MixSplits):
+            self.splits = from_keys(MixSplits, self.splits, "data.splits")
         self.sources = dict(sorted(self.sources.items()))  # the order in which they are typed changes nothing
         if self.sources and not self.trained:
             raise UserError("data.sources: every weight is 0, so nothing would be trained; give one source a weight above 0, or none")
@@ -120,8 +136,10 @@ class PreparedMix(PreparedData):
         self._kept: dict[str, list[int]] = {}  # training rows of the sources that lose some
         self._notes: list[str] = []
         held_out = {name: part.held_out_images() for name, part in self.parts.items()}
+        self.across = near_across(self.parts, mix.trained, self.path)
         for name in mix.trained:
             self._leave_out(name, {other: images for other, images in held_out.items() if other != name})
+        self._note_near()
         self.splits = {}
         for name in ("train", "validation", "test"):
             if self._sources(name):
@@ -136,6 +154,10 @@ class PreparedMix(PreparedData):
     def images(self) -> Iterator[ImageFile]:
         for part in self.parts.values():
             yield from part.images()
+
+    def alike(self) -> Iterator[AlikePair]:
+        """The closest pairs of images of two sources."""
+        yield from self.across.pairs
 
     def close(self) -> None:
         for part in self.parts.values():
@@ -165,18 +187,44 @@ class PreparedMix(PreparedData):
 
     def _leave_out(self, source: str, held_out: Mapping[str, pa.Array]) -> None:
         """Leave out the training rows of a source that show an image which another one holds out."""
-        leaks = {name: self.parts[source].rows_that_show(images) for name, images in held_out.items()}
-        left_out = set().union(*leaks.values())
-        if not left_out:
+        import pyarrow as pa
+
+        part = self.parts[source]
+        leaks = {name: part.rows_that_show(images) for name, images in held_out.items()}
+        same = set().union(*leaks.values())
+        near = {leak["other"]: part.rows_that_show(pa.array(leak["images"], pa.string())) - same for leak in self.across.leaks if leak["source"] == source and self._keeps_apart(leak)}
+        alike = set().union(*near.values())
+        if not same and not alike:
             return
-        size = self.parts[source].splits["train"]
-        self._kept[source] = [i for i in range(size) if i not in left_out]
-        others = ", ".join(name for name, rows in leaks.items() if rows)
+        left_out = same | alike
+        self._kept[source] = [i for i in range(part.splits["train"]) if i not in left_out]
+        others = ", ".join(name for name in self.parts if leaks.get(name) or near.get(name))
         if not self._kept[source]:
-            raise UserError(f"data.sources.{source}: every training row shows an image that {others} holds out; hold out fewer rows there, or set data.sources.{source}.weight=0")
-        first = self.parts[source].split("train")[min(left_out)].id
-        rows = f"{len(left_out)} training row{'s are' if len(left_out) > 1 else ' is'} left out"
-        self._notes.append(f"{source}: {rows}, because {others} holds out an image that it shows (the first: {source}/{first})")
+            raise UserError(f"data.sources.{source}: every training row shows an image that {others} holds out{', or a near-duplicate of one' if alike else ''};"
+                            f" hold out fewer rows there, or set data.sources.{source}.weight=0")  # fmt: skip
+        for rows, by, what in ((same, leaks, "an image that it shows"), (alike, near, "an image that looks like one of its own")):
+            if rows:
+                first = part.split("train")[min(rows)].id
+                count = f"{len(rows)} training row{'s are' if len(rows) > 1 else ' is'} left out"
+                self._notes.append(f"{source}: {count}, because {', '.join(name for name, found in by.items() if found)} holds out {what} (the first: {source}/{first})")
+
+    def _keeps_apart(self, leak: Leak) -> bool:
+        """Whether the mix, or one of the two sources, has data.splits.near=true."""
+        flags = (self.mix.splits, *(self.mix.sources[name].splits for name in (leak["source"], leak["other"])))
+        return any(getattr(splits, "near", False) for splits in flags)
+
+    def _note_near(self) -> None:
+        """What is said of near-duplicates across sources, and of sources for which nothing is known."""
+        found = self.across
+        if found.number:
+            pairs = "1 pair of images of two sources looks alike" if found.number == 1 else f"{found.number} pairs of images of two sources look alike"
+            apart = [leak for leak in found.leaks if not self._keeps_apart(leak)]
+            leaking = [f"{leak['held_out']} held-out image{'s' * (leak['held_out'] > 1)} of {leak['other']} look{'s' * (leak['held_out'] == 1)} like training images of {leak['source']}" for leak in apart]
+            self._notes.append(f"near-duplicates: {pairs}" + (f"; {', '.join(leaking)} (data.splits.near=true leaves such training rows out)" if leaking else ""))
+        if found.unknown and len(self.parts) > 1:
+            names = ", ".join(name for name in found.unknown if self.mix.sources[name].near_distance is not None)
+            if names:
+                self._notes.append(f"{names}: prepared by an earlier version, so near-duplicates in other sources are not looked for; delete the prepared set to prepare it again")
 
     def _manifest(self) -> Manifest:
         """The counts of all sources together."""

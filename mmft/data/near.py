@@ -17,6 +17,7 @@ SIDE = 32  # pixels of the small picture that is hashed
 LOW = 8  # lowest frequencies of each direction, one bit each
 COLOURS = 8  # pixels of the smaller picture whose colours are compared
 SAMPLED = 64  # pixels of a side that are looked at: two for each of the small picture
+ENOUGH = SAMPLED  # pixels of a side that a JPEG must keep where it is decoded for its hash
 FLAT = 2000.0  # a picture whose frequencies all are smaller has no pattern: a wave of 2 grey levels (of 255) has 2 * 32 * 32 = 2048
 DISTANCE = 10  # bits; data.near_distance
 MOST_DISTANCE = 16  # more bits would join images that have nothing in common
@@ -119,9 +120,10 @@ class NearDuplicates:
     group: np.ndarray
 
 
-def near_duplicates(looks: np.ndarray, used: np.ndarray, distance: int) -> NearDuplicates:
+def near_duplicates(looks: np.ndarray, used: np.ndarray, distance: int, source: np.ndarray | None = None, contents: np.ndarray | None = None) -> NearDuplicates:
     """Pairs whose hashes differ in at most `distance` bits and whose colours agree. looks: (images,) LOOK. used: (images,) bool.
 
+    source, contents: (images,) int. With them, pairs of one source and pairs with the same contents join groups, but are neither counted nor listed.
     The hash alone takes drawings and pages for near-duplicates whose dark places are alike.
     """
     result = NearDuplicates(np.zeros((0, 3), np.int64), 0, np.arange(len(looks)))
@@ -130,11 +132,15 @@ def near_duplicates(looks: np.ndarray, used: np.ndarray, distance: int) -> NearD
         for start in range(0, len(candidates), CHECKED):
             pairs = candidates[start : start + CHECKED]
             pairs = pairs[_agreement(looks["colours"][pairs[:, 0]], looks["colours"][pairs[:, 1]]) >= AGREEMENT]
-            if len(pairs):
-                result.number += len(pairs)
-                result.pairs = np.concatenate([result.pairs, pairs])
-                result.pairs = result.pairs[np.lexsort((result.pairs[:, 1], result.pairs[:, 0], result.pairs[:, 2]))][:LISTED]
-                joined = np.concatenate([joined, pairs[:, :2]])
+            if not len(pairs):
+                continue
+            joined = np.concatenate([joined, pairs[:, :2]])
+            for kind in (source, contents):
+                if kind is not None:
+                    pairs = pairs[kind[pairs[:, 0]] != kind[pairs[:, 1]]]
+            result.number += len(pairs)
+            result.pairs = np.concatenate([result.pairs, pairs])
+            result.pairs = result.pairs[np.lexsort((result.pairs[:, 1], result.pairs[:, 0], result.pairs[:, 2]))][:LISTED]
         if len(joined) > 1 << 20:
             result.group, joined = _join(result.group, joined), joined[:0]
     result.group = _join(result.group, joined)

@@ -9,8 +9,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+import numpy as np
+
 from ..common.errors import UserError
 from .images import MAX_PIXELS
+from .near import DISTANCE, LOOK
 from .sample import Sample
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TOGETHER = 256  # rows converted at once when a split is read from its beginning to its end
+LOOKS = "looks.arrow"  # what the images look like
 NEAR = "near_duplicates.jsonl"  # the closest pairs, an AlikePair in each line
 FORMAT = 2  # of the files below; a set with another number is prepared again
 
@@ -79,11 +83,12 @@ class ImageFile(TypedDict):
 
 
 class AlikeImage(TypedDict):
-    """image: a path as in images.arrow, stored: likewise. splits: those that show it."""
+    """image: a path as in images.arrow, stored: likewise. splits: those that show it. source: of a mix."""
 
     image: str
     stored: bool
     splits: list[str]
+    source: NotRequired[str]
 
 
 class AlikePair(TypedDict):
@@ -137,6 +142,27 @@ class PreparedData:
             with (self.path / NEAR).open(encoding="ascii") as file:
                 yield from map(json.loads, file)
 
+    @property
+    def has_looks(self) -> bool:
+        """Whether the set has kept what its images look like: not in sets of earlier versions, and not with data.near_distance=null."""
+        return (self.path / LOOKS).is_file()
+
+    @property
+    def near_distance(self) -> int:
+        """data.near_distance; of a set that has looked for near-duplicates."""
+        return int(self.manifest["source"].get("near_distance", DISTANCE))
+
+    def looks(self) -> tuple[pa.Array, np.ndarray]:
+        """(sha256, what it looks like) of the images of usable rows, each content once: (images,) text, (images,) near.LOOK."""
+        import pyarrow as pa
+
+        with pa.memory_map(str(self.path / LOOKS)) as file:
+            table = pa.ipc.open_stream(file).read_all().combine_chunks()
+        if not table.num_rows:
+            return pa.array([], pa.string()), np.zeros(0, LOOK)
+        looks = table["look"].chunk(0)
+        return table["sha256"].chunk(0), np.frombuffer(looks.buffers()[1], LOOK, len(looks), looks.offset * LOOK.itemsize)
+
     def root_of(self, stored: bool) -> str:
         """The folder that the paths of images are relative to."""
         return self.path.resolve().as_posix() if stored else self.manifest["root"] or ""
@@ -155,9 +181,13 @@ class PreparedData:
         """The different content hashes of the images of validation and test rows."""
         import pyarrow as pa
 
-        names = [name for name in self.splits if name != "train"]
-        columns = [hashes.flatten() for name in names for hashes in self._image_hashes(name)]
-        return pa.chunked_array(columns, pa.string()).unique()
+        return pa.chunked_array([self.image_hashes(name) for name in self.splits if name != "train"], pa.string()).unique()
+
+    def image_hashes(self, split: str) -> pa.Array:
+        """The different content hashes of the images of a split, which the set need not have."""
+        import pyarrow as pa
+
+        return pa.chunked_array([hashes.flatten() for hashes in self._image_hashes(split)] if split in self.splits else [], pa.string()).unique()
 
     def rows_that_show(self, images: pa.Array) -> set[int]:
         """The numbers of the training rows with one of these images (content hashes)."""

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from .sample import Message, Row, message_text
+from .sample import Message, PlainRow, Row, message_text
 from .wording import shown
+
+_USUAL = ["user", "assistant"]
 
 
 def strip_texts(row: Row) -> None:
     """Strip white space around the answers and references, and put the training answer first among the references if it is missing."""
+    if type(row) is PlainRow:
+        return
     for message in row.messages:
-        parts = [p for p in message["content"] if p["type"] != "image"]
-        if message["role"] == "assistant" and parts:
-            first, last = parts[0], parts[-1]
-            if first["type"] == "text":
-                first["text"] = first["text"].lstrip()
-            if last["type"] == "text":
-                last["text"] = last["text"].rstrip()
-        message["content"] = [p for p in message["content"] if p["type"] != "text" or p["text"]]
+        content = message["content"]
+        if message["role"] == "assistant":
+            parts = [p for p in content if p["type"] != "image"]
+            if parts:
+                first, last = parts[0], parts[-1]
+                if first["type"] == "text":
+                    first["text"] = first["text"].lstrip()
+                if last["type"] == "text":
+                    last["text"] = last["text"].rstrip()
+        for part in content:
+            if part["type"] == "text" and not part["text"]:
+                message["content"] = [p for p in content if p["type"] != "text" or p["text"]]
+                break
     answer = message_text(row.messages[-1]) if row.messages else ""
     references = [text for r in row.references if (text := r.strip())]
     row.references = references if answer in references else [answer, *references]
@@ -28,6 +37,8 @@ def strip_texts(row: Row) -> None:
 
 def problem(row: Row, text_only: bool = False) -> str | None:
     """Why `row` (after `strip_texts`) cannot be used, or None."""
+    if type(row) is PlainRow and _is_unicode(row.answer) and _is_unicode(row.prompt) and _is_unicode(str(row.id)):
+        return None
     if not row.messages:
         return "no answer: the row has no messages"
     if not row.images and not text_only:
@@ -35,7 +46,11 @@ def problem(row: Row, text_only: bool = False) -> str | None:
     reason = _role_problem(row.messages) or _content_problem(row.messages)
     if reason:
         return reason
-    placeholders = sum(p["type"] == "image" for m in row.messages for p in m["content"])
+    placeholders = 0
+    for message in row.messages:
+        for part in message["content"]:
+            if part["type"] == "image":
+                placeholders += 1
     if placeholders != len(row.images):
         return f"image count: {placeholders} placeholder{'s' * (placeholders != 1)} in the text, {len(row.images)} image{'s' * (len(row.images) != 1)}"
     for image in row.images:
@@ -43,8 +58,9 @@ def problem(row: Row, text_only: bool = False) -> str | None:
             return "missing image: the image's name is empty"
         if not isinstance(image, bytes) and not _is_unicode(str(image)):
             return f"missing image: {shown(image)!r} is not a file name"
-    if not all(_is_unicode(str(text)) for text in (row.id, *row.references, *row.choices, row.rejected)):
-        return "bad text: its id, a reference, a choice or its rejected answer holds half of a surrogate pair, which is not a character"
+    for text in (row.id, *row.references, *row.choices, row.rejected):
+        if text is not None and not _is_unicode(str(text)):
+            return "bad text: its id, a reference, a choice or its rejected answer holds half of a surrogate pair, which is not a character"
     if row.rejected == "":
         return "empty rejected answer: there is nothing to compare the chosen answer with"
     if row.rejected is not None and row.rejected == message_text(row.messages[-1]).strip():
@@ -53,6 +69,8 @@ def problem(row: Row, text_only: bool = False) -> str | None:
 
 
 def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -62,6 +80,8 @@ def _is_unicode(text: str) -> bool:
 
 def _role_problem(messages: list[Message]) -> str | None:
     roles = [m["role"] for m in messages]
+    if roles == _USUAL:
+        return None
     unknown = next((r for r in roles if r not in ("system", "user", "assistant", "tool")), None)
     if unknown is not None:
         return f"role order: {shown(unknown)!r} is not system, user, assistant or tool"
@@ -79,11 +99,16 @@ def _role_problem(messages: list[Message]) -> str | None:
 
 def _content_problem(messages: list[Message]) -> str | None:
     for i, message in enumerate(messages, 1):
-        images = any(p["type"] == "image" for p in message["content"])
+        images = False
+        for part in message["content"]:
+            if part["type"] == "image":
+                images = True
+                break
         if images and message["role"] not in ("user", "tool"):
             return f"image count: turn {i} is {message['role']}'s and holds an image; only user and tool turns can"
-        if not images and not message_text(message).strip():
+        text = message_text(message)
+        if not images and not text.strip():
             return "empty answer: the assistant says nothing" if message["role"] == "assistant" else f"empty turn: turn {i} is empty"
-        if not _is_unicode(message_text(message)):
+        if not _is_unicode(text):
             return f"bad text: turn {i} holds half of a surrogate pair, which is not a character"
     return None

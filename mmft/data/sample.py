@@ -131,11 +131,16 @@ def regions_of(parts: Iterable[Part]) -> list[Region]:
 
 
 def has_regions(messages: Iterable[Message]) -> bool:
-    return any(part["type"] in ("ref", "box", "regions") for message in messages for part in message["content"])
+    for message in messages:
+        for part in message["content"]:
+            if part["type"] != "text" and part["type"] != "image":
+                return True
+    return False
 
 
 def message_text(message: Message) -> str:
-    return text_of(message["content"])
+    content = message["content"]
+    return content[0]["text"] if len(content) == 1 and content[0]["type"] == "text" else text_of(content)
 
 
 @dataclass(frozen=True)
@@ -223,6 +228,26 @@ class Row:
     choices: list[str] = field(default_factory=list)
     rejected: str | None = None
     label: bool | None = None
+
+
+class PlainRow(Row):
+    """A row of one image file, a prompt or none, and one answer without white space at its ends: what nearly all rows of large tables are.
+
+    Its messages and references are made when they are asked for; preparation does not ask.
+    """
+
+    choices: list[str] = ()  # type: ignore[assignment]
+
+    def __init__(self, image: str, prompt: str, answer: str, id: str | None, split: str | None, where: str) -> None:
+        self.images, self.prompt, self.answer, self.id, self.split, self.where = [image], prompt, answer, id, split, where
+
+    @cached_property
+    def messages(self) -> list[Message]:  # type: ignore[override]
+        return [user_turn(1, self.prompt), assistant_turn(self.answer)]
+
+    @cached_property
+    def references(self) -> list[str]:  # type: ignore[override]
+        return [self.answer]
 
 
 @dataclass(frozen=True)

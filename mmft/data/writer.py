@@ -9,21 +9,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .image_index import ImageIndex, ImageRecord
 from .prepared import ImageFile, SplitCounts
-from .sample import Message, Row
+from .row_text import hash_rows, prompt_key, render
+from .sample import Row
 from .splits import DROPPED, NAMES, Assignment
 from .wording import shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_quoted = json.encoder.encode_basestring  # one text as JSON; the lines that are hashed hold nothing but texts and lists of them
-_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # json.dumps makes an encoder at every call
 BATCH = 1000  # rows of one Arrow record batch
 MOST_REFERENCES = 100  # that a row gets from other rows with the same images and prompt
 
@@ -68,7 +67,6 @@ class RowFile:
         self._schema = _schema().append(pa.field("where", pa.string()))
         self._sink = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_stream(self._sink, self._schema)
-        self._columns: list[list[Any]] = [[] for _ in self._schema]
         self.release()
 
     @property
@@ -96,27 +94,29 @@ class RowFile:
         """(rows,) int64: equal for rows with the same images and the same messages before the answer."""
         return np.frombuffer(self._prompts, dtype=np.int64) if self._prompts else np.zeros(0, np.int64)
 
-    def add(self, id: str, row: Row, images: list[ImageRecord], given_split: int) -> None:
-        cells = (
-            id, [r.path for r in images], [r.sha256 for r in images], any(r.stored for r in images),
-            _to_json(row.messages), row.references, row.choices, row.rejected, row.label, row.where,
-        )
-        for column, cell in zip(self._columns, cells):
-            column.append(cell)
-        self._given_splits.append(given_split)
-        self._contents.extend(r.content for r in images)
-        self._offsets.append(len(self._contents))
-        self._prompts.append(prompt_key(cells[2], row.messages[:-1]))
-        if len(self._columns[0]) == BATCH:
-            self._flush()
-
-    def _flush(self) -> None:
+    def add(self, ids: list[str], rows: list[Row], images: list[list[ImageRecord]], given_splits: list[int]) -> None:
+        """Append one record batch. images: of each row."""
         import pyarrow as pa
 
-        arrays = [pa.array(column, type=f.type) for column, f in zip(self._columns, self._schema)]
-        self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
-        for column in self._columns:
-            column.clear()
+        rendered = [render(row) for row in rows]
+        records = [record for of_row in images for record in of_row]
+        digests = [record.sha256 for record in records]
+        ends = np.cumsum([0, *map(len, images)])
+        text, flag = pa.string(), pa.bool_()
+        columns = [
+            pa.array(ids, text), _lists([record.path for record in records], ends), _lists(digests, ends),
+            pa.array([any([r.stored for r in of_row]) for of_row in images], flag),
+            pa.array([messages for _, messages in rendered], text), _column([row.references for row in rows]), _column([row.choices for row in rows]),
+            pa.array([row.rejected for row in rows], text), pa.array([row.label for row in rows], flag), pa.array([row.where for row in rows], text),
+        ]  # fmt: skip
+        self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
+        self._given_splits.extend(given_splits)
+        self._contents.extend([record.content for record in records])
+        self._offsets.extend((ends[1:] + self._offsets[-1]).tolist())
+        if len(records) == len(rows) == ends[-1] and (np.diff(ends) == 1).all():
+            self._prompts.extend(map(prompt_key, digests, [before for before, _ in rendered]))
+        else:
+            self._prompts.extend([prompt_key("".join(digests[start:end]), before) for start, end, (before, _) in zip(ends, ends[1:], rendered)])
 
     def release(self) -> None:
         """Free the arrays once the rows are divided."""
@@ -124,17 +124,20 @@ class RowFile:
 
     def close(self) -> None:
         if self._writer is not None:
-            if self._columns[0]:
-                self._flush()
             self._writer.close()
             self._sink.close()
             self._writer = None
 
 
-def prompt_key(images: list[str], messages: list[Message]) -> int:
-    """A 63-bit hash of image contents and the messages before an answer."""
-    text = "".join(images) + _to_json(messages)
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1
+def _column(lists: list[list[str]]) -> pa.ListArray:
+    return _lists([text for texts in lists for text in texts], np.cumsum([0, *map(len, lists)]))
+
+
+def _lists(texts: list[str], ends: np.ndarray) -> pa.ListArray:
+    """Lists of texts, the first of which is texts[ends[0]:ends[1]]: pa.array takes four times as long."""
+    import pyarrow as pa
+
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(texts, pa.string()))
 
 
 def collect_references(rows: Path, prompts: np.ndarray, repeated: np.ndarray, index: ImageIndex) -> None:
@@ -175,10 +178,12 @@ def divide(folder: Path, rows: Path, assignment: Assignment, index: ImageIndex, 
             if shared:
                 batch = _share_references(batch, start, shared, index)
             for code in present:
-                part = batch.filter(pa.array(batch_codes == code)).select(schema.names)
-                if part.num_rows:
+                wanted = batch_codes == code
+                if wanted.any():
+                    part = (batch if wanted.all() else batch.filter(pa.array(wanted))).select(schema.names)
                     writers[code].write_batch(part)
-                    _hash(hashes[code], used[code], part)
+                    used[code].update(part["sha256"].flatten().unique().to_pylist())
+                    hash_rows(hashes[code], part)
             start += batch.num_rows
     for code in present:
         writers[code].close()
@@ -226,18 +231,6 @@ class _DigestSet:
         return len(self._sorted)
 
 
-def _hash(digest: hashlib._Hash, used: _DigestSet, part: pa.RecordBatch) -> None:
-    sha256 = part["sha256"]
-    used.update(sha256.flatten().to_pylist())
-    lines = []
-    names = ("id", "messages", "references", "sha256", "choices", "rejected", "label")
-    for id, messages, references, images, choices, rejected, label in zip(*(part[name].to_pylist() for name in names)):
-        more = f",[{','.join(map(_quoted, choices))}]" if choices else ""
-        more += "," + _to_json({"rejected": rejected, "label": label}) if rejected is not None or label is not None else ""
-        lines.append(f"[{_quoted(id)},{_quoted(messages)},[{','.join(map(_quoted, references))}],[{','.join(map(_quoted, images))}]{more}]\n")
-    digest.update("".join(lines).encode())
-
-
 def _write_images(folder: Path, index: ImageIndex, used: dict[int, _DigestSet]) -> int:
     """Write images.arrow: each image file of a sample. Copies that only dropped rows used are deleted."""
 
@@ -250,6 +243,18 @@ def _write_images(folder: Path, index: ImageIndex, used: dict[int, _DigestSet]) 
                 (folder / r.path).unlink(missing_ok=True)
 
     return write_image_files(folder / "images.arrow", images())
+
+
+def write_looks(path: Path, digests: Iterable[bytes], looks: np.ndarray, used: np.ndarray) -> None:
+    """Write looks.arrow: (sha256, look) of the contents in the mask `used`. digests: of each content; looks: (contents,) LOOK."""
+    import pyarrow as pa
+
+    kind = pa.binary(looks.dtype.itemsize)
+    schema = pa.schema([("sha256", pa.string()), ("look", kind)])
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        remaining = ((digest.hex(), look.tobytes()) for digest, look, wanted in zip(digests, looks, used) if wanted)
+        while batch := list(islice(remaining, BATCH)):
+            writer.write_batch(pa.record_batch([pa.array([digest for digest, _ in batch], pa.string()), pa.array([look for _, look in batch], kind)], schema=schema))
 
 
 def write_image_files(path: Path, images: Iterable[ImageFile]) -> int:

@@ -7,9 +7,10 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
+from small import Given, caption_row, make
 
 from mmft.common.errors import UserError
-from mmft.data.images import ImageError, open_image
+from mmft.data.images import ImageError, decode, open_image
 
 
 def encoded(image, kind, **options):
@@ -141,3 +142,52 @@ def test_missing_empty_and_foreign_files(tmp_path):
         with pytest.raises(UserError, match=reason) as caught:
             open_image(tmp_path / name)
         assert name in str(caught.value)
+
+
+def jpeg(size=(700, 500), seed=0, **options) -> bytes:
+    """A picture of smooth patches."""
+    patches = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    patches.save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_jpeg_is_checked_at_a_reduced_size_and_recorded_with_its_own(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (tmp_path / "a.jpg").write_bytes(jpeg(exif=exif))
+    whole = open_image(tmp_path / "a.jpg")
+    small = decode((tmp_path / "a.jpg").read_bytes(), least=200)
+    assert small.size == whole.size == ((500, 700) if orientation > 4 else (700, 500)) and small.kind == "JPEG"
+    assert small.picture.size == tuple(-(-side // 2) for side in whole.size)
+    record = list(make(Given(root=str(tmp_path), given=[caption_row("a.jpg")]), tmp_path).images())[0]
+    assert (record["width"], record["height"]) == whole.size
+    png = io.BytesIO()
+    whole.save(png, "PNG")
+    assert decode(png.getvalue(), least=64).picture.size == whole.size, "only JPEG has smaller forms"
+
+
+def test_a_damaged_jpeg_is_refused_at_every_size_or_at_none():
+    """Cut files, flipped bits and missing bytes, of baseline and progressive files in colour and grey."""
+    rng, refused = np.random.default_rng(0), 0
+    grey = io.BytesIO()
+    Image.open(io.BytesIO(jpeg((300, 200)))).convert("L").save(grey, "JPEG")
+    for good in (jpeg((300, 200)), jpeg((300, 200), progressive=True), jpeg((300, 200), subsampling=0), grey.getvalue()):
+        for number in range(30):
+            data, at = bytearray(good), int(rng.integers(len(good)))
+            if number % 3 == 0:
+                data = data[:at]
+            elif number % 3 == 1:
+                data[at] ^= 1 << int(rng.integers(8))
+            else:
+                del data[at : at + int(rng.integers(1, 100))]
+            found = []
+            for least in (None, 1, 128):
+                try:
+                    found.append(decode(bytes(data), least=least).size)
+                except ImageError as error:
+                    found.append(error.reason)
+            assert found[0] == found[1] == found[2]
+            refused += isinstance(found[0], str)
+    assert 30 < refused < 100

@@ -30,7 +30,7 @@ def test_what_is_written_and_read_back(tmp_path):
     root = pictures(tmp_path / "photos", "a.png", "b.png", "sub/c.png")
     rows = [caption_row(n, f"  text {i} ", f"t:{i}", id=f"r{i}", references=["other"]) for i, n in enumerate(["a.png", "b.png", "sub/c.png"])]
     prepared = make(Given(name="set", root=str(root), given=rows, splits={"validation": 1, "by": "last"}), tmp_path)
-    assert sorted(p.name for p in prepared.path.iterdir()) == ["images.arrow", "manifest.json", "report.jsonl", "train.arrow", "unusable_images.jsonl", "validation.arrow"]
+    assert sorted(p.name for p in prepared.path.iterdir()) == ["images.arrow", "looks.arrow", "manifest.json", "report.jsonl", "train.arrow", "unusable_images.jsonl", "validation.arrow"]
     assert prepared.path.name == f"set-{prepared.manifest['key']}" and prepared.splits == {"train": 2, "validation": 1}
     sample = prepared.split("validation")[0]
     assert sample.id == "r2" and sample.images == ("sub/c.png",) and sample.root == root.as_posix()

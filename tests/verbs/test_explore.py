@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from mmft.audit import survey_page
-from mmft.audit.survey import language_teller, script, survey
+from mmft.audit.languages import language_teller, script
+from mmft.audit.survey import survey
 from mmft.config.compose import compose
 from mmft.data.prepare import prepared_data
 

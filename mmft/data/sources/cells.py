@@ -22,7 +22,10 @@ _CAPTION_KEYS = ("raw", "caption", "text", "answer", "sentence")
 _IMAGE_KEYS = ("bytes", "base64", "path", "url", "file_name", "filename", "image", "image_url")
 LONGEST_PATH = 255  # characters; a longer cell without a dot and a separator of words is base64
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")
+MAY_BE_LIST = ("[", "(", "{", "array")  # starts of texts that may stand for a list or an object; see list_in_text, structure_in_text
 _BASE64_STARTS = ("/9j/", "iVBO", "R0lG", "UklG", "Qk", "SUkq", "TU0A", "AAAA")  # of the signatures of image files
+# an image cell that image_cells returns unchanged: no list, object, bytes, URI or base64
+PLAIN_PATH = re.compile(rf"(?!{'|'.join(map(re.escape, _BASE64_STARTS))})[\w./-]{{1,{LONGEST_PATH}}}").fullmatch
 
 
 class UnusableRow(ValueError):
@@ -118,7 +121,7 @@ def image_cells(value: Any) -> list[str | bytes]:
     if isinstance(value, Mapping):  # an image as stored by datasets and in parquet files, or a content part
         return _image_object(value)
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return [_encoded_bytes(bytes(value))]
+        return [_encoded_bytes(value if isinstance(value, bytes) else bytes(value))]
     if isinstance(value, str):
         return _image_text(value)
     if hasattr(value, "save") and hasattr(value, "mode"):  # a Pillow image
@@ -141,7 +144,7 @@ def _image_object(value: Mapping[str, Any]) -> list[str | bytes]:
     byte_list = isinstance(content, (list, tuple)) and all(isinstance(n, int) and 0 <= n < 256 for n in content)
     if not byte_list and not isinstance(content, (bytes, bytearray, memoryview)):
         raise UnusableRow(f"unreadable image: its bytes are a {type(content).__name__}")
-    return [_encoded_bytes(bytes(content))]
+    return [_encoded_bytes(content if isinstance(content, bytes) else bytes(content))]
 
 
 def _not_base64() -> bytes:

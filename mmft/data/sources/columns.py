@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, ClassVar, TypedDict
 
 from ...common.errors import UserError, nearest
-from ..sample import BadRow, Message, Row, assistant_turn, text_part
+from ..sample import BadRow, Message, PlainRow, Row, assistant_turn, text_part
 from ..wording import listed, shown
 from .base import BaseSource, from_keys
-from .cells import LIST_NOTE, UnusableRow, image_cells, structure_in_text, texts
+from .cells import LIST_NOTE, MAY_BE_LIST, PLAIN_PATH, UnusableRow, image_cells, structure_in_text, texts
 from .objects import place_objects, read_objects
 from .preferences import good_or_bad, pair_in, rejected_answer
-from .turns import POSITIONS, conversation_row, prompt_turn, weigh
+from .turns import PLACEHOLDER, POSITIONS, conversation_row, prompt_turn, weigh
 
 CAPTIONS = ("first", "common", "all", "group")
 
@@ -78,6 +79,9 @@ class Columns:
 
         boxes: the form of the numbers of a box (objects.FORMS).
         """
+        if self._plain and (plain := self._plain_row(record, where, prompt)) is not None:
+            yield plain
+            return
         pair = pair_in(_cell(record, self.text)) if isinstance(self.text, str) and not self.rejected else None
         if pair is not None:  # RLHF-V: question and answers in one cell
             own = replace(self, text="chosen", rejected="rejected", prompt=self.prompt or ("question" if "question" in pair else None))
@@ -90,6 +94,29 @@ class Columns:
                 except UnusableRow as error:
                     row = BadRow(where, str(error), row.id)
             yield weigh(row, _cell(record, self.weight)) if self.weight else row
+
+    @cached_property
+    def _plain(self) -> bool:
+        """Whether a row is one image, a text, and perhaps a prompt, an id and a split."""
+        names = (self.image, self.text, self.prompt, self.id, self.split)
+        others = (self.system, self.references, self.messages, self.objects, self.label, self.choices, self.index, self.rejected, self.weight)
+        return self.image is not None and self.text is not None and all(n is None or isinstance(n, str) and "." not in n for n in names) and not any(others)
+
+    def _plain_row(self, record: Mapping[str, Any], where: str, prompt: str | None) -> Row | None:
+        """What `_rows` returns for a path and a caption, in a fifth of its time; None for other cells."""
+        image, answer = record.get(str(self.image)), record.get(str(self.text))
+        question = record.get(self.prompt) if self.prompt is not None else None
+        if type(image) is not str or type(answer) is not str or not PLAIN_PATH(image) or question is not None and type(question) is not str:
+            return None
+        answer, words = answer.strip(), question.strip() if question else ""
+        if not answer or answer.startswith(MAY_BE_LIST) or words and words.startswith(MAY_BE_LIST):
+            return None
+        words = words or prompt or ""
+        if PLACEHOLDER in words:
+            return None
+        name = record.get(self.id) if self.id is not None else None
+        split = record.get(self.split) if self.split is not None else None
+        return PlainRow(image, words, answer, None if name is None else str(name), None if split is None else str(split).strip() or None, where)
 
     def _add_choices(self, row: Row, record: Mapping[str, Any]) -> None:
         """The choices, the rejected answer and the label of a row. Raises UnusableRow."""
