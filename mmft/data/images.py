@@ -45,7 +45,7 @@ def is_image(data: bytes) -> bool:
 
 ORIENTATION, TURNED, ON_ITS_SIDE = 0x0112, range(2, 9), range(5, 9)  # the EXIF tag, its values other than upright, those that swap width and height
 CODECS = {"UNCOMPRESSED": "", "SNAPPY": "snappy", "GZIP": "gzip", "ZSTD": "zstd", "BROTLI": "brotli"}  # parquet's names: Arrow's
-MOST_PAGE = 32 << 20  # bytes of a page that is unpacked for one image of it
+MOST_PAGE = 16 << 20  # bytes of a page that is unpacked for one image of it: with snappy it takes as long as decoding a photo
 _PLACE = re.compile(rf"@(\d+)\+(\d+)(?:~({'|'.join(filter(None, CODECS.values()))})~(\d+)@(\d+)\+(\d+))?")
 
 
