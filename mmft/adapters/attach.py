@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,8 @@ from ..common.errors import UserError
 from ..common.private_api import names_taken_for_experts
 from ..config.key_types import arguments
 from ..config.library_keys import lora_config
-from ..system import startup
 from ..system.memory import is_out_of_memory
+from .methods import METHODS, peft_config
 from .parts import target_pattern
 from .plan import AdapterPlan
 from .stored import fill
@@ -30,23 +31,13 @@ def attach_adapter(model: torch.nn.Module, plan: AdapterPlan, start: Path | None
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(plan.trains(name))
         return model
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    settings = {k: v for k, v in plan.settings.items() if v is not None}
-    if settings.get("init_lora_weights") == "loftq":
-        startup.with_bitsandbytes()
-    settings = arguments(settings, lora_config())
-    pattern = target_pattern(plan.adapted)
-    matched = {n for n, _ in model.named_modules() if re.fullmatch(pattern, n)}
-    # the plan has already applied layers_to_transform and exclude_modules; a list of full names says exactly the same
-    anchored = plan.adapted and matched == set(plan.adapted) and not names_taken_for_experts(str(getattr(model.config, "model_type", "")))
-    settings["target_modules"] = pattern if anchored else sorted(plan.adapted)
-    if plan.parameters:  # full names: the names in the settings may also match outside the scope
-        settings["target_parameters"] = sorted(plan.parameters)
-    for applied in ("layers_to_transform", "layers_pattern", "exclude_modules"):
-        settings.pop(applied, None)
     try:
-        peft_model = get_peft_model(model, LoraConfig(**settings))
+        with warnings.catch_warnings():
+            if not plan.is_lora:  # the plan's notes say what peft warns of
+                warnings.simplefilter("ignore")
+            peft_model = get_peft_model(model, adapter_config(model, plan))
     except (ValueError, TypeError, ImportError, NotImplementedError, KeyError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
@@ -69,18 +60,43 @@ def attach_adapter(model: torch.nn.Module, plan: AdapterPlan, start: Path | None
     return peft_model
 
 
+def adapter_config(model: torch.nn.Module, plan: AdapterPlan) -> Any:
+    """peft's config object of a plan's adapter. Raises what peft raises for values that it does not take."""
+    from peft import LoraConfig
+
+    pattern = target_pattern(plan.adapted)
+    matched = {n for n, _ in model.named_modules() if re.fullmatch(pattern, n)}
+    # the plan has already applied layers_to_transform and exclude_modules; a list of full names says exactly the same
+    anchored = plan.adapted and matched == set(plan.adapted) and not names_taken_for_experts(str(getattr(model.config, "model_type", "")))
+    targets = pattern if anchored else sorted(plan.adapted)
+    if not plan.is_lora:
+        return peft_config(METHODS[plan.adapter], plan.settings, plan.options, targets, plan.adapted)
+    settings = arguments({k: v for k, v in plan.settings.items() if v is not None}, lora_config()) | {"target_modules": targets}
+    if plan.parameters:  # full names: the names in the settings may also match outside the scope
+        settings["target_parameters"] = sorted(plan.parameters)
+    for applied in ("layers_to_transform", "layers_pattern", "exclude_modules"):
+        settings.pop(applied, None)
+    return LoraConfig(**settings)
+
+
 def adapted_names(peft_model: torch.nn.Module) -> set[str]:
     """The names of the modules that have an adapter, and of the parameters that have one of their own, as the base model names them."""
-    from peft.tuners.lora import LoraLayer
     from peft.tuners.lora.layer import ParamWrapper
 
     names = set()
+    kind = adapted_layer_class(peft_model)
     for name, module in peft_model.named_modules():
-        if isinstance(module, LoraLayer):
+        if isinstance(module, kind):
             name = name.removeprefix("base_model.model.")
             # wrappers of two parameters of one module lie inside each other
             names.add(f"{name.replace('.base_layer', '')}.{module.parameter_name}" if isinstance(module, ParamWrapper) else name)
     return names
+
+
+def adapted_layer_class(peft_model: Any) -> type:
+    """The class of the adapted layers of a PeftModel: LoraLayer, IA3Layer, ..."""
+    kind: type = peft_model.base_model.tuner_layer_cls
+    return kind
 
 
 def run_saved_modules_in_float(model: torch.nn.Module) -> list[Any]:

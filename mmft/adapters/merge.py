@@ -17,6 +17,8 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
 
     Raises UserError if peft cannot merge this adapter or a merged weight is not finite.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     untie(model.get_base_model())
     try:
         with warnings.catch_warnings():
@@ -24,7 +26,7 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
             merged = model.merge_and_unload(safe_merge=True)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UserError(f"this adapter cannot be merged: {' '.join(str(error).split())[:300]}") from None
-    left = [n for n, _ in merged.named_modules() if "lora_" in n or n.endswith("modules_to_save")]
+    left = [n for n, m in merged.named_modules() if isinstance(m, BaseTunerLayer) or n.endswith("modules_to_save")]
     if left:
         raise UserError(f"this adapter cannot be merged: peft left {left[0]} in the model")
     head, table = merged.get_output_embeddings(), merged.get_input_embeddings()

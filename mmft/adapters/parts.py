@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError, nearest
 from ..common.model_parts import PARTS, parameter_counts, part_of
+from ..config.settings import Section
 
 if TYPE_CHECKING:
     import torch
@@ -103,6 +104,15 @@ def top_layer_parameters(skeleton: torch.nn.Module, scope: str, parts: set[str],
     if count > last + 1:
         raise UserError(f"lora.top_layers={count}: the {scope} part has {last + 1} layers")
     return {name for name, number in layer.items() if number > last - count}
+
+
+def rank_and_alpha(settings: Section, name: str) -> tuple[int, float]:
+    """(rank, alpha) of an adapted module, by peft's own rule for rank_pattern and alpha_pattern."""
+
+    def chosen(patterns: Mapping[str, Any] | None, otherwise: Any) -> Any:
+        return next((value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", name)), otherwise)
+
+    return chosen(settings.get("rank_pattern"), settings.get("r")), chosen(settings.get("alpha_pattern"), settings.get("lora_alpha") or 8)
 
 
 def target_pattern(names: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from ..common.errors import UserError, nearest
 from ..common.model_parts import PARTS, part_of
 from ..config.settings import Section
 from .experts import choosing_layers, planned_parameters, unreachable_layers
+from .methods import DORA, LORA, METHODS, check_layers, check_settings, choose
 from .parts import part_patterns, top_layer_parameters, whole_modules
 
 if TYPE_CHECKING:
@@ -25,12 +26,12 @@ SCOPES = {"language": {"language"}, "vision": {"vision"}, "connector": {"connect
 
 @dataclass
 class AdapterPlan:
-    """What will be trained. `settings` are the given keys of LoraConfig.
+    """What will be trained. `settings` are the given keys of LoraConfig. method: an adapter ("lora"), or the weights themselves.
 
     adapted: name of a module -> its part. parameters: the same for expert tensors (lora.target_parameters). linear: part -> number of
     linear layers there are. unreachable: layers that all-linear means and peft cannot adapt (experts.unreachable_layers). whole: modules
     trained whole beside the adapter (lora.whole) -> their part. trained: the parameters of full training; None for all inside the scope.
-    top_layers: how many they are.
+    top_layers: how many they are. adapter: the method of peft (lora.method), of METHODS. options: its own keys. notes: what the table cannot say.
     """
 
     method: Literal["lora", "full"]
@@ -43,6 +44,14 @@ class AdapterPlan:
     whole: dict[str, str] = field(default_factory=dict)
     trained: set[str] | None = None
     top_layers: int | None = None
+    adapter: str = LORA
+    options: Section = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether peft makes LoRA layers: for lora and dora."""
+        return self.method == "lora" and METHODS[self.adapter].config == "LoraConfig"
 
     def trains(self, name: str) -> bool:
         """Whether full training updates a parameter."""
@@ -75,7 +84,12 @@ def plan_adapter(skeleton: torch.nn.Module, settings: Section) -> AdapterPlan:
     settings.pop("start", None)  # which weights the adapter begins with changes nothing of the plan
     if not isinstance(settings["r"], int) or settings["r"] < 1:
         raise UserError(f"lora.r={settings['r']}: must be a whole number above 0 (lora=none trains the whole model)")
+    adapter, options = str(settings.pop("method", None) or LORA), dict(settings.pop("options", None) or {})
+    method = choose(adapter, options)
+    if adapter == DORA:
+        settings["use_dora"] = True
     settings = _with_marks(skeleton, settings, scope)
+    notes = check_settings(method, settings)
     whole_names = whole_modules(skeleton, whole) if whole else {}
     if whole_names:
         settings["modules_to_save"] = [*(settings.get("modules_to_save") or []), *whole_names]
@@ -102,22 +116,18 @@ def plan_adapter(skeleton: torch.nn.Module, settings: Section) -> AdapterPlan:
     for key, own in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
         if own:
             settings[key] = {**(settings.get(key) or {}), **own}
+    check_settings(method, settings)  # ranks of parts are patterns
     if not names and not parameters:
         raise UserError("lora: no layer is left to adapt after exclude_modules, layers_to_transform and modules_to_save")
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern in settings.get(key) or {}:
             if not any(_matches(rf"(.*\.)?({pattern})", n, f"lora.{key}.{pattern}") for n in names):  # peft's own rule
                 raise UserError(f"lora.{key}.{pattern}: matches none of the {len(names)} adapted modules.{_leaf_hint(pattern, names)}")
-    return AdapterPlan("lora", scope, settings, {n: layers[n] for n in sorted(names)}, linear, parameters, sorted(unreachable - names), whole_names)
-
-
-def rank_and_alpha(settings: Section, name: str) -> tuple[int, float]:
-    """(rank, alpha) of an adapted module, by peft's own rule for rank_pattern and alpha_pattern."""
-
-    def chosen(patterns: Mapping[str, Any] | None, otherwise: Any) -> Any:
-        return next((value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", name)), otherwise)
-
-    return chosen(settings.get("rank_pattern"), settings.get("r")), chosen(settings.get("alpha_pattern"), settings.get("lora_alpha") or 8)
+    modules_by_name = dict(skeleton.named_modules())
+    notes += check_layers(method, options, {n: modules_by_name[n] for n in sorted(names)})
+    return AdapterPlan(
+        "lora", scope, settings, {n: layers[n] for n in sorted(names)}, linear, parameters, sorted(unreachable - names), whole_names, adapter=adapter, options=options, notes=notes,
+    )  # fmt: skip
 
 
 def _with_marks(skeleton: Any, settings: Section, scope: str) -> Section:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 from ..common.model_parts import PARTS, part_of, size
 from ..common.records import ExpertRow, PlanReport, PlanRow
 from .experts import adapter_size, expert_tensors
-from .plan import AdapterPlan, rank_and_alpha
+from .methods import METHODS, added_parameters
+from .parts import rank_and_alpha
+from .plan import AdapterPlan
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +26,7 @@ def adapter_report(model: torch.nn.Module, plan: AdapterPlan, rates: Mapping[str
     """
     from peft.tuners.lora import LoraLayer
 
-    ranks: dict[str, set[int]] = {}
-    scales: dict[str, set[float]] = {}
+    ranks, scales = _planned_ranks(plan) if not plan.is_lora else ({}, {})
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
             ranks.setdefault(part_of(name), set()).update(module.r.values())
@@ -39,18 +40,19 @@ def planned_report(skeleton: torch.nn.Module, plan: AdapterPlan, rates: Mapping[
     """The same from a model without weights, before anything is attached to it. fixed_a: the matrices A are not trained (LoRA-FA)."""
     parameters, modules = dict(skeleton.named_parameters()), dict(skeleton.named_modules())
     settings = plan.settings
-    ranks: dict[str, set[int]] = {}
-    scales: dict[str, set[float]] = {}
+    ranks, scales = _planned_ranks(plan)
     added, trained = Counter[str](), Counter[str]()
     saved = [n for n in modules if any(n == w or n.endswith(f".{w}") for w in settings.get("modules_to_save") or ())]
     for name, parameter in parameters.items():
         biases = settings.get("bias") == "all" and "bias" in name or settings.get("bias") == "lora_only" and name.removesuffix(".bias") in plan.adapted
         beside = biases or any(name.startswith(f"{module}.") for module in saved)
         trained[part_of(name)] += parameter.numel() * (plan.trains(name) if plan.method == "full" else beside)
-    for name, part in (plan.adapted | plan.parameters).items():
-        rank, alpha = rank_and_alpha(settings, name)
-        ranks.setdefault(part, set()).add(rank)
-        scales.setdefault(part, set()).add(alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank))
+    if plan.method == "lora" and not plan.is_lora:
+        for name, own in added_parameters(METHODS[plan.adapter], settings, plan.options, {n: modules[n] for n in plan.adapted}).items():
+            added[plan.adapted[name]] += own
+            trained[plan.adapted[name]] += own
+    for name, part in (plan.adapted | plan.parameters).items() if plan.is_lora else ():
+        rank, _ = rank_and_alpha(settings, name)
         shape = tuple(parameters[name].shape) if name in plan.parameters else tuple(cast(Any, modules[name]).weight.shape)
         a = rank * shape[0] * shape[1] if name in plan.parameters else rank * shape[1]
         own = adapter_size(shape, rank) if name in plan.parameters else rank * (shape[0] + shape[1])
@@ -66,6 +68,20 @@ def planned_report(skeleton: torch.nn.Module, plan: AdapterPlan, rates: Mapping[
         whole[part_of(name)] += parameter.numel()
     totals = {part: (trained[part], n + added[part]) for part, n in whole.items()}
     return _report(skeleton, plan, ranks, scales, totals, rates or {})
+
+
+def _planned_ranks(plan: AdapterPlan) -> tuple[dict[str, set[int]], dict[str, set[float]]]:
+    """(ranks, effective scales) by part; empty for methods that have none."""
+    ranks: dict[str, set[int]] = {}
+    scales: dict[str, set[float]] = {}
+    keys = METHODS[plan.adapter].keys
+    for name, part in (plan.adapted | plan.parameters).items():
+        rank, alpha = rank_and_alpha(plan.settings, name)
+        if plan.is_lora or "r" in keys:
+            ranks.setdefault(part, set()).add(rank)
+        if plan.is_lora or "lora_alpha" in keys:
+            scales.setdefault(part, set()).add(alpha / (math.sqrt(rank) if plan.settings.get("use_rslora") else rank))
+    return ranks, scales
 
 
 def _report(
@@ -89,6 +105,7 @@ def _report(
     ]  # fmt: skip
     return {
         "method": plan.method,
+        **({"adapter": METHODS[plan.adapter].title} if plan.method == "lora" else {}),
         "scope": plan.scope,
         "rows": rows,
         "experts": _expert_rows(model, plan),
@@ -104,7 +121,8 @@ def _method(plan: AdapterPlan, part: str, trained: int) -> str:
         return "frozen"
     if plan.method == "full":
         return "full" if plan.top_layers is None else f"top {plan.top_layers} layers"
-    adapter = ("DoRA" if plan.settings.get("use_dora") else "LoRA") if part in {*plan.adapted.values(), *plan.parameters.values()} else ""
+    title = "DoRA" if plan.settings.get("use_dora") else METHODS[plan.adapter].title
+    adapter = title if part in {*plan.adapted.values(), *plan.parameters.values()} else ""
     saved = "whole" if part in plan.whole.values() or any(part_of(name) == part for name in plan.settings.get("modules_to_save") or ()) else ""
     return " + ".join(filter(None, (adapter, saved))) or "some"
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
-from .plan import AdapterPlan, rank_and_alpha
+from .parts import rank_and_alpha
+from .plan import AdapterPlan
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ def read_adapter(folder: Path) -> StoredAdapter:
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: the adapter cannot be read: {' '.join(str(error).split())[:200]}") from None
     if config.get("peft_type") != "LORA":
-        raise UserError(f"{folder}: holds an adapter of the type {config.get('peft_type')}, and mmft goes on with LoRA adapters only")
+        raise UserError(f"{folder}: holds an adapter of the type {config.get('peft_type')}, and only LoRA adapters can be gone on with or combined")
     return StoredAdapter(folder, config, shapes)
 
 
@@ -62,6 +63,8 @@ def check_start(stored: StoredAdapter, plan: AdapterPlan, word: str) -> None:
     where, config, settings = f"lora.start={word}", stored.config, plan.settings
     if plan.method == "full":
         raise UserError(f"{where}: lora=none trains the weights themselves, and no adapter can go on; model.adapters=[{word}] merges it into them first")
+    if not plan.is_lora:
+        raise UserError(f"{where}: lora.method={plan.adapter} begins a new adapter, and only LoRA adapters go on; use lora.method=lora, or model.adapters=[{word}]")
     if str(settings.get("init_lora_weights") or "").startswith(("pissa", "olora")):
         raise UserError(f"{where}: lora.init_lora_weights={settings['init_lora_weights']} makes a new adapter, and this one has its weights; drop it")
     words = [f"lora.{key}={config.get(key)}" for key in ("r", "lora_alpha") if config.get(key) != settings.get(key)]

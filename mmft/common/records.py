@@ -275,7 +275,7 @@ class EvaluationSummary(Measured, total=False):
 class PlanRow(TypedDict, total=False):
     """One part of the model in lora_plan.json.
 
-    method: LoRA, DoRA, whole, full, top N layers, or frozen. modules: linear layers with an adapter, of `linear` in this part. r: the
+    method: LoRA, DoRA or another one (lora.method), whole, full, top N layers, or frozen. modules: linear layers with an adapter, of `linear` in this part. r: the
     ranks as text. scale: largest effective scale of the adapter (lora_alpha / r, or / sqrt(r)). rate: the learning rate; None where
     nothing is trained. trainable, total: numbers of parameters.
     """
@@ -306,7 +306,7 @@ class ExpertRow(TypedDict):
 
 
 class PlanReport(TypedDict, total=False):
-    """lora_plan.json: what is trained, by part of the model. method: lora or full. experts: empty without a mixture of experts.
+    """lora_plan.json: what is trained, by part of the model. method: lora (an adapter) or full. adapter: the method of peft, as tables write it. experts: empty without a mixture of experts.
 
     unreachable: linear layers that were asked for and that peft cannot adapt in this model type. notes: what else decides the training.
     """
@@ -314,6 +314,7 @@ class PlanReport(TypedDict, total=False):
     notes: list[str]
 
     method: str
+    adapter: str
     scope: str
     rows: list[PlanRow]
     experts: list[ExpertRow]

@@ -15,6 +15,7 @@ from typing import Any
 from ..adapters.attach import adapted_names, attach_adapter
 from ..adapters.experts import expert_tensors
 from ..adapters.merge import merge_adapter
+from ..adapters.methods import LORA
 from ..adapters.plan import AdapterPlan, plan_adapter
 from ..audit.checks import check_blindness
 from ..collators.base import IGNORE
@@ -134,13 +135,14 @@ def prompt_prefix(subject: Subject) -> str:
 def adapter(subject: Subject) -> str:
     """The adapter sits on the planned modules and expert tensors; gradients arrive there and nowhere else."""
     with subject.copy_of_model() as model:
-        plan = _plan(model)
+        plan = _plan(model, subject)
         tuned = _with_adapter(model, plan)
+        prefix = tuned.base_model.prefix
         adapted, planned = adapted_names(tuned), {*plan.adapted, *plan.parameters}
         if adapted != planned:
             raise Failed(f"{len(adapted)} modules are adapted, {len(planned)} were planned")
         trainable = {n for n, p in tuned.named_parameters() if p.requires_grad}
-        if stray := [n for n in trainable if "lora_" not in n]:
+        if stray := [n for n in trainable if prefix not in n]:
             raise Failed(f"{stray[0]} is trainable and belongs to no adapter")
         loss, count = supervised_loss(tuned.train(), subject.batch(subject.rows()))
         (loss / count).backward()
@@ -197,7 +199,7 @@ def save_and_merge(subject: Subject) -> str:
 
     rows = subject.rows()
     with tempfile.TemporaryDirectory() as folder, subject.copy_of_model() as model:
-        tuned = _with_adapter(model, _plan(model))
+        tuned = _with_adapter(model, _plan(model, subject))
         wanted, untuned = subject.logits(rows, tuned), subject.logits(rows)
         if close(wanted, untuned, 1e-4):
             raise Failed("the adapter changes no logit")
@@ -247,7 +249,7 @@ def fast_paths(subject: Subject) -> str:
             raise Failed(f"logits at supervised positions differ by up to {float((whole - wanted).abs().max()):.3g}")
         notes.append("supervised logits equal")
     with subject.copy_of_model() as model:
-        tuned = _with_adapter(model, _plan(model))
+        tuned = _with_adapter(model, _plan(model, subject))
         before = subject.logits(rows, tuned)
         rewrites = rewrite_for_training(tuned, "auto", 0)
         after = subject.logits(rows, tuned)
@@ -326,10 +328,11 @@ def _kind(name: str) -> str:
     return re.sub(r"\.\d+\.", ".", name)
 
 
-def _plan(model: Any) -> AdapterPlan:
-    """An adapter on the linear layers and on the expert tensors of the language model."""
+def _plan(model: Any, subject: Subject) -> AdapterPlan:
+    """An adapter on the linear layers and, with LoRA, on the expert tensors of the language model."""
     experts = [name for name in expert_tensors(model) if part_of(name) == "language"]
-    return plan_adapter(model, ADAPTER | ({"target_parameters": experts} if experts else {}))
+    beside = {"target_parameters": experts} if experts and subject.adapter.get("method", LORA) == LORA else {}
+    return plan_adapter(model, ADAPTER | beside | subject.adapter)
 
 
 def _with_adapter(model: Any, plan: AdapterPlan) -> Any:
@@ -343,10 +346,10 @@ def _with_adapter(model: Any, plan: AdapterPlan) -> Any:
 def _own_weights(model: Any) -> Any:
     """The model with a copy of every weight that the adapter will be added to: merging works in place, and the base's are shared."""
     import torch
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     for module in model.modules():
-        if isinstance(module, LoraLayer):
+        if isinstance(module, BaseTunerLayer):
             base = module.get_base_layer()
             for name, parameter in list(base.named_parameters(recurse=False)):
                 setattr(base, name, torch.nn.Parameter(parameter.detach().clone(), requires_grad=False))

@@ -6,7 +6,7 @@ import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,22 +27,25 @@ ANSWERS = ("a red square", "two dogs and a blue circle")
 
 @dataclass
 class Subject:
-    """model: the base, in eval mode; no check changes it. folder: holds the three images."""
+    """model: the base, in eval mode; no check changes it. folder: holds the three images. adapter: keys of `lora` for the checks that attach one
+    (method, options), beside those that the checks need.
+    """
 
     model: Any
     collator: BatchMaker
     family: Family
     folder: Path
+    adapter: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def create(cls, model: Any, collator: BatchMaker, family: Family, folder: Path) -> Subject:
+    def create(cls, model: Any, collator: BatchMaker, family: Family, folder: Path, adapter: dict[str, Any] | None = None) -> Subject:
         """A subject whose images are written to `folder`: noise, the same on every machine."""
         from PIL import Image
 
         folder.mkdir(parents=True, exist_ok=True)
         for i, (width, height) in enumerate(SIZES):
             Image.frombytes("RGB", (width, height), random.Random(i).randbytes(3 * width * height)).save(folder / f"{i}.png")
-        return cls(model.eval(), collator, family, folder)
+        return cls(model.eval(), collator, family, folder, adapter or {})
 
     def row(self, name: str, images: tuple[int, ...], question: str, answer: str) -> Sample:
         """A row with some of the three images, all before the question."""

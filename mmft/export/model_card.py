@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import yaml
 
+from ..adapters.methods import LORA, shown
 from ..common.files import read_json, read_text, read_yaml
 from ..common.records import Environment, ModelIdentity, ParentRecord, PlanReport, Summary
 from ..reports import numbers
@@ -16,7 +17,8 @@ from ..reports.lineage import lineage
 from ..reports.tables import answer_notes, metric_rows, source_table
 from ..runs.directory import Run
 
-KINDS = {"adapter": "LoRA adapter", "model": "fine-tuned model", "merged": "fine-tuned model (a LoRA adapter merged into its base)"}
+KINDS = {"adapter": "METHOD adapter", "model": "fine-tuned model", "merged": "fine-tuned model (a METHOD adapter merged into its base)"}  # METHOD: LoRA, VeRA, ...
+ARTICLES = {"HRA": "An", "IA3": "An", "OFT": "An"}
 
 
 def write_card(run: Run) -> Path | None:
@@ -32,10 +34,11 @@ def card(run: Path, kind: str, notes: Sequence[str] = ()) -> str:
     plan = cast("PlanReport", read_json(run / "lora_plan.json"))
     settings = read_yaml(run / "snapshot.yaml")
     base: ModelIdentity = env.get("model") or {}
+    method = plan.get("adapter") or "LoRA"
     parts = [
-        _front_matter(kind, base),
+        _front_matter(kind, base, method),
         f"# {_plain(summary.get('name') or run.resolve().name)}",
-        f"A {KINDS[kind]} of {_base_name(base)}, made with mmft.",
+        f"{ARTICLES.get(method, 'A') if kind == 'adapter' else 'A'} {KINDS[kind].replace('METHOD', method)} of {_base_name(base)}, made with mmft.",
         "## Use", _use(kind, base, [p for p in env.get("parents") or () if p.get("role") == "below"]),
         "## Figures", _figures(summary),
         "## Data", _data(summary, env, settings),
@@ -48,12 +51,12 @@ def card(run: Path, kind: str, notes: Sequence[str] = ()) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(kind: str, base: ModelIdentity) -> str:
+def _front_matter(kind: str, base: ModelIdentity, method: str) -> str:
     """The fields that a hub reads. The licence is unknown; hubs accept `other` until somebody states one."""
     fields: dict[str, Any] = {"library_name": "peft" if kind == "adapter" else "transformers", "pipeline_tag": "image-text-to-text"}
     if base.get("hub") in ("huggingface", "modelscope"):  # the name under which a hub links the base
         fields |= {"base_model": base["path"], "base_model_relation": "adapter" if kind == "adapter" else "finetune"}
-    fields["tags"] = ["mmft", *(["lora"] if kind != "model" else [])]
+    fields["tags"] = ["mmft", *([method.lower()] if kind != "model" else [])]
     fields |= {"license": "other", "license_name": "not-stated", "license_link": "LICENSE"}
     return "---\n" + yaml.safe_dump(fields, sort_keys=False, allow_unicode=True) + "---"
 
@@ -123,9 +126,9 @@ def _training(run: Path, summary: Summary, env: Environment, plan: PlanReport, s
     lora, packages = settings.get("lora") or {}, env.get("packages") or {}
     words = [w for w in (read_text(run / "overrides.txt") or "").splitlines() if w and not w.startswith(("output_dir=", "run_dir="))]
     if plan.get("method") == "lora":
-        names = [f"{k} {lora[k]}" for k in ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora") if lora.get(k) is not None]
+        names = shown(str(lora.get("method") or LORA), lora)
         adapted = ", ".join(f"{r.get('modules')} of {r.get('linear')} {r.get('part')}" for r in plan.get("rows") or () if r.get("modules"))
-        what = f"LoRA, scope {plan.get('scope')}: {_plain(', '.join(names))}; linear layers adapted: {adapted}"
+        what = f"{plan.get('adapter') or 'LoRA'}, scope {plan.get('scope')}: {_plain(', '.join(names))}; linear layers adapted: {adapted}"
         if plan.get("modules_to_save"):
             what += f"; trained whole: {_plain(', '.join(plan['modules_to_save']))}"
     else:

@@ -65,8 +65,13 @@ def why_forbidden(settings: Settings, plan: AdapterPlan) -> str | None:
 
 def why_adapted(model: torch.nn.Module) -> str | None:
     """Why the features of a finished run's model are not those of its base, naming an adapted module; None if they are."""
-    for name, _ in model.named_parameters():
-        if part_of(name) in PARTS and ("lora_" in name or "modules_to_save" in name):
+    if not hasattr(model, "peft_config"):
+        return None
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for name, module in model.named_modules():
+        if part_of(name) in PARTS and isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
             return f"the run has an adapter at {name}"
     return None
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..adapters.plan import AdapterPlan, rank_and_alpha
+from ..adapters.parts import rank_and_alpha
+from ..adapters.plan import AdapterPlan
 
 ADAM = 16  # bytes of a trained parameter: itself, its gradient, two moments, all fp32
 

@@ -29,7 +29,7 @@ LORA = (
     "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "use_rslora",
     "rank_pattern", "alpha_pattern", "scope", "start", "parts", "task_type", "inference_mode",
 )  # fmt: skip
-PLAIN = {"bias": ("none", None), "init_lora_weights": (True, None, "gaussian", "orthogonal"), "fan_in_fan_out": (False, None)}
+PLAIN = {"method": ("lora", None), "bias": ("none", None), "init_lora_weights": (True, None, "gaussian", "orthogonal"), "fan_in_fan_out": (False, None)}
 # Keys of TrainingArguments that concern a member's optimizer, schedule, logs and evaluations, not its batches.
 TRAINER = (
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "optim_args",

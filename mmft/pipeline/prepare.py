@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from ..adapters.methods import METHODS, check_base
 from ..adapters.plan import AdapterPlan, plan_adapter
 from ..adapters.report import planned_report
 from ..adapters.stored import check_start, read_adapter
@@ -33,6 +34,7 @@ from ..losses.objectives import Objective, Sft
 from ..models.families.base import Family
 from ..models.hub import Located
 from ..models.load import load_processor, load_skeleton, locate_model
+from ..models.quantization import saved_quantization
 from ..runs.parents import START, Parent, check_below, check_sits_on, find_adapter, find_below
 from ..training.ema import check_ema
 from ..training.rates import check_rates, rate_notes, rate_of
@@ -103,6 +105,7 @@ def prepare_inputs(cfg: DictConfig, context: RunContext) -> TrainingInputs:
     located, skeleton = locate_and_outline(family, context)
     check_boxes(prepared, family, located, skeleton.config.model_type)
     plan = plan_adapter(skeleton, settings["lora"])
+    check_quantised(plan, family, skeleton)
     start, below = find_parents(settings, family, located, plan)
     planned = plan_report(skeleton, plan, settings["trainer"])
     return TrainingInputs(cfg, settings, family, prepared, rows, held_out, located, skeleton, plan, metrics, kept, mixing, objective, start, below, planned)
@@ -113,11 +116,19 @@ def plan_report(skeleton: torch.nn.Module, plan: AdapterPlan, trainer: Section) 
     report = planned_report(skeleton, plan, fixed_a=bool(trainer.get("lora_fa")))
     trained = [row for row in report["rows"] if row["trainable"]]
     check_ema(trainer)
-    check_rates(trainer, [row["part"] for row in trained], plan.settings if plan.method == "lora" else None)
+    check_rates(trainer, [row["part"] for row in trained], plan.settings if plan.method == "lora" else None, plan.adapter)
     for row in trained:
         row["rate"] = rate_of(trainer, row["part"])
-    report["notes"] = rate_notes(trainer)
+    report["notes"] = [*plan.notes, *rate_notes(trainer)]
     return report
+
+
+def check_quantised(plan: AdapterPlan, family: Family, skeleton: Any) -> None:
+    """Raises UserError for an adapter that peft does not train over a base in so few bits."""
+    if plan.method == "lora":
+        asked = next((bits for key, bits in (("load_in_8bit", 8), ("load_in_4bit", 4)) if (family.quantization or {}).get(key)), None)
+        saved = saved_quantization(skeleton.config)
+        check_base(METHODS[plan.adapter], saved.bits if saved else asked)
 
 
 def find_parents(settings: Settings, family: Family, located: Located, plan: AdapterPlan) -> tuple[Parent | None, list[Parent]]:

@@ -113,13 +113,15 @@ def ones_and_zeros(kept: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def seed_dropout(model: torch.nn.Module, seed: int) -> DropoutStream:
-    """Give the dropout of every LoRA layer of a PeftModel masks from one stream; layers are numbered in the model's order."""
+    """Give the dropout of every LoRA or VeRA layer of a PeftModel masks from one stream; layers are numbered in the model's order."""
     from peft.tuners.lora import LoraLayer
+    from peft.tuners.vera.layer import VeraLayer
 
     stream = DropoutStream(seed)
-    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    layers = [layer for layer in model.modules() if isinstance(layer, (LoraLayer, VeraLayer))]
     for number, layer in enumerate(layers):
-        for name, dropout in layer.lora_dropout.items():
+        dropouts = layer.lora_dropout if isinstance(layer, LoraLayer) else layer.vera_dropout
+        for name, dropout in dropouts.items():
             if isinstance(dropout, torch.nn.Dropout):
-                layer.lora_dropout[name] = SeededDropout(dropout.p, stream, number)
+                dropouts[name] = SeededDropout(dropout.p, stream, number)
     return stream

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.experts import adapter_size
-from ..adapters.plan import AdapterPlan, rank_and_alpha
+from ..adapters.methods import METHODS, added_parameters
+from ..adapters.parts import rank_and_alpha
+from ..adapters.plan import AdapterPlan
 from ..common.errors import UserError
 from ..config.settings import Section, Settings
 from ..system.disk import existing_parent, folder_size, megabytes
@@ -71,7 +73,10 @@ def parameter_counts(skeleton: Any, plan: AdapterPlan) -> tuple[int, int]:
     if plan.method == "full":
         return sum(p.numel() for name, p in parameters.items() if plan.trains(name)), sum(p.numel() for p in parameters.values())
     modules, rank = dict(skeleton.named_modules()), max([plan.settings["r"], *(plan.settings.get("rank_pattern") or {}).values()])
-    n = sum(rank_and_alpha(plan.settings, name)[0] * sum(modules[name].weight.shape) for name in plan.adapted)
+    if plan.is_lora:
+        n = sum(rank_and_alpha(plan.settings, name)[0] * sum(modules[name].weight.shape) for name in plan.adapted)
+    else:
+        n = sum(added_parameters(METHODS[plan.adapter], plan.settings, plan.options, {name: modules[name] for name in plan.adapted}).values())
     n += sum(adapter_size(parameters[name].shape, rank) for name in plan.parameters)
     for saved in plan.settings.get("modules_to_save") or []:
         n += sum(p.numel() for name, p in parameters.items() if f".{saved}." in f".{name}")

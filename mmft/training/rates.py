@@ -22,8 +22,8 @@ WITHOUT_GROUPS = ("lomo", "adalomo", "muon", "dion")  # optimizers that take no 
 FA_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw")  # whose step peft's optimizer takes
 
 
-def check_rates(trainer: Section, trained: Collection[str], lora: Section | None) -> None:
-    """Check the keys of this module. trained: the parts in which something is trained. lora: the adapter's settings; None without one.
+def check_rates(trainer: Section, trained: Collection[str], lora: Section | None, adapter: str = "lora") -> None:
+    """Check the keys of this module. trained: the parts in which something is trained. lora: the adapter's settings; None without one. adapter: its method.
 
     Raises UserError.
     """
@@ -46,6 +46,8 @@ def check_rates(trainer: Section, trained: Collection[str], lora: Section | None
     for key in ("loraplus_lr_ratio", "lora_fa"):
         if trainer.get(key) and lora is None:
             raise UserError(f"trainer.{key}: concerns the matrices of an adapter, and lora=none has none; drop it")
+        if trainer.get(key) and adapter not in ("lora", "dora"):
+            raise UserError(f"trainer.{key}: concerns the matrices A and B of LoRA, and lora.method={adapter} has none; drop it")
     if trainer.get("lora_fa"):
         if trainer.get("loraplus_lr_ratio"):
             raise UserError("trainer.lora_fa: leaves the matrices A as they are, so LoRA+ has no rate to multiply; drop one of them")

@@ -65,7 +65,7 @@ class Audit:
         from ..data.selection import alternating
         from ..models.quantization import prepare_for_training
         from ..pipeline.preferences import usable_rows
-        from ..pipeline.prepare import check_boxes, find_parents, plan_report
+        from ..pipeline.prepare import check_boxes, check_quantised, find_parents, plan_report
         from ..reports import terminal
         from ..rewrites.apply import rewrite_for_training
         from ..runs.parents import load_base, resolve_names
@@ -89,6 +89,7 @@ class Audit:
         skeleton = load_skeleton(family, located)
         check_boxes(prepared, family, located, skeleton.config.model_type)
         plan = plan_adapter(skeleton, settings["lora"])
+        check_quantised(plan, family, skeleton)
         start, below = find_parents(settings, family, located, plan)
         planned = plan_report(skeleton, plan, settings["trainer"])
         for text in prepared.describe():

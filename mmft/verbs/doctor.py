@@ -55,18 +55,22 @@ def check_model(cfg: DictConfig) -> list[CheckResult]:
     import_while_hashing("transformers", "peft", model=cfg.model.get("path"))
     import transformers
 
+    from ..adapters.methods import LORA, choose
     from ..config.build import build
+    from ..config.plain import to_plain
     from ..conformance.checks import run_checks
     from ..conformance.subject import Subject
     from ..conformance.table import TableRow, markdown
     from ..models.load import build_collator, load_model
 
     family = build(cfg.model, "model")
+    adapter = {key: to_plain(cfg).get("lora", {}).get(key) for key in ("method", "options") if cfg.lora.get(key)}
+    choose(str(adapter.get("method") or LORA), adapter.get("options"))
     loaded = load_model(family)
     collator = build_collator(cfg.collator, family, loaded)
     name, model_class = loaded.model.config.model_type, type(loaded.model).__name__
     with tempfile.TemporaryDirectory() as folder:
-        results = run_checks(Subject.create(loaded.model, collator, family, Path(folder)))
+        results = run_checks(Subject.create(loaded.model, collator, family, Path(folder), adapter))
     for r in results:
         log.info("%-6s  %-15s %s", {True: "ok", False: "WRONG", None: "-"}[r.passed], r.name, r.detail)
     log.info("\n%s", markdown([TableRow(name, model_class, results)], transformers.__version__))
