@@ -19,10 +19,12 @@ from ..reports.numbers import is_number
 from ..reports.run_files import flatten
 from ..reports.runs_list import Differences, ListedRun, RunsList
 from ..runs.catalog import CatalogRun, catalog, find_run, write_tags
+from ..runs.children import built_on
 from ..runs.condition import parse_condition
 from ..runs.directory import Run
 
 log = logging.getLogger("mmft")
+MAX_NAMED = 5  # runs that build on one that is deleted
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Runs:
     untag: list[str] | None = None
     delete: bool = False
     force: bool = False
+    parents: bool = False
     run: list[str] | str = field(default_factory=list)
     out: str | None = None
     all_metrics: bool = False  # a column for every metric that a listed run has
@@ -53,7 +56,10 @@ class Runs:
         if self.delete or self.tag or self.untag:
             if not named:
                 raise UserError(f"{'delete' if self.delete else 'tag'}: name the runs, e.g. run=[{self._example(folder)}]")
-            (self._delete if self.delete else self._tag)([_opened(Path(word)) for word in named])
+            chosen = [_opened(Path(word)) for word in named]
+            if self.delete:
+                self._check_parents(chosen, {Path(cfg.output_dir), folder})
+            (self._delete if self.delete else self._tag)(chosen)
             return None
         if named:
             raise UserError(f"run={','.join(named)}: what shall be done with it? Add tag=[NAME] or delete=true, or compare two with diff=[A,B]")
@@ -128,6 +134,19 @@ class Runs:
             tags = [tag for tag in [*run.tags, *map(str, self.tag or ())] if tag not in map(str, self.untag or ())]
             write_tags(run.path, tags)
             log.info("%-14s %s: %s", "tags", run.path, ", ".join(sorted(set(tags))) or "none")
+
+    def _check_parents(self, runs: Sequence[CatalogRun], folders: set[Path]) -> None:
+        """Raises UserError if a run below these folders that stays builds on one that would go, unless `parents` allows it."""
+        going = {run.path.resolve() for run in runs}
+        staying = {path: run for folder in folders if folder.is_dir() for run in catalog(folder) if (path := run.path.resolve()) not in going}
+        for run in runs:
+            needed = built_on(run, staying.values())
+            for other, why in needed[: MAX_NAMED if self.parents else 0]:
+                log.warning("%-14s %s %s", "needed", other.path, why)
+            if needed and not self.parents:
+                other, why = needed[0]
+                more = f", and {len(needed) - 1} more runs build on it" if len(needed) > 1 else ""
+                raise UserError(f"run={run.path}: {other.path} {why}{more}; nothing was deleted. Name these runs, too, or parents=true deletes it all the same")
 
     def _delete(self, runs: Sequence[CatalogRun]) -> None:
         for run in runs:

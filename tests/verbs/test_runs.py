@@ -215,3 +215,41 @@ def test_it_imports_no_torch(outputs):
     code = "import sys; from mmft.cli.main import main; assert main(sys.argv[1:]) == 0; print(sorted({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code, "runs", f"folder={outputs.as_posix()}", "by=cider"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def child(home: Path, name: str, **parent: str) -> None:
+    """A finished run whose env.json names a parent; with role=config its snapshot does, as before its weights are loaded."""
+    run = write_run(home / name, 4, 1, 0.4)
+    if parent["role"] != "config":
+        (run / "env.json").write_text(json.dumps({"packages": {}, "parents": [{"run": Path(parent["path"]).name, "sha256": "0" * 64, "steps": None, **parent}]}), encoding="utf-8")
+    else:
+        snapshot = (run / "snapshot.yaml").read_text(encoding="utf-8").replace("lora:\n", f"lora:\n  start: {parent['path']}\n")
+        (run / "snapshot.yaml").write_text(snapshot, encoding="utf-8")
+
+
+@pytest.mark.parametrize("role, expected", [("start", "started from it"), ("below", "cannot be opened without it"), ("extended", "goes on with its training"),
+                                            ("combined", "combines it"), ("config", "started from it")])  # fmt: skip
+def test_a_run_that_others_build_on_is_deleted_only_if_told_so(mmft, outputs, role, expected):
+    parent = outputs / "2026-01-02_alpha"
+    child(outputs, "child", role=role, path=parent.as_posix())
+    words = ["runs", "delete=true", "force=true", f"output_dir={outputs.as_posix()}"]
+    code, _, err = mmft(*words, "run=[2026-01-02,2026-01-03]", output_dir=False)
+    assert code == 2 and expected in err and "child" in err and "parents=true" in err and err.count("\n") == 1, err
+    assert parent.is_dir() and (outputs / "2026-01-03_beta").is_dir(), "nothing is deleted"
+    code, out, err = mmft(*words, "run=[2026-01-03]", output_dir=False)
+    assert code == 0 and not (outputs / "2026-01-03_beta").exists(), err
+    if role == "start":
+        code, _, err = mmft(*words, "run=[2026-01-02,child]", output_dir=False)
+        assert code == 0 and not parent.exists() and not (outputs / "child").exists(), "parent and child together"
+    else:
+        code, out, err = mmft(*words, "run=[2026-01-02]", "parents=true", output_dir=False)
+        assert code == 0 and not parent.exists() and expected in out + err, "told so: deleted, and the child is named"
+
+
+def test_a_checkpoint_as_a_start_and_a_run_of_the_same_name_elsewhere(mmft, outputs):
+    """A start inside the run counts; an equal name with other weights does not."""
+    child(outputs, "child", role="start", path=(outputs / "2026-01-02_alpha" / "checkpoints" / "checkpoint-3").as_posix())
+    child(outputs, "other", role="start", path=(outputs.parent / "elsewhere" / "2026-01-03_beta").as_posix())
+    words = ["runs", "delete=true", "force=true", f"output_dir={outputs.as_posix()}"]
+    assert mmft(*words, "run=[2026-01-02]", output_dir=False)[0] == 2
+    assert mmft(*words, "run=[2026-01-03]", output_dir=False)[0] == 0
