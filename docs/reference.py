@@ -31,7 +31,7 @@ INTROS = {
     "collator": "A model chooses its collator; `collator=NAME` chooses another, `collator.KEY=VALUE` changes it.",
     "data": "`data=NAME`, and then `data.KEY=VALUE`. What each format looks like: [Your own data](../data.md).",
     "lora": "`lora=NAME`, and then `lora.KEY=VALUE`.",
-    "objective": "`objective=NAME`, and then `objective.KEY=VALUE`. What they learn: [Preferences](../preferences.md).",
+    "objective": "`objective=NAME`, and then `objective.KEY=VALUE`. What they learn: [Preferences](../preferences.md), [Rewards](../rewards.md).",
     "trainer": "`trainer.KEY=VALUE`. The model group `tiny` brings the option `tiny`, every other model `default`.",
     "logger": "`logger=NAME`, and then `logger.KEY=VALUE`.",
     "metrics": "`metrics=[NAME,NAME]`, and then `metrics.NAME.KEY=VALUE`. What they measure: [Metrics](../metrics.md).",

@@ -93,3 +93,46 @@ def names_taken_for_experts(model_type: str) -> set[str]:
         return set()
     pattern = conversion._MODEL_TO_CONVERSION_PATTERN.get(model_type, "")
     return set(conversion._MOE_TARGET_MODULE_MAPPING.get(pattern, ()))
+
+
+def policy_log_probs(trainer: Any, model: Any, inputs: dict[str, Any], tokens: int, images: int) -> Any:
+    """`GRPOTrainer._get_per_token_logps_and_entropies` (trl 1.16): the log-probabilities (1, tokens) of the last tokens of a sequence with `images` images.
+
+    Reason: before training they are compared with those of the model itself, because the trainer hands only inputs that it knows to a model.
+    """
+    rest = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
+    if images:
+        rest["num_images"], pixels = [images], rest["pixel_values"]
+        if "spatial_shapes" in rest or pixels.ndim == 4 and len(pixels) != images:  # tiles, which the trainer counts by the image processor
+            rest["num_tiles"] = [len(pixels)]
+    return trainer._get_per_token_logps_and_entropies(model, inputs["input_ids"], inputs["attention_mask"], tokens, **rest)[0]
+
+
+def policy_counts(trainer: Any) -> dict[str, list[float]]:
+    """`GRPOTrainer._metrics` (trl 1.16): what was counted in training since the last log, by name.
+
+    Reason: the trainer's `log` adds it to whatever is logged next, which may be an evaluation while training.
+    """
+    counts: dict[str, list[float]] = trainer._metrics["train"]
+    return counts
+
+
+def policy_state(trainer: Any) -> dict[str, Any]:
+    """`GRPOTrainer._step`, `GRPOTrainer._buffered_inputs`, `GRPOTrainer._metrics` (trl 1.16): what a checkpoint of the Trainer lacks to go on
+    in the middle of sampled answers.
+
+    Reason: the trainer begins a resumed run with new answers, at a step 0 of its own, so that it would differ from one that was not stopped.
+    """
+    every = trainer.args.steps_per_generation * trainer.num_iterations
+    inputs = trainer._buffered_inputs if trainer._step % every else None
+    return {"step": trainer._step, "inputs": inputs, "counts": {name: list(values) for name, values in trainer._metrics["train"].items()}}
+
+
+def restore_policy(trainer: Any, state: dict[str, Any]) -> None:
+    """`GRPOTrainer._step`, `GRPOTrainer._buffered_inputs`, `GRPOTrainer._metrics` (trl 1.16): take up what `policy_state` returned.
+
+    Reason: as there.
+    """
+    trainer._step, trainer._buffered_inputs = state["step"], state["inputs"]
+    trainer._metrics["train"].clear()
+    trainer._metrics["train"].update(state["counts"])

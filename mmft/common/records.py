@@ -15,7 +15,7 @@ MetricValues = dict[str, float]  # metric name -> value over a set of rows; of a
 
 
 class FirstAndLast(TypedDict):
-    """Training loss at the first and the last logged step."""
+    """A value of training at the first and the last logged step."""
 
     first: float | None
     last: float | None
@@ -233,6 +233,7 @@ class Summary(Measured, total=False):
     steps: int
     samples_per_second: float | None
     train_loss: FirstAndLast
+    reward: FirstAndLast  # mean reward of sampled answers, of objective=grpo
     trainable_parameters: int | None
     total_parameters: int | None
     peak_memory_mb: float

@@ -90,7 +90,7 @@ def metric_directions(section: Mapping[str, Any], data: Mapping[str, Any] | None
 def score_directions(plain: Mapping[str, Any]) -> dict[str, bool]:
     """name -> whether higher is better, of every score of a plain config: of its metrics, and of the sets in evaluation.keep."""
     directions = metric_directions(plain.get("metrics") or {}, plain.get("data") or {})
-    if not is_supervised(plain.get("objective")):
+    if not is_supervised(plain.get("objective")) and build(plain["objective"], "objective").PREFERENCE:
         directions |= PREFERENCE_SCORES
     for name, section in (plain["evaluation"].get("keep") or {}).items():
         scores = {**metric_directions(section["metrics"]), "loss": False}

@@ -63,6 +63,8 @@ def problem(row: Row, text_only: bool = False) -> str | None:
             return "bad text: its id, a reference, a choice or its rejected answer holds half of a surrogate pair, which is not a character"
     if row.rejected == "":
         return "empty rejected answer: there is nothing to compare the chosen answer with"
+    if row.rejected is not None and row.label is False:
+        return "broken pair: its chosen answer is labelled bad"
     if row.rejected is not None and row.rejected == message_text(row.messages[-1]).strip():
         return f"equal answers: the chosen and the rejected answer are both {shown(row.rejected)!r}"
     return None

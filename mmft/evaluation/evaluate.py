@@ -172,22 +172,8 @@ class Evaluator:
         return self.metrics.with_sources(records), records
 
     def record(self, index: int, sample: Sample, answer: Answer) -> AnswerRecord:
-        """One row of eval/*.jsonl. Reasoning is kept apart: the metrics compare the answers."""
-        reasoning, text = self.collator.split_answer(answer.text, generated=True) if answer.probabilities is None else ("", answer.text)
-        written = self.collator.written(sample)
-        references = [self.collator.split_answer(reference)[1] for reference in written.references]
-        record: AnswerRecord = {
-            "index": index, "id": sample.id, "root": sample.root, "images": list(sample.images), "prompt": written.prompt_text,
-            "references": references, "prediction": text, "truncated": answer.truncated,
-        }  # fmt: skip
-        if reasoning:
-            record["reasoning"] = reasoning
-        if sample.source:
-            record["source"] = sample.source
-        if sample.regions:
-            record |= {"boxes": self.collator.regions_in(text, sample), "reference_boxes": sample.regions}
-        if answer.probabilities is not None:
-            record["probabilities"] = answer.probabilities
+        """One row of eval/*.jsonl, with its metrics."""
+        record = answer_record(self.collator, index, sample, answer)
         return {**record, "metrics": self.metrics.row(record)}
 
     def _batches(self, rows: Sequence[Sample], size: int, what: str) -> Iterator[list[Sample]]:
@@ -196,3 +182,23 @@ class Evaluator:
         starts = range(0, len(rows), size)
         for start in tqdm(starts, desc=what, leave=False, disable=not (self.progress and len(starts) > 1 and shows_progress())):
             yield [rows[i] for i in range(start, min(start + size, len(rows)))]
+
+
+def answer_record(collator: BatchMaker, index: int, sample: Sample, answer: Answer) -> AnswerRecord:
+    """A row with the model's answer as metrics read it. Reasoning is kept apart: the metrics compare the answers."""
+    reasoning, text = collator.split_answer(answer.text, generated=True) if answer.probabilities is None else ("", answer.text)
+    written = collator.written(sample)
+    references = [collator.split_answer(reference)[1] for reference in written.references]
+    record: AnswerRecord = {
+        "index": index, "id": sample.id, "root": sample.root, "images": list(sample.images), "prompt": written.prompt_text,
+        "references": references, "prediction": text, "truncated": answer.truncated,
+    }  # fmt: skip
+    if reasoning:
+        record["reasoning"] = reasoning
+    if sample.source:
+        record["source"] = sample.source
+    if sample.regions:
+        record |= {"boxes": collator.regions_in(text, sample), "reference_boxes": sample.regions}
+    if answer.probabilities is not None:
+        record["probabilities"] = answer.probabilities
+    return record

@@ -14,6 +14,7 @@ from ..common.hashing import key_of
 from ..common.model_parts import is_encoder_decoder, part_of
 from ..config.build import build
 from ..config.settings import Section, Settings, sharded_by
+from ..losses.policy import Grpo
 from ..models.device import choose_device
 from ..models.quantization import saved_quantization
 from ..pipeline.prepare import locate_and_outline
@@ -78,6 +79,8 @@ def why_alone(settings: Settings) -> str | None:
     if trainer.get("neftune_noise_alpha"):
         return "trainer.neftune_noise_alpha adds noise to the embeddings, which all would share"
     objective = build(settings["objective"], "objective")
+    if isinstance(objective, Grpo):
+        return f"objective={objective.NAME} samples answers, which TRL's trainer does for one run at a time"
     if objective.MISMATCHED:
         return f"objective={objective.NAME} needs a pass of its own for the answers of other rows"
     if "swanlab" in str(settings["logger"]):

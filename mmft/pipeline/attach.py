@@ -16,7 +16,7 @@ from ..models.quantization import prepare_for_training
 from ..rewrites.apply import Rewrites, rewrite_for_training
 from .context import RunContext
 from .load import Base, cache_training_rows, use_feature_cache
-from .preferences import Preferences, prepare_preferences
+from .preferences import Preferences, attached, prepare_preferences
 from .prepare import TrainingInputs
 
 if TYPE_CHECKING:
@@ -51,10 +51,12 @@ def attach(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: i
     model = attach_adapter(model, inputs.plan, inputs.start.folder if inputs.start else None, bool(settings["trainer"].get("lora_fa")))
     if inputs.start:
         preferences = prepare_preferences(inputs, base, context, model)
+    elif preferences is not None:
+        attached(inputs, preferences, model)
     rewrites = rewrite_for_training(model, inputs.family.rewrites, settings["seed"])
     freeze(model, noisy_embeddings=bool(settings["trainer"].get("neftune_noise_alpha")))
     initial = initial_matrices(model) if changes_base(inputs.plan.settings) else None
-    if base.loaded.quantized:  # the preparation casts some weights, so features are computed after it
+    if base.loaded.quantized and not inputs.rewards:  # the preparation casts some weights, so features are computed after it
         use_feature_cache(inputs, base, context, run_bytes)
         if preferences is not None:
             preferences.collator.collator = base.collator
@@ -69,4 +71,4 @@ def attach(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: i
 
 def _may_narrow(inputs: TrainingInputs) -> bool:
     """Whether the last layer may compute only what is read: not in full training, and not where the model is taken apart."""
-    return not inputs.full and inputs.family.rewrites == "auto" and sharded_by(inputs.settings["trainer"]) is None
+    return not inputs.full and not inputs.rewards and inputs.family.rewrites == "auto" and sharded_by(inputs.settings["trainer"]) is None

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..adapters.convert import changes_base
 from ..adapters.frozen import FrozenAdapter
@@ -19,6 +19,7 @@ from ..common.records import MetricValues
 from ..config.settings import Settings, sharded_by
 from ..data.augment import describe_transforms
 from ..data.prepared import PreparedData
+from ..data.sample import has_regions
 from ..data.selection import good_rows
 from ..evaluation.preferences import AsReference, PreferenceEvaluator, reference_log_probs, without_adapter
 from ..feature_cache.cache import CachedCollator
@@ -57,7 +58,8 @@ def usable_rows(
     if not objective.PREFERENCE:
         if not prepared.manifest.get("bad"):
             return rows, held_out
-        return _good_rows(rows, "train"), None if held_out is None else _good_rows(held_out, str(settings["evaluation"]["split"]))
+        name = f"objective={objective.NAME}"
+        return _good_rows(name, rows, "train"), None if held_out is None else _good_rows(name, held_out, str(settings["evaluation"]["split"]))
     name = f"objective={objective.NAME}"
     if transforms := describe_transforms(settings.get("augment")):
         raise UserError(f"{name}: compares answers to one and the same image, and augment.{transforms.split('(')[0]} changes it in every epoch; leave it out")
@@ -72,11 +74,11 @@ def usable_rows(
     return rows, held_out
 
 
-def _good_rows(rows: Sequence[Sample], split: str) -> Sequence[Sample]:
+def _good_rows(objective: str, rows: Sequence[Sample], split: str) -> Sequence[Sample]:
     """The rows without those that are labelled bad. Raises UserError if none is left."""
     good = good_rows(rows)
     if not len(good):
-        raise UserError(f"objective=sft: all {len(rows)} rows of {split} are labelled bad (label=false); objective=kto learns from such answers")
+        raise UserError(f"{objective}: all {len(rows)} rows of {split} are labelled bad (label=false); objective=kto learns from such answers")
     if len(good) < len(rows):
         log.info("%-14s %d of %d rows of %s are labelled bad (label=false); objective=kto learns from them, too", "left out", len(rows) - len(good), len(rows), split)
     return good
@@ -86,6 +88,7 @@ def _check_answers(objective: Objective, prepared: PreparedData, split: str, row
     """Raises UserError if rows lack a rejected answer, or a label where that is enough."""
     lacking: list[str] = []
     weighted: list[str] = []
+    boxed: list[str] = []
     labels: set[bool | None] = set()
     for i in range(len(rows)):
         row = rows[i]
@@ -95,11 +98,16 @@ def _check_answers(objective: Objective, prepared: PreparedData, split: str, row
             lacking.append(row.id)
         if row.weight != 1 or row.messages[-1].get("weight", 1.0) != 1:
             weighted.append(row.id)
+        if row.rejected and has_regions(row.messages[-1:]):
+            boxed.append(row.id)
         labels |= {True, False} if row.rejected else {row.label}
     where = f"objective={objective.NAME}: {prepared.manifest['name']}"
     if weighted and split == "train":
         raise UserError(f"{where}: {len(weighted)} of {len(rows)} rows of {split} have a loss weight, e.g. {weighted[0]}; it compares answers of equal weight:"
                         " leave out `weight` (data.columns.weight, data.sources.NAME.loss_weight), or use objective=sft")  # fmt: skip
+    if boxed:
+        raise UserError(f"{where}: {len(boxed)} of {len(rows)} rows of {split} have boxes in the chosen answer, e.g. {boxed[0]}; a rejected answer is text in which no"
+                        " boxes are placed, so the two would differ in how they are written: write boxes as text in both, or use objective=sft")  # fmt: skip
     if lacking:
         what, key = ("rejected answer", "data.columns.rejected") if objective.PAIRS else ("rejected answer and no label", "data.columns.label")
         others = "objective=kto takes single answers with a label, objective=sft trains the answers alone" if objective.PAIRS else "objective=sft trains the answers alone"
@@ -128,22 +136,38 @@ def prepare_preferences(inputs: TrainingInputs, base: Base, context: RunContext,
         collator.reference = _reference(inputs, base, context, model, collator, rows, size)
     found = Preferences(objective, collator)
     if held_out is not None:
-        found.evaluator = PreferenceEvaluator(held_out, collator, objective, size, _as_reference(inputs, model))
+        found.evaluator = PreferenceEvaluator(held_out, collator, objective, size, _as_reference(inputs, model) if inputs.start else None)
         if inputs.settings["evaluation"]["base"]:
             found.before = found.evaluator.measure_reference() if objective.REFERENCE else {**found.evaluator.measure(model), "kl": 0.0}
-            if found.evaluator.as_reference is None:
+            if _how_reference(inputs) is None:
                 del found.before["kl"]
     return found
 
 
-def _as_reference(inputs: TrainingInputs, model: Any) -> AsReference | None:
-    """What makes the trained model the reference for a while: its adapter off, or with lora.start the weights that it has now; None if nothing can."""
+def attached(inputs: TrainingInputs, preferences: Preferences, model: Any) -> None:
+    """Called once the adapter is on the model, before it is trained: a reference that is this adapter as it is now is copied here."""
+    if preferences.evaluator is not None and inputs.start is None:
+        preferences.evaluator.as_reference = _as_reference(inputs, model)
+
+
+def _how_reference(inputs: TrainingInputs) -> Literal["off", "first"] | None:
+    """How the trained model becomes the reference for a while: with its adapter off, or with the adapter that it began with; None if it cannot.
+
+    The first adapter: with lora.start, and where the initialisation subtracted it from the base weights (PiSSA), so that only both together
+    are the base.
+    """
     settings = inputs.plan.settings
-    if inputs.full or changes_base(settings) or settings.get("bias") not in (None, "none"):
+    if inputs.full or settings.get("bias") not in (None, "none"):
         return None
-    if inputs.start is None:
-        return without_adapter
-    return None if sharded_by(inputs.settings["trainer"]) else FrozenAdapter.of(model).switched  # no process would hold the whole adapter
+    if inputs.start is None and not changes_base(settings):
+        return "off"
+    return None if sharded_by(inputs.settings["trainer"]) else "first"  # no process would hold the whole adapter
+
+
+def _as_reference(inputs: TrainingInputs, model: Any) -> AsReference | None:
+    """What makes the trained model the reference for a while. model: as training begins."""
+    how = _how_reference(inputs)
+    return without_adapter if how == "off" else FrozenAdapter.of(model).switched if how == "first" else None
 
 
 def _reference(

@@ -30,6 +30,7 @@ from ..evaluation.choose import check_choices
 from ..evaluation.kept import KeptSet, kept_sets
 from ..evaluation.metrics.base import MetricSet
 from ..evaluation.metrics.defaults import metric_set
+from ..evaluation.rewards import Reward
 from ..losses.objectives import Objective, Sft
 from ..models.families.base import Family
 from ..models.hub import Located
@@ -39,6 +40,7 @@ from ..runs.parents import START, Parent, check_below, check_sits_on, find_adapt
 from ..training.ema import check_ema
 from ..training.rates import check_rates, rate_notes, rate_of
 from .context import RunContext
+from .policy import check_policy_keys, policy_rewards
 from .preferences import usable_rows
 
 if TYPE_CHECKING:
@@ -50,7 +52,8 @@ class TrainingInputs:
     """The settings and data of a training, its model without weights, and the plan of its adapter. mixing: of a mix, the draws of an epoch.
 
     objective: what is learned from the rows. held_out: with the rows that are labelled bad, if the objective compares. start: the adapter to go on
-    with. below: the adapters merged into the base. planned: what is trained, by part.
+    with. below: the adapters merged into the base. planned: what is trained, by part. rewards: of answers that are sampled in training; [] where
+    none are.
     """
 
     cfg: DictConfig
@@ -69,6 +72,7 @@ class TrainingInputs:
     start: Parent | None = None
     below: list[Parent] = dataclasses.field(default_factory=list)
     planned: PlanReport = dataclasses.field(default_factory=lambda: PlanReport())
+    rewards: list[Reward] = dataclasses.field(default_factory=list)
 
     @property
     def epoch_rows(self) -> int:
@@ -90,13 +94,15 @@ def prepare_inputs(cfg: DictConfig, context: RunContext) -> TrainingInputs:
     """Prepare the data, find the model's files, plan the adapter. Raises UserError."""
     settings: Settings = to_plain(cfg)
     family: Family = build(cfg.model, "model")
-    prepared = context.memo.once(key_of("prepared", settings["data"], settings["output_dir"]), lambda: prepared_data(cfg))
     objective: Objective = build(settings["objective"], "objective")
+    check_policy_keys(objective, settings)
+    prepared = context.memo.once(key_of("prepared", settings["data"], settings["output_dir"]), lambda: prepared_data(cfg))
     rows, held_out = usable_rows(objective, prepared, *split_rows(prepared, settings["evaluation"]), settings)
     measured_rows = good_rows(held_out) if held_out is not None and prepared.manifest.get("bad") else held_out
     mixing = mixing_of(prepared, rows)
     _check_order(settings, mixing)
     metrics = metric_set(settings.get("metrics"))
+    rewards = policy_rewards(objective, metrics, rows, mixing, settings)
     check_choices(settings["evaluation"], measured_rows or (), str(settings["evaluation"]["split"]))
     metrics.check(measured_rows or (), answer=settings["evaluation"].get("answer", "generate"))
     kept = kept_sets(settings, context.memo.once)
@@ -108,7 +114,7 @@ def prepare_inputs(cfg: DictConfig, context: RunContext) -> TrainingInputs:
     check_quantised(plan, family, skeleton)
     start, below = find_parents(settings, family, located, plan)
     planned = plan_report(skeleton, plan, settings["trainer"])
-    return TrainingInputs(cfg, settings, family, prepared, rows, held_out, located, skeleton, plan, metrics, kept, mixing, objective, start, below, planned)
+    return TrainingInputs(cfg, settings, family, prepared, rows, held_out, located, skeleton, plan, metrics, kept, mixing, objective, start, below, planned, rewards)
 
 
 def plan_report(skeleton: torch.nn.Module, plan: AdapterPlan, trainer: Section) -> PlanReport:

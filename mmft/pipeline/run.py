@@ -25,11 +25,12 @@ from ..data.selection import parts_of
 from ..evaluation.kept import kept_results, merge
 from ..evaluation.measurement import Measurement, base_results, measure, tuned_results
 from ..loggers.base import Logger
+from ..losses.policy import Grpo
 from ..models.hub import Located
 from ..reports import terminal
 from ..runs.base_model import check_base
 from ..runs.directory import Run
-from ..runs.environment import environment, process_started
+from ..runs.environment import environment, process_started, version
 from ..runs.parents import Parent, chain_of, check_same, extended, resolve_names
 from ..system.disk import is_disk_full
 from ..system.distributed import is_main, share
@@ -38,7 +39,7 @@ from ..system.signals import Listener, listening
 from ..training.arguments import training_settings
 from ..training.checkpoints import bytes_on_disk
 from ..training.disk_space import check_disk, disk_need
-from ..training.loop import TrainingJob, TrainingLoop
+from ..training.loop import Policy, TrainingJob, TrainingLoop
 from ..training.resume import Resumed, is_run_of, reopen
 from .attach import Adapted, attach
 from .context import RunContext
@@ -89,6 +90,8 @@ class Training:
             if base.kept:
                 env["kept_max_new_tokens"] = {kept.name: evaluator.limit.max_new_tokens for kept, evaluator in base.kept}
             self.summary |= {"max_new_tokens": base.limit.max_new_tokens, "longest_reference": base.limit.longest}
+            if inputs.rewards:
+                env["packages"]["trl"] = version("trl")
             if parents := [p.record() for p in (*inputs.below, *([inputs.start] if inputs.start else []))] + self.extends:
                 env["parents"] = parents
             if resumed is None or not (run / "env.json").is_file():
@@ -100,7 +103,7 @@ class Training:
         if base.checked.dropped:
             self.summary["dropped_rows"] = len(base.checked.dropped)
             run.write_lines("dropped_rows.jsonl", [{"split": split, "id": p.row, "tokens": p.tokens} for split, p in base.checked.dropped])
-        if not base.loaded.quantized:
+        if not base.loaded.quantized and not inputs.rewards:  # GRPOTrainer takes pixels
             with self.timed("cache"):
                 use_feature_cache(inputs, base, self.context, run_bytes)
         return base
@@ -134,6 +137,7 @@ class Training:
             collator=preferences.collator if preferences else base.collator, rows=base.rows, sizes=base.checked.sizes, held_out=base.checked.held_out, evaluator=base.evaluator, listener=listener, mixing=base.mixing, cached=base.cached is not None,
             checkpoint=resumed.checkpoint if resumed else None, member=context.member, reporter=context.reporter, sharers=context.sharers,
             objective=preferences.objective if preferences else None, preferences=preferences.evaluator if preferences else None,
+            policy=Policy(inputs.objective, inputs.rewards, base.limit.max_new_tokens) if isinstance(inputs.objective, Grpo) else None,
         ))  # fmt: skip
         try:
             loop.run()
@@ -288,7 +292,7 @@ def rehearse(cfg: DictConfig, context: RunContext, measure_first: bool) -> None:
     """
     inputs = prepare_inputs(cfg, context)
     base = load_base(inputs, context, measure_first and bool(cfg.task.get("audit", False)))
-    if not base.loaded.quantized:
+    if not base.loaded.quantized and not inputs.rewards:
         use_feature_cache(inputs, base, context, 0)
     if measure_first:
         measure_base(inputs, base, context)

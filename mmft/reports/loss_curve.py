@@ -1,4 +1,4 @@
-"""loss_curve.png: training and evaluation loss over the steps, the learning rate in a thin panel below."""
+"""loss_curve.png: training and evaluation loss over the steps, or the reward of sampled answers; the learning rate in a thin panel below."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Series = tuple[list[int], list[float]]  # (steps, values)
 def write_curve(run_dir: Path) -> Path | None:
     """Draw metrics.jsonl to loss_curve.png (1440 x 840 pixels, to be shown 720-900 wide); None without any loss."""
     rows = read_jsonl(Path(run_dir) / "metrics.jsonl")
-    train, evals, rate = series(rows, "loss"), held_out(rows), series(rows, "learning_rate")
+    train, evals, rate, reward = series(rows, "loss"), held_out(rows), series(rows, "learning_rate"), series(rows, "reward")
     if not train[0] and not evals[0]:
         return None
 
@@ -30,7 +30,10 @@ def write_curve(run_dir: Path) -> Path | None:
     figure = Figure(figsize=(9, 5.25), dpi=160, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     panels: Any = figure.subplots(2 if rate[0] else 1, 1, sharex=True, squeeze=False, height_ratios=[4, 1] if rate[0] else [1])[:, 0]
-    _draw_losses(panels[0], train, evals)
+    if reward[0]:  # the loss of a policy says nothing: it is a difference from the mean of a group
+        _draw(panels[0], reward, ([], []), "reward of sampled answers", low=True)
+    else:
+        _draw(panels[0], train, evals, "loss")
     if rate[0]:
         panels[1].plot(*rate, color=RATE, linewidth=1.6, marker="o" if len(rate[0]) == 1 else "")
         panels[1].set_ylim(bottom=0)
@@ -65,7 +68,8 @@ def style_panel(panel: Any, label_size: int) -> None:
     panel.spines["bottom"].set_color(GRID)
 
 
-def _draw_losses(panel: Any, train: Series, evals: Series) -> None:
+def _draw(panel: Any, train: Series, evals: Series, what: str, low: bool = False) -> None:
+    """low: the legend lies below, for values that rise."""
     steps, losses = train
     if steps:
         # many noisy points: faint points, with their running mean on top
@@ -80,12 +84,12 @@ def _draw_losses(panel: Any, train: Series, evals: Series) -> None:
         panel.annotate(f"best {evals[1][best]:.3g}", (evals[0][best], evals[1][best]), xytext=(0, 9), textcoords="offset points",
                        ha="center", fontsize=10, color=EVAL)  # fmt: skip
     values = losses + evals[1]
-    if min(values) > 0 and max(values) / min(values) > 30:
+    if not low and min(values) > 0 and max(values) / min(values) > 30:
         panel.set_yscale("log")
-        panel.set_ylabel("loss (log scale)", color=INK)
+        panel.set_ylabel(f"{what} (log scale)", color=INK)
     else:
-        panel.set_ylabel("loss", color=INK)
-    panel.legend(frameon=False, fontsize=10, labelcolor=INK, loc="upper right")
+        panel.set_ylabel(what, color=INK)
+    panel.legend(frameon=False, fontsize=10, labelcolor=INK, loc="lower right" if low else "upper right")
 
 
 def smooth(values: Sequence[float], radius: int) -> list[float]:

@@ -86,7 +86,7 @@ def plan_table(plan: PlanReport) -> Table:
 
 def summary_table(summary: Summary) -> Table:
     """The run in a few lines: status, time, speed, memory, losses."""
-    loss, speed = summary.get("train_loss"), summary.get("samples_per_second")
+    loss, reward, speed = summary.get("train_loss"), summary.get("reward"), summary.get("samples_per_second")
     lines = {
         "run": summary.get("name"),
         "status": summary.get("status"),
@@ -95,6 +95,7 @@ def summary_table(summary: Summary) -> Table:
         "of it": _times(summary.get("times") or {}),
         "speed": f"{speed:.1f} samples/s" if is_number(speed) else numbers.MISSING,
         "peak memory": numbers.memory(summary.get("peak_memory_mb")),
+        "reward": f"{numbers.metric(reward.get('first'))} -> {numbers.metric(reward.get('last'))}" if reward else None,
         "train loss": f"{numbers.metric(loss.get('first'))} -> {numbers.metric(loss.get('last'))}" if loss else numbers.MISSING,
         "batch": numbers.count(summary.get("effective_batch_size")),
         "seed": summary.get("seed"),

@@ -20,8 +20,8 @@ RENAMED = {
 }
 
 
-def training_settings(trainer: Section, **managed: object) -> tuple[TrainingArguments, list[TrainerCallback]]:
-    """(TrainingArguments, callbacks of the early-stopping keys). managed: keys that mmft sets. Raises UserError."""
+def training_settings(trainer: Section, kind: type[TrainingArguments] = TrainingArguments, **managed: object) -> tuple[TrainingArguments, list[TrainerCallback]]:
+    """(TrainingArguments, callbacks of the early-stopping keys). kind: the class of the arguments. managed: keys that mmft sets. Raises UserError."""
     import torch
 
     check_batches(trainer)
@@ -34,7 +34,7 @@ def training_settings(trainer: Section, **managed: object) -> tuple[TrainingArgu
     if world_size() > 1 and not torch.cuda.is_available() and "use_cpu" not in values:
         managed = {"use_cpu": True, **managed}  # processes without a GPU find each other only if told so
     try:
-        args = TrainingArguments(**{**values, **managed})
+        args = kind(**{**values, **managed})
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())[:400]}") from None
     if args.fp16 and args.device.type == "cpu":  # the Trainer would compute in fp32 without a word

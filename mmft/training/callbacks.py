@@ -13,15 +13,15 @@ import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..common.errors import Preempted, UserError
-from ..data.augment import Augmented
 from ..evaluation.evaluate import Evaluator
 from ..loggers.base import Logger
 from ..runs.directory import Run
 from ..system.console import shows_progress
 from ..system.distributed import share, world_size
 from ..system.signals import Listener
+from .run_trainer import RunTrainer
 from .source_meter import SourceMeter
-from .trainer import JointMember, RowSampler, SupervisedTrainer
+from .trainer import JointMember
 
 log = logging.getLogger("mmft")
 
@@ -80,7 +80,7 @@ class ReportTrial(TrainerCallback):
 class Progress(ProgressCallback):
     """A progress bar with the last values on a terminal; elsewhere one line for each log."""
 
-    SHOWN = {"loss": "loss", "eval_loss": "eval loss", "eval_exact_match": "exact match", "learning_rate": "lr", "grad_norm": "|grad|"}
+    SHOWN = {"reward": "reward", "loss": "loss", "eval_loss": "eval loss", "eval_exact_match": "exact match", "learning_rate": "lr", "grad_norm": "|grad|"}
 
     def __init__(self, member: JointMember | None = None):
         super().__init__()
@@ -184,10 +184,16 @@ class SaveAtEpochEnd(TrainerCallback):
         self.save = self.evaluate = False
 
 
+class FollowsEpoch(Protocol):
+    """What draws anew in every epoch."""
+
+    epoch: int
+
+
 class SetEpoch(TrainerCallback):
     """Tell augmented rows and the sampler which epoch is trained, also in a resumed run."""
 
-    def __init__(self, targets: Sequence[Augmented | RowSampler]):
+    def __init__(self, targets: Sequence[FollowsEpoch]):
         self.targets, self.next_epoch = targets, 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader: Any = None, **kwargs: Any) -> None:
@@ -206,7 +212,7 @@ class FiniteStep(TrainerCallback):
     mode: "stop" or "skip". limit: steps that may be skipped in all.
     """
 
-    def __init__(self, trainer: SupervisedTrainer, mode: str, limit: int):
+    def __init__(self, trainer: RunTrainer, mode: str, limit: int):
         if mode not in ("stop", "skip"):
             raise UserError(f"trainer.nonfinite={mode}: must be stop or skip")
         self.trainer, self.mode, self.limit = trainer, mode, limit

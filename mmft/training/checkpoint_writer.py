@@ -33,8 +33,8 @@ from .checkpoints import (
 )
 from .disk_space import checkpoint_bytes
 from .ema import Average
+from .run_trainer import RunTrainer
 from .source_meter import SourceState
-from .trainer import SupervisedTrainer
 
 log = logging.getLogger("mmft")
 
@@ -46,7 +46,7 @@ class CheckpointWriter(TrainerCallback):
     weights, which is saved with each checkpoint.
     """
 
-    def __init__(self, trainer: SupervisedTrainer, run: Run, limit: int | None, average: Average | None = None):
+    def __init__(self, trainer: RunTrainer, run: Run, limit: int | None, average: Average | None = None):
         self.trainer, self.run, self.home, self.limit, self.average = trainer, run, run / "checkpoints", limit, average
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -81,6 +81,7 @@ class CheckpointWriter(TrainerCallback):
         tokens = int(total(trainer.meter.supervised_tokens))  # a sum over all processes
         sources = trainer.meter.sources.state() if trainer.meter.sources is not None else None
         rewards = torch.as_tensor(total(trainer.meter.rewards)).tolist()
+        trainer.keep(staged)
         trainer.accelerator.wait_for_everyone()  # each process adds its random state
         best = _final_best(trainer.state, home)
         if best is not None:
@@ -128,7 +129,7 @@ class RestoreState(TrainerCallback):
     extended_at: the last step of the run that this one continues, or None.
     """
 
-    def __init__(self, trainer: SupervisedTrainer, checkpoint: Path | None, extended_at: int | None = None):
+    def __init__(self, trainer: RunTrainer, checkpoint: Path | None, extended_at: int | None = None):
         self.trainer, self.checkpoint, self.extended_at = trainer, checkpoint, extended_at
         self.began = False  # whether training has begun, with everything restored
 
@@ -137,6 +138,7 @@ class RestoreState(TrainerCallback):
         if self.checkpoint is None:
             return
         self.trainer.meter.restore(read_state(self.checkpoint)["meter"])
+        self.trainer.go_on(self.checkpoint)
         if step_of(self.checkpoint) == self.extended_at:
             self._lengthen_schedule(args, state)
         for callback in self.trainer.callback_handler.callbacks:

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState, TrainingArguments
 
+from ..collators.base import Collator
 from ..collators.types import BatchMaker
 from ..common.errors import UserError
 from ..common.private_api import load_checkpoint_weights, save_checkpoint
@@ -23,9 +24,11 @@ from ..data.augment import Augmented
 from ..data.mixing import Mixing
 from ..evaluation.evaluate import Evaluator
 from ..evaluation.preferences import PreferenceEvaluator
+from ..evaluation.rewards import Reward
 from ..loggers.base import Logger
 from ..losses.objectives import Objective
 from ..losses.packing import Packing
+from ..losses.policy import Grpo
 from ..models.device import mixed_precision
 from ..models.load import Loaded
 from ..rewrites.apply import Rewrites
@@ -52,11 +55,21 @@ from .callbacks import (
 from .checkpoint_writer import CheckpointWriter, RestoreState
 from .device_defaults import Machine, describe_device, loader_defaults
 from .ema import Average
+from .run_trainer import RowSampler, RunTrainer
 from .sampling import LengthGroupedSampler, MixtureSampler
 from .token_batches import BatchedRows, BatchOfRows, RowSizes, TokenBatchSampler
-from .trainer import JointMember, RowSampler, SupervisedTrainer
+from .trainer import JointMember, SupervisedTrainer
 
 log = logging.getLogger("mmft")
+
+
+@dataclass
+class Policy:
+    """Answers are sampled and rewarded in training. longest: tokens of an answer, where the objective's max_completion_length is auto."""
+
+    objective: Grpo
+    rewards: list[Reward]
+    longest: int | None
 
 
 @dataclass
@@ -65,7 +78,7 @@ class TrainingJob:
 
     mixing: of a mix, the draws from its sources. full: the whole model is trained. cached: batches come from the feature cache, so data workers have nothing to do. checkpoint: where
     a resumed run goes on. member: the place in a group of jointly trained runs. reporter: of a run that is a trial of a search. sharers:
-    processes that share the machine's memory. objective: for preferences, None for cross entropy; preferences: measures them.
+    processes that share the machine's memory. objective: for preferences, None for cross entropy; preferences: measures them. policy: for rewards.
     """
 
     run: Run
@@ -89,13 +102,14 @@ class TrainingJob:
     sharers: int = 1
     objective: Objective | None = None
     preferences: PreferenceEvaluator | None = None
+    policy: Policy | None = None
 
 
 @dataclass
 class _Attempt:
     """One Trainer with the callbacks that are asked afterwards."""
 
-    trainer: SupervisedTrainer
+    trainer: RunTrainer
     recorder: Recorder
     restore: RestoreState
     finite: FiniteStep
@@ -120,7 +134,7 @@ class TrainingLoop:
         self.first_step_at: float | None = None
         self.events: list[OutOfMemoryEvent] = []
         self.merged = 1
-        self.trainer: SupervisedTrainer | None = None
+        self.trainer: RunTrainer | None = None
         self._progress: Summary = {}
 
     def run(self) -> None:
@@ -146,9 +160,12 @@ class TrainingLoop:
                 self.job.listener.running -= 1
                 self.seconds += time.time() - began
                 self._note(trainer)
+                trainer.release()
                 shutil.rmtree(attempt.writer.home / checkpoints.SAVING, ignore_errors=True)
             if ended:
                 self.first_step_at = attempt.recorder.first_step_at
+                if self.job.policy is not None and not any(h.get("frac_reward_zero_std", 1.0) < 1 for h in trainer.state.log_history):
+                    log.warning("%-14s all sampled answers had the same reward, so nothing was learned: train the form of the answers first (lora.start=RUN), or reward a part of it", "reward")
                 self.seconds += trainer.meter.earlier_seconds
                 return
             self._halve(attempt)  # outside the handler, where the error no longer holds the tensors of the step
@@ -182,6 +199,8 @@ class TrainingLoop:
     def _merge_micro_batches(self) -> int | None:
         """Merge the micro-batches of a step where it pays; returns the rows of one of them, None if they stay apart."""
         job = self.job
+        if job.policy is not None:
+            return None
         if job.objective is not None:  # the cross entropy in ORPO and MPO and the estimate in KTO belong to a micro-batch
             return None
         self.merged = merged_micro_batches(self.arguments, job.model, job.collator, job.rows, job.member is not None, job.sharers)
@@ -199,7 +218,7 @@ class TrainingLoop:
         limit = self.arguments.get("save_total_limit")
         args, callbacks = training_settings(
             {**self.arguments, "save_total_limit": None, **self._own_sampling(), **self._metric_direction()}, output_dir=str(home / checkpoints.SAVING), seed=seed, data_seed=seed, report_to=[],
-            remove_unused_columns=False, label_names=["labels"],
+            remove_unused_columns=False, label_names=["labels"], **self._policy_arguments(),
         )  # fmt: skip
         recorder, stop = Recorder(job.run, job.logger), StopOnSignal(job.listener)
         callbacks += [recorder, stop]
@@ -212,7 +231,7 @@ class TrainingLoop:
         follows_epoch = [each for each in (job.rows, sampler) if isinstance(each, (Augmented, LengthGroupedSampler, MixtureSampler, TokenBatchSampler))]
         if follows_epoch:
             callbacks.append(SetEpoch(follows_epoch))
-        trainer = SupervisedTrainer(
+        trainer: RunTrainer = self._policy_trainer(job.policy, args, callbacks) if job.policy is not None else SupervisedTrainer(
             model=job.model, args=args, rows=BatchedRows(job.rows) if by_tokens else job.rows, held_out=job.held_out,
             collator=BatchOfRows(job.collator) if by_tokens else job.collator, processor=job.loaded.processor, callbacks=callbacks,
             rewrites=job.rewrites, sampler=sampler, sources=tuple(job.mixing.sizes) if job.mixing else (), evaluator=job.evaluator, generate=evaluation["generate"], member=job.member, merged_rows=merged_rows,
@@ -229,6 +248,27 @@ class TrainingLoop:
         if not args.disable_tqdm:
             trainer.add_callback(Progress(job.member))
         return _Attempt(trainer, recorder, restore, finite, writer)
+
+    def _policy_arguments(self) -> dict[str, Any]:
+        """The class and further arguments of the Trainer for rewards; {} for any other."""
+        if self.job.policy is None:
+            return {}
+        from trl import GRPOConfig
+
+        own = {"bf16": bool(self.arguments.get("bf16")), "num_generations_eval": 1, "disable_dropout": True}
+        return {"kind": GRPOConfig, **self.job.policy.objective.arguments(self.job.policy.longest), **own}
+
+    def _policy_trainer(self, policy: Policy, args: TrainingArguments, callbacks: list[TrainerCallback]) -> RunTrainer:
+        from .policy_trainer import PolicyTrainer
+
+        job = self.job
+        assert isinstance(job.collator, Collator)
+        trainer = PolicyTrainer(
+            model=job.model, args=args, rows=job.rows, held_out=job.held_out, collator=job.collator, processor=job.loaded.processor, rewards=policy.rewards,
+            callbacks=callbacks, evaluator=job.evaluator, generate=job.settings["evaluation"]["generate"], trainer=self.arguments,
+        )  # fmt: skip
+        trainer.add_callback(SetEpoch([trainer.order]))
+        return trainer
 
     def _metric_direction(self) -> dict[str, bool]:
         """greater_is_better for metric_for_best_model, if that is a metric whose lower values are better and the config does not set it."""
@@ -260,16 +300,18 @@ class TrainingLoop:
             return LengthGroupedSampler(self.job.sizes.lengths, step, seed, drawn)
         return MixtureSampler(drawn, seed) if drawn is not None else None
 
-    def _note(self, trainer: SupervisedTrainer) -> None:
+    def _note(self, trainer: RunTrainer) -> None:
         history = [h["loss"] for h in trainer.state.log_history if math.isfinite(h.get("loss", math.nan))]
+        rewards = [h["reward"] for h in trainer.state.log_history if isinstance(h.get("reward"), float)] if self.job.policy is not None else []
         self._progress = {
             "steps": trainer.state.global_step,
             "train_loss": {"first": history[0] if history else None, "last": history[-1] if history else None},
             "effective_batch_size": self._rows_of_a_step(trainer),
             "skipped_steps": trainer.meter.skipped,
+            **({"reward": {"first": rewards[0], "last": rewards[-1]}} if rewards else {}),
         }
 
-    def _rows_of_a_step(self, trainer: SupervisedTrainer) -> int:
+    def _rows_of_a_step(self, trainer: RunTrainer) -> int:
         """Rows of an optimizer step, of batches that are filled by tokens on average."""
         args, sampler = trainer.args, trainer.sampler
         if isinstance(sampler, TokenBatchSampler):
@@ -294,6 +336,7 @@ class TrainingLoop:
         if attempt.writer.average is not None:
             attempt.writer.average.begin()
             attempt.writer.average.use()
+        trainer.release()
         shutil.rmtree(attempt.writer.home / checkpoints.SAVING, ignore_errors=True)
 
     def _halve(self, attempt: _Attempt) -> None:
@@ -301,6 +344,9 @@ class TrainingLoop:
 
         Raises UserError if that cannot help.
         """
+        if self.job.policy is not None:
+            raise UserError(f"out of memory with {self.arguments['per_device_train_batch_size']} answers a micro-batch: try a smaller one with as many more"
+                            f" trainer.gradient_accumulation_steps, a smaller objective.max_completion_length, or {ADVICE}")  # fmt: skip
         size, accumulate = self.arguments["per_device_train_batch_size"], self.arguments.get("gradient_accumulation_steps") or 1
         trainer, step, joint = attempt.trainer, attempt.trainer.state.global_step, self.job.member is not None
         trainer.model.zero_grad(set_to_none=True)

@@ -64,6 +64,7 @@ class Audit:
         from ..data.mix import mixing_of
         from ..data.selection import alternating
         from ..models.quantization import prepare_for_training
+        from ..pipeline.policy import check_policy_keys
         from ..pipeline.preferences import usable_rows
         from ..pipeline.prepare import check_boxes, check_quantised, find_parents, plan_report
         from ..reports import terminal
@@ -78,10 +79,11 @@ class Audit:
         family = build(cfg.model, "model")
         training_settings(settings["trainer"], output_dir="unused")
         build_transforms(settings.get("augment"))
+        objective = build(settings["objective"], "objective")
+        check_policy_keys(objective, settings)
         prepared = prepared_data(cfg)
         if not prepared.splits.get("train"):
             raise UserError(f"{prepared.path}: the set has no training rows; it holds {prepared.splits}")
-        objective = build(settings["objective"], "objective")
         trained, _ = usable_rows(objective, prepared, prepared.split("train"), None, settings)
         rows = alternating(trained)
         mixing = mixing_of(prepared, trained)

@@ -92,6 +92,19 @@ def check_names_taken_for_experts() -> None:
     assert private_api.names_taken_for_experts("qwen3_vl_moe") == set() == private_api.names_taken_for_experts("")
 
 
+def check_policy_log_probs() -> None:
+    trainer = pytest.importorskip("trl").GRPOTrainer
+    names = parameters(trainer._get_per_token_logps_and_entropies)
+    assert names[:5] == ["self", "model", "input_ids", "attention_mask", "logits_to_keep"] and {"num_images", "num_tiles", "pixel_values"} <= set(names)
+
+
+def check_policy_counts() -> None:
+    assert {"_metrics", "_step", "_buffered_inputs"} <= attributes_of(pytest.importorskip("trl").GRPOTrainer)
+
+
+check_policy_state = check_restore_policy = check_policy_counts
+
+
 CHECKS: dict[str, Callable[[], None]] = {
     name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")
 }

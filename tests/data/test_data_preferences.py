@@ -143,6 +143,13 @@ def test_rows_that_cannot_be_compared_are_named_and_counted(folder):
         make(Table(path=str(folder / "again.jsonl"), columns=PAIR), folder)
 
 
+def test_a_pair_whose_better_answer_is_labelled_bad_is_no_pair(folder):
+    rows = [{"image": "a.png", "question": "What?", "chosen": "a dog", "rejected": "a cat", "good": good} for good in (False, True, None)]
+    write_jsonl(folder / "t.jsonl", rows)
+    prepared = make(Table(path=str(folder / "t.jsonl"), columns={**PAIR, "label": "good"}, **LOSSY), folder)
+    assert [(line["where"], line["reason"]) for line in report(prepared) if line["action"] == "dropped"] == [("t.jsonl:1", "broken pair: its chosen answer is labelled bad")]
+
+
 def test_captions_of_one_image_are_not_grouped_when_they_are_compared(folder):
     with pytest.raises(UserError, match="data.captions=group: makes one row of several, and so loses their rejected answers"):
         Table(path="t.csv", captions="group", columns=PAIR)

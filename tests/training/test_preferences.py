@@ -41,7 +41,8 @@ def runs(drawn, tmp_path_factory):
     def run(name):
         if name not in made:
             data = labels(drawn, *SAVING) if name == "kto" else pairs(drawn, *SAVING)
-            made[name] = train([f"objective={name}", *data, "trainer.eval_strategy=steps", "trainer.eval_steps=3"], folder, name)
+            initial = [f"lora.init_lora_weights={name}"] if name in ("pissa", "olora") else []
+            made[name] = train([f"objective={'dpo' if initial else name}", *initial, *data, "trainer.eval_strategy=steps", "trainer.eval_steps=3"], folder, name)
         return made[name]
 
     return run
@@ -92,14 +93,18 @@ def test_every_objective_trains_and_measures(runs, name):
         assert result["base_metrics"]["reward_accuracy"] == 0.5
 
 
-def test_the_scores_of_a_run_are_those_of_plain_transformers(runs, drawn):
-    """The saved adapter under plain peft, whole logits, one answer after another, over the held-out rows of the run."""
+@pytest.mark.parametrize("name", ["dpo", "pissa", pytest.param("olora", marks=pytest.mark.long)])
+def test_the_scores_of_a_run_are_those_of_plain_transformers(runs, drawn, name):
+    """The saved adapter under plain peft, whole logits, one answer after another, over the held-out rows of the run.
+
+    Of PiSSA and OLoRA, which change the base weights while they are trained, the saved adapter sits on the original base, which is the reference.
+    """
     from mmft.collators.answers import AnswerCollator
     from mmft.config.compose import compose
     from mmft.data.prepared import PreparedData
     from mmft.runs.open import open_run
 
-    run = runs("dpo")
+    run = runs(name)
     opened = open_run(run, compose(["task=evaluate", f"task.run={run.as_posix()}"]), [])
     env = json.loads((run / "env.json").read_text(encoding="utf-8"))
     held_out = PreparedData(env["data"]["path"]).split("validation")
@@ -125,7 +130,8 @@ def test_the_scores_of_a_run_are_those_of_plain_transformers(runs, drawn):
     metrics = summary(run)["metrics"]
     assert metrics["reward_margin"] == pytest.approx(sum(margins) / len(margins), abs=1e-5)
     assert metrics["reward_accuracy"] == sum(m > 0 for m in margins) / len(margins)
-    assert metrics["kl"] == pytest.approx(sum(divergence) / len(divergence), abs=1e-5)
+    assert metrics["kl"] == pytest.approx(sum(divergence) / len(divergence), abs=1e-5) and metrics["kl"] > 1e-4
+    assert summary(run)["base_metrics"]["kl"] == 0.0 and all("eval_kl" in row for row in rows(run) if "eval_loss" in row)
 
 
 @pytest.mark.long
@@ -245,6 +251,15 @@ def test_labels_of_one_kind_are_refused(mmft, drawn, tmp_path):
     (tmp_path / "labels.jsonl").write_text("\n".join(json.dumps({**row, "good": False}) for row in rows), encoding="utf-8")
     code, _, err = mmft(*words)
     assert code == 2 and "objective=sft: all 20 rows of train are labelled bad (label=false); objective=kto learns from such answers" in err
+
+
+def test_boxes_in_one_of_two_answers_are_refused(mmft, drawn, tmp_path):
+    """The chosen answer would hold boxes as the model writes them, and the rejected one the words <bbox>."""
+    found = [json.loads(line) for line in (drawn / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    made = [{**row, "chosen": "a square at <bbox>", "rejected": "a circle at <bbox>", "objects": {"bbox": [[1, 1, 20, 20]], "ref": ["square"]}} for row in found]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, made)), encoding="utf-8")
+    code, _, err = mmft("objective=dpo", *pairs(tmp_path, f"data.root={drawn.as_posix()}", "data.columns.objects=objects"))
+    assert code == 2 and "20 of 20 rows of train have boxes in the chosen answer, e.g. " in err and err.count("\n") == 1, err
 
 
 def test_a_rejected_answer_that_is_too_long_is_named_or_left_out(mmft, drawn, tmp_path):

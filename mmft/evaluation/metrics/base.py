@@ -83,6 +83,13 @@ class Metric:
         return None
 
 
+def unanswered(sample: Sample) -> AnswerRecord:
+    """What a metric knows of a row before it is answered."""
+    return {
+        "id": sample.id, "prompt": sample.prompt_text, "references": list(sample.references), "reference_boxes": sample.regions, "choices": list(sample.choices),
+    }  # fmt: skip
+
+
 def means(names: Iterable[str], values: Sequence[MetricValues]) -> MetricValues:
     """The mean of each score over the rows that have it."""
     result: MetricValues = {}
@@ -154,11 +161,7 @@ class MetricSet:
                 raise UserError(f"{choice}: {key} needs the probabilities of evaluation.answer=choose, and this is evaluation.answer={answer}; leave {key} out, or choose")
             problems: list[tuple[str, str]] = []
             for sample in samples:
-                row: AnswerRecord = {
-                    "id": sample.id, "prompt": sample.prompt_text, "references": list(sample.references), "reference_boxes": sample.regions,
-                    "choices": list(sample.choices),
-                }  # fmt: skip
-                if (problem := metric.problem(row)) is not None:
+                if (problem := metric.problem(unanswered(sample))) is not None:
                     problems.append((sample.id, problem))
             if problems and len(problems) == len(samples):
                 raise UserError(f"{choice}: {key} can score none of the {len(samples)} rows: row {problems[0][0]} {problems[0][1]}; leave {key} out of {choice}=[...]")
