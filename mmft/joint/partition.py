@@ -18,6 +18,7 @@ from ..losses.policy import Grpo
 from ..models.device import choose_device
 from ..models.quantization import saved_quantization
 from ..pipeline.prepare import locate_and_outline
+from ..rewrites.row_attention import DEVICES as BY_ROW
 from ..sweeps.context import SweepContext
 from ..system.memory import USABLE, free_memory
 from .memory import adapter_bytes
@@ -72,8 +73,6 @@ def why_alone(settings: Settings) -> str | None:
             return f"lora.{key}={value} does more than add to the output of a layer"
     if sharded := sharded_by(trainer):
         return f"trainer.{sharded} takes a model apart"
-    if trainer.get("packing"):
-        return "trainer.packing=true: in one sequence the rows of several points could not be told apart"
     if trainer.get("lora_fa"):
         return "trainer.lora_fa makes an optimizer of the whole adapter"
     if trainer.get("neftune_noise_alpha"):
@@ -147,6 +146,8 @@ def _why_alone_by_plan(candidate: Candidate, context: SweepContext) -> str | Non
         return "model.path: the image inputs of its batches cannot be joined"
     if saved_quantization(skeleton.config):
         return "model.path: preparing a base that is saved quantised for training changes it"
+    if settings["trainer"].get("packing") and (candidate.device not in BY_ROW or settings["model"].get("attn_implementation") not in (None, "sdpa")):
+        return "trainer.packing=true: attention would be computed over the rows of all points; only on a CPU, with sdpa, each row is computed alone"
     head = skeleton.get_output_embeddings()
     modules = dict(skeleton.named_modules())
     for name in plan.adapted:

@@ -28,6 +28,7 @@ from greenlet import getcurrent, greenlet
 from ..common.errors import Preempted
 from ..common.private_api import set_sync_gradients
 from ..losses.answers import AnswerParts, ObjectiveLoss
+from ..losses.packing import Packing
 from ..losses.supervised import RowGroups
 from ..sweeps.context import SharedBase
 from ..sweeps.directory import PointResult
@@ -103,6 +104,7 @@ class Group:
         self.members = [Member(self, number, name) for number, name in enumerate(names)]
         self.owners = RowOwners()
         self.model: Any = None  # the stacked model, built at the first pass
+        self.packing: Packing | None = None
         self.per_pass = len(names)  # members in one pass
         self.logged: dict[int, dict[int, str]] = {}
         self.stop: Preempted | None = None
@@ -127,7 +129,7 @@ class Group:
 
     def close(self) -> None:
         """Drop the stacked model."""
-        self.model = None
+        self.model = self.packing = None
 
     def _lead(self) -> None:
         while living := [m for m in self.members if not m.ended]:
@@ -173,6 +175,7 @@ class Group:
         trainers = {m.number: _batch(m).trainer for m in members}
         models, rewrites = {n: t.model for n, t in trainers.items()}, {n: t.rewrites for n, t in trainers.items()}
         self.model = stack_models(loaded.model, models, rewrites, self.owners, kwargs if checkpointing else None)
+        self.packing = Packing(self.model) if _batch(members[0]).trainer.packing is not None else None
         self.per_pass = min(len(self.members), passes_that_fit(lambda: self._losses(members[:1]), loaded.device, len(members)))
         if self.per_pass < len(members):
             log.info("%-14s %d adapters a pass: more would not fit into memory", "joint", self.per_pass)
@@ -206,7 +209,7 @@ class Group:
         own = [_batch(m) for m in members]
         batches = [MemberBatch(m.number, b.inputs, b.trainer.args.label_smoothing_factor, b.groups, b.trainer.objective, b.answers) for m, b in zip(members, own)]
         with own[0].trainer.accelerator.autocast():
-            sums = joint_losses(self.model, self.owners, batches)
+            sums = joint_losses(self.model, self.owners, batches, self.packing)
         return [
             BatchLoss.of(found, b.items) if isinstance(found, ObjectiveLoss) else
             BatchLoss(found.total / (found.count if b.items is None else b.items), found.count, found.total, found.by_group)

@@ -14,6 +14,7 @@ from ..adapters.freeze import freeze
 from ..collators.base import IGNORE
 from ..losses.answers import AnswerParts, ObjectiveLoss, objective_loss
 from ..losses.objectives import Objective
+from ..losses.packing import Packing
 from ..losses.supervised import RowGroups, group_sums, summed_loss, supervised_logits, token_weights
 from ..rewrites.apply import Rewrites
 from ..rewrites.base import Replaced, put
@@ -21,6 +22,8 @@ from ..rewrites.gated_mlp import GatedMlp, is_gated
 from ..rewrites.last_layer import ReadPositions, narrow_last_layer
 from ..rewrites.lora_linear import AdapterRows, LinearParts, LoraProduct, linear_parts, single_dtype
 from ..rewrites.rms_norm import RmsNorm, is_rms_norm
+from ..rewrites.row_attention import NAME as ROW_ATTENTION
+from ..rewrites.row_attention import attend_by_row
 from ..rewrites.seeded_dropout import SeededDropout, ones_and_zeros
 from ..sweeps.context import modules_over
 
@@ -32,11 +35,13 @@ class RowOwners:
     """Which rows of the current batch belong to which member.
 
     blocks: (member's number, rows, length of the rows), in order. read: supervised positions of each block, in the same order, which is
-    what a narrowed last layer sees. copies: how often the first member's batch occurs, if all members have the same batch.
+    what a narrowed last layer sees. tokens: of each block, if the rows of all of them lie end to end in one sequence, without padding; else empty.
+    copies: how often the first member's batch occurs, if all members have the same batch.
     """
 
     blocks: list[tuple[int, int, int]] = field(default_factory=list)
     read: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
     copies: int = 1
 
     @property
@@ -45,6 +50,10 @@ class RowOwners:
 
     def sizes(self, length: int) -> list[int]:
         """How many of `length` entries (rows x positions) belong to each block."""
+        if self.tokens:
+            if length != sum(self.tokens):
+                raise RuntimeError(f"a layer got {length} entries for {sum(self.tokens)} packed tokens; the members' rows cannot be told apart in it")
+            return self.tokens
         if length % self.rows:
             raise RuntimeError(f"a layer got {length} entries for {self.rows} rows; the members' rows cannot be told apart in it")
         return [n * (length // self.rows) for _, n, _ in self.blocks]
@@ -102,6 +111,8 @@ class JointLinear(torch.nn.Module):
         """The mask of one member's entries: drawn for its own batch, whose rows may be shorter than the longest; the rest is padding."""
         _, n, own_length = self.owners.blocks[block]
         narrowed = self.positions is not None and self.positions.index is not None
+        if self.owners.tokens:
+            return self._packed_mask(dropout, block, start, x, masks)
         length = self.positions.shape[1] if self.positions is not None and narrowed else x.shape[0] // self.owners.rows
         stream = dropout.stream
         key = (stream.point, dropout.layer, dropout.dropped, n, own_length)
@@ -113,6 +124,16 @@ class JointLinear(torch.nn.Module):
             return masks[key]
         first = sum(rows for _, rows, _ in self.owners.blocks[:block]) * length
         return masks[key].index_select(0, self.positions.index[start : start + self.owners.read[block]] - first)
+
+    def _packed_mask(self, dropout: SeededDropout, block: int, start: int, x: torch.Tensor, masks: dict[Any, torch.Tensor]) -> torch.Tensor:
+        """The same where rows lie end to end: the member's stream knows the places of its tokens."""
+        _, n, own_length = self.owners.blocks[block]
+        key = (dropout.stream.point, dropout.layer, dropout.dropped)
+        if key not in masks:
+            masks[key] = dropout.stream.mask(dropout.layer, n, own_length, x.shape[1], x.device, dropout.dropped)
+        if self.positions is None or self.positions.index is None:
+            return masks[key]
+        return masks[key].index_select(0, self.positions.index[start : start + self.owners.read[block]] - sum(self.owners.tokens[:block]))
 
     def _separately(self, x: torch.Tensor, parts: LinearParts) -> torch.Tensor:
         """The same with casts on the way, as peft's `lora.Linear.forward` computes it for one adapter."""
@@ -152,23 +173,27 @@ def stack_models(
             joint.members[str(number)] = layer
     replaced = Replaced()
     gated, norms = GatedMlp(lambda layer, x: layer.parts(x) if isinstance(layer, JointLinear) else linear_parts(layer, x)), RmsNorm()
-    put(gated, _of_common_class(model, gated.name, is_gated, rewrites), replaced)
-    put(norms, _of_common_class(model, norms.name, is_rms_norm, rewrites), replaced)
+    put(gated, _rewritten(model, gated.name, is_gated, members, rewrites), replaced)
+    put(norms, _rewritten(model, norms.name, is_rms_norm, members, rewrites), replaced)
     _compute_positions_once(model, owners)
     freeze(model)
     if all(r.positions is not None for r in rewrites.values()):
         narrow_last_layer(model, replaced)
+    if all(ROW_ATTENTION in r.classes for r in rewrites.values()):
+        attend_by_row(model, replaced)
     model.train()
     if checkpointing is not None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
     return model
 
 
-def _of_common_class(
-    model: torch.nn.Module, name: str, is_candidate: Callable[[torch.nn.Module], bool], rewrites: Mapping[int, Rewrites]
+def _rewritten(
+    model: torch.nn.Module, name: str, is_candidate: Callable[[torch.nn.Module], bool], members: Mapping[int, Any], rewrites: Mapping[int, Rewrites]
 ) -> list[torch.nn.Module]:
-    """The modules of classes to which every member has applied the rewrite `name`."""
-    classes = set.intersection(*(r.classes.get(name, set()) for r in rewrites.values()))
+    """The modules of classes to which every member has applied the rewrite `name`, of those that have such modules: an MLP without adapters is none."""
+    applied = {number: r.classes.get(name, set()) for number, r in rewrites.items()}
+    left = {type(m) for number, member in members.items() for m in member.modules() if is_candidate(m) and type(m) not in applied[number]}
+    classes = set().union(*applied.values()) - left
     return [m for m in model.modules() if type(m) in classes and is_candidate(m)]
 
 
@@ -176,7 +201,8 @@ def _compute_positions_once(model: torch.nn.Module, owners: RowOwners) -> None:
     """If members share a batch, compute position ids only for its first copy: the Qwen families compute them row by row in Python."""
     for module in model.modules():
         if callable(get_rope_index := getattr(module, "get_rope_index", None)):
-            module.get_rope_index = functools.partial(_positions_of_first, get_rope_index, owners)
+            # update_wrapper keeps the names of its arguments, which packing looks up
+            module.get_rope_index = functools.update_wrapper(functools.partial(_positions_of_first, get_rope_index, owners), get_rope_index)
 
 
 def _positions_of_first(get_rope_index: Callable[..., Any], owners: RowOwners, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -208,14 +234,16 @@ class SupervisedLoss(NamedTuple):
     by_group: torch.Tensor | None
 
 
-def joint_losses(model: Any, owners: RowOwners, batches: Sequence[MemberBatch]) -> list[SupervisedLoss | ObjectiveLoss]:
-    """The loss of each member's batch, from one forward pass."""
+def joint_losses(model: Any, owners: RowOwners, batches: Sequence[MemberBatch], pack: Packing | None = None) -> list[SupervisedLoss | ObjectiveLoss]:
+    """The loss of each member's batch, from one forward pass. pack: the rows of all of them lie end to end in it."""
     first_ids = batches[0].batch["input_ids"]
     owners.blocks = [(b.member, *b.batch["input_ids"].shape) for b in batches]
     owners.read = [int((b.batch["labels"][:, 1:] != IGNORE).sum()) for b in batches]
     owners.copies = len(batches) if all(b.batch["input_ids"] is first_ids for b in batches) else 1
-    logits, targets, keep = supervised_logits(model, stack_batches([{k: v for k, v in b.batch.items() if k != "loss_weights"} for b in batches]))
-    rows = keep.split([n for _, n, _ in owners.blocks])
+    owners.tokens = [int(b.batch["attention_mask"].sum()) for b in batches] if pack is not None else []
+    stacked = stack_batches([{k: v for k, v in b.batch.items() if k != "loss_weights"} for b in batches])
+    logits, targets, keep = supervised_logits(model, stacked if pack is None else pack(stacked))
+    rows = keep.split([n for _, n, _ in owners.blocks]) if pack is None else [keep] * len(batches)  # preferences, which read it, are not packed
     return [_own_loss(b, own, wanted, kept) for own, wanted, kept, b in zip(logits.split(owners.read), targets.split(owners.read), rows, batches)]
 
 

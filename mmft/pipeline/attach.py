@@ -60,6 +60,8 @@ def attach(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: i
         use_feature_cache(inputs, base, context, run_bytes)
         if preferences is not None:
             preferences.collator.collator = base.collator
+    if base.by_row:
+        rewrites.attend_by_row(model)
     cache_training_rows(inputs, base, model)
     if _may_narrow(inputs):
         batch = to_device(base.collator([base.rows[0]]), model.device)

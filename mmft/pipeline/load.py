@@ -54,6 +54,7 @@ class Base:
     cached: CachedCollator | None = None
     kept: list[tuple[KeptSet, Evaluator]] = field(default_factory=list)
     mixing: Mixing | None = None
+    by_row: bool = False
 
 
 def load_base(inputs: TrainingInputs, context: RunContext, audit: bool) -> Base:
@@ -72,8 +73,7 @@ def load_base(inputs: TrainingInputs, context: RunContext, audit: bool) -> Base:
     rows = checked.rows
     whole([rows[0]])  # a collator that does not fit the model fails here, before any work is done
     check_longest(settings["trainer"], rows, checked.sizes)
-    if settings["trainer"].get("packing"):
-        check_packing(inputs, loaded, collator, rows, context)
+    by_row = bool(settings["trainer"].get("packing")) and check_packing(inputs, loaded, collator, rows, context)
     if audit:
         checks = context.memo.once(inputs.base_key("audit"), lambda: quick_checks(loaded.model, collator, rows))
         raise_failed(checks, "; audit=false trains it all the same")
@@ -93,16 +93,28 @@ def load_base(inputs: TrainingInputs, context: RunContext, audit: bool) -> Base:
     for one, its in kept:
         log.info("%-14s %s: %d rows of %s, %s", "kept", one.name, len(its.rows), one.split, its.limit.note)
     augmented = augment_rows(rows, settings["augment"] or {}, settings["seed"])
-    return Base(loaded, collator, evaluator, augmented, limit, checked, kept=kept, mixing=mixing_of(inputs.prepared, rows))
+    return Base(loaded, collator, evaluator, augmented, limit, checked, kept=kept, mixing=mixing_of(inputs.prepared, rows), by_row=by_row)
 
 
-def check_packing(inputs: TrainingInputs, loaded: Loaded, collator: Collator, rows: Sequence[Any], context: RunContext) -> None:
-    """Raises UserError if `trainer.packing` would change what this model computes."""
+def check_packing(inputs: TrainingInputs, loaded: Loaded, collator: Collator, rows: Sequence[Any], context: RunContext) -> bool:
+    """Whether attention may compute each packed row alone (rewrites/row_attention.py). Raises UserError if `trainer.packing` would change what this model computes."""
     from ..losses.packing import why_not_packed
+    from ..rewrites.base import Replaced
+    from ..rewrites.row_attention import DEVICES, attend_by_row
 
-    why = context.memo.once(inputs.base_key("packing"), lambda: why_not_packed(loaded.model, collator, rows, loaded.quantized))
+    def compare() -> tuple[str | None, bool]:
+        replaced = Replaced()
+        if inputs.family.rewrites == "auto" and loaded.model.device.type in DEVICES and attend_by_row(loaded.model, replaced):
+            apart = why_not_packed(loaded.model, collator, rows, loaded.quantized)
+            replaced.remove()
+            if apart is None:
+                return None, True
+        return why_not_packed(loaded.model, collator, rows, loaded.quantized), False
+
+    why, by_row = context.memo.once(inputs.base_key("packing"), compare)
     if why is not None:
         raise UserError(f"trainer.packing=true: {why}; leave it out (trainer.tokens_per_batch=N saves most of the padding without it)")
+    return by_row
 
 
 def use_feature_cache(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: int) -> None:

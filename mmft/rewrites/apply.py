@@ -15,6 +15,7 @@ from .last_layer import ReadPositions, narrow_if_equal
 from .lora_linear import LoraLinear
 from .patch_embed import PatchEmbed
 from .rms_norm import RmsNorm
+from .row_attention import attend_by_row
 from .seeded_dropout import DropoutStream, seed_dropout
 
 log = logging.getLogger("mmft")
@@ -44,6 +45,11 @@ class Rewrites:
     def narrow(self, model: torch.nn.Module, batch: dict[str, Any], once: Callable[[Callable[[], bool]], bool]) -> None:
         """Let the last layer compute only the positions that the loss reads, if that gives the same logits."""
         self.positions = narrow_if_equal(model, batch, self.replaced, once)
+
+    def attend_by_row(self, model: torch.nn.Module) -> None:
+        """Let attention compute each packed row alone; pipeline/load.py has compared whether the model can."""
+        if attend_by_row(model, self.replaced):
+            log.info("%-14s each packed row is computed by itself", "attention")
 
     def remove(self) -> None:
         """Give every module its own forward back. Dropout keeps its seeded masks."""

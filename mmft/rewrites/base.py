@@ -47,6 +47,7 @@ class Replaced:
 
     classes: dict[str, set[type]] = field(default_factory=dict)
     _earlier: list[tuple[torch.nn.Module, object]] = field(default_factory=list)
+    _undone_by: list[Callable[[], None]] = field(default_factory=list)
 
     def put(self, module: torch.nn.Module, forward: Forward) -> None:
         """Let one module instance compute by `forward(module, x)`."""
@@ -57,8 +58,16 @@ class Replaced:
         self._earlier.append((module, vars(module).get("forward")))
         module.forward = forward
 
+    def changed(self, name: str, kind: type, undo: Callable[[], None]) -> None:
+        """Note a rewrite that changed a model of class `kind` in another way, and what takes it off."""
+        self.classes[name] = {kind}
+        self._undone_by.append(undo)
+
     def remove(self) -> None:
         """Give every module back the forward it had."""
+        for undo in self._undone_by:
+            undo()
+        self._undone_by.clear()
         for module, earlier in reversed(self._earlier):
             if earlier is None:
                 del module.forward

@@ -27,21 +27,26 @@ class DropoutStream:
         self.step, self.micro_batch = 0, 0
         # (rows, longest row) of the micro-batches that one batch was merged from: each gets the masks it would have got alone
         self.merged: list[tuple[int, int]] = []
+        # of a batch whose rows lie end to end without padding: the place of each position in its padded micro-batches, laid end to end
+        self.packed: torch.Tensor | None = None
         self._generators: dict[torch.device, torch.Generator] = {}
 
-    def advance(self, step: int, micro_batch: int, merged: list[tuple[int, int]]) -> None:
-        """Set the point that training has reached, before each forward pass."""
-        self.step, self.micro_batch, self.merged = step, micro_batch, merged
+    def advance(self, step: int, micro_batch: int, merged: list[tuple[int, int]], packed: torch.Tensor | None = None) -> None:
+        """Set the point that training has reached, before each forward pass. packed: with the micro-batches in `merged`."""
+        self.step, self.micro_batch, self.merged, self.packed = step, micro_batch, merged, packed
 
     @property
     def point(self) -> tuple[object, ...]:
         """Equal for streams that draw the same masks now."""
-        return self.seed, self.step, self.micro_batch, *self.merged
+        packed = b"" if self.packed is None else self.packed.cpu().numpy().tobytes()
+        return self.seed, self.step, self.micro_batch, packed, *self.merged
 
     def mask(self, layer: int, rows: int, length: int, width: int, device: torch.device, dropped: int) -> torch.Tensor:
         """(rows x length, width), True where a value is kept; `dropped` of LEVELS are not."""
         parts = self.merged or [(rows, length)]
         masks = [self.draw(layer, number, torch.Size((n, longest, width)), device, dropped) for number, (n, longest) in enumerate(parts)]
+        if self.packed is not None:  # a row drops what it would drop without packing
+            return torch.cat([m.view(-1, width) for m in masks]).index_select(0, self.packed.to(device))
         if self.merged:
             masks = [torch.cat([F.pad(m, (0, 0, 0, length - m.shape[1]), value=True) for m in masks])]
         return masks[0].view(-1, width)
@@ -49,7 +54,7 @@ class DropoutStream:
     def layout(self, x: torch.Tensor) -> tuple[int, int]:
         """(rows, positions of each row) of x (rows, positions, d); some layers see both in one dimension."""
         count = x.numel() // x.shape[-1]
-        rows = sum(n for n, _ in self.merged) if self.merged else x.shape[0] if x.dim() > 2 else 1
+        rows = sum(n for n, _ in self.merged) if self.merged and self.packed is None else x.shape[0] if x.dim() > 2 else 1
         return rows, count // rows
 
     def key(self, layer: int, number: int) -> int:

@@ -12,7 +12,8 @@ from ..collators.types import BatchMaker
 from ..common.errors import RowError, UserError
 from ..common.tensors import to_device
 from ..config.settings import Section, sharded_by
-from ..losses.supervised import supervised_loss
+from ..losses.packing import Packing
+from ..losses.supervised import grouped_loss
 from ..system.distributed import world_size
 from ..system.memory import passes_that_fit
 from .token_batches import STRATEGIES
@@ -38,8 +39,6 @@ def why_apart(trainer: Section) -> str | None:
         return "the noise of trainer.neftune_noise_alpha depends on the padded length of a batch"
     if trainer.get("tokens_per_batch"):
         return "trainer.tokens_per_batch says how large a batch is; raise it and lower trainer.gradient_accumulation_steps instead"
-    if trainer.get("packing"):
-        return "trainer.packing leaves no padding to tell micro-batches apart by; raise trainer.per_device_train_batch_size instead"
     return None
 
 
@@ -60,25 +59,31 @@ def check_batches(trainer: Section) -> None:
         raise UserError("trainer.packing=true: the noise of trainer.neftune_noise_alpha depends on the length of a sequence, which packing changes; leave one out")
 
 
-def merged_micro_batches(trainer: Section, model: Any, collator: BatchMaker, rows: Sequence[Any], joint: bool = False, sharers: int = 1) -> int:
+def merged_micro_batches(
+    trainer: Section, model: Any, collator: BatchMaker, rows: Sequence[Any], joint: bool = False, sharers: int = 1, packing: Packing | None = None, by_row: bool = False
+) -> int:
     """The number of micro-batches that become one batch: all of a step's, or 1.
 
     The loss, a sum over supervised tokens divided by their number in the step, is the same either way, and so is its gradient. Dropout
     is drawn for each micro-batch as it would be alone. A CPU computes padding at its full price, so `auto` merges only rows of about one
     length there: on two cores merged batches took 0.9 of the time and 1.06 of the memory. joint: runs are trained jointly; their passes
-    are large enough already, merged ones took as long and 1.3 of the memory. sharers: processes that share the machine's memory.
+    are large enough already, merged ones took as long and 1.3 of the memory. sharers: processes that share the machine's memory. packing: lays the rows of
+    a batch end to end, so there is no padding; by_row: attention computes each of them alone, and `auto` merges only then, for otherwise its
+    cost would grow with the square of the rows.
     """
     accumulate = mergeable(trainer)
     if accumulate == 1:
         return 1
     size = trainer["per_device_train_batch_size"]
-    on_cpu = model.device.type == "cpu" and trainer.get("fold_accumulation") != "always"
-    if on_cpu and (joint or padding_ratio(collator, rows, size, accumulate) > MAX_PADDING):
+    auto = trainer.get("fold_accumulation") != "always"
+    if auto and packing is not None and not by_row:
+        return 1
+    if auto and model.device.type == "cpu" and (joint or (packing is None and padding_ratio(collator, rows, size, accumulate) > MAX_PADDING)):
         return 1
     batch = to_device(collator([rows[i] for i in range(min(size, len(rows)))]), model.device)
     batch.pop("row_ids", None)
     model.train()
-    fits = passes_that_fit(lambda: supervised_loss(model, batch), model.device.type, accumulate, sharers)
+    fits = passes_that_fit(lambda: grouped_loss(model, batch, pack=packing), model.device.type, accumulate, sharers)
     return accumulate if fits == accumulate else 1
 
 
@@ -97,3 +102,12 @@ def micro_batches(attention_mask: torch.Tensor, size: int) -> list[tuple[int, in
     """(rows, longest row) of each micro-batch of `size` rows in a batch that is padded on the right."""
     lengths = attention_mask.sum(dim=1)
     return [(len(part), int(part.max())) for part in lengths.split(size)]
+
+
+def packed_positions(attention_mask: torch.Tensor, parts: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """(T,) the places of the T tokens of a batch (B, S) in its micro-batches, each padded to its own longest row, laid end to end."""
+    places, first, start = [], 0, 0
+    for rows, longest in parts:
+        places.append(attention_mask[first : first + rows, :longest].flatten().nonzero().squeeze(1) + start)
+        first, start = first + rows, start + rows * longest
+    return torch.cat(places)

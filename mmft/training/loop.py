@@ -32,6 +32,7 @@ from ..losses.policy import Grpo
 from ..models.device import mixed_precision
 from ..models.load import Loaded
 from ..rewrites.apply import Rewrites
+from ..rewrites.row_attention import NAME as ROW_ATTENTION
 from ..runs.directory import Run
 from ..runs.parents import extended
 from ..system.distributed import total
@@ -203,13 +204,17 @@ class TrainingLoop:
             return None
         if job.objective is not None:  # the cross entropy in ORPO and MPO and the estimate in KTO belong to a micro-batch
             return None
-        self.merged = merged_micro_batches(self.arguments, job.model, job.collator, job.rows, job.member is not None, job.sharers)
+        packing, by_row = self._packing(), ROW_ATTENTION in job.rewrites.classes
+        self.merged = merged_micro_batches(self.arguments, job.model, job.collator, job.rows, job.member is not None, job.sharers, packing, by_row)
         if self.merged == 1:
             return None
         rows: int = self.arguments["per_device_train_batch_size"]
         self.arguments |= {"per_device_train_batch_size": rows * self.merged, "gradient_accumulation_steps": 1}
         log.info("%-14s the %d micro-batches of a step are computed as one", "batch", self.merged)
         return rows
+
+    def _packing(self) -> Packing | None:
+        return Packing(self.job.model) if self.arguments.get("packing") else None
 
     def _attempt(self, merged_rows: int | None) -> _Attempt:
         """A new Trainer with its callbacks, in the order that they need."""
@@ -235,7 +240,7 @@ class TrainingLoop:
             model=job.model, args=args, rows=BatchedRows(job.rows) if by_tokens else job.rows, held_out=job.held_out,
             collator=BatchOfRows(job.collator) if by_tokens else job.collator, processor=job.loaded.processor, callbacks=callbacks,
             rewrites=job.rewrites, sampler=sampler, sources=tuple(job.mixing.sizes) if job.mixing else (), evaluator=job.evaluator, generate=evaluation["generate"], member=job.member, merged_rows=merged_rows,
-            packing=Packing(job.model) if self.arguments.get("packing") else None, objective=job.objective, preferences=job.preferences, trainer=self.arguments,
+            packing=self._packing(), objective=job.objective, preferences=job.preferences, trainer=self.arguments,
         )  # fmt: skip
         finite = FiniteStep(trainer, self.arguments.get("nonfinite") or "stop", self.arguments.get("nonfinite_limit") or 0)
         average = Average(job.model, float(self.arguments["ema_decay"]), self.checkpoint) if self.arguments.get("ema_decay") else None

@@ -20,7 +20,7 @@ from ..losses.objectives import Objective
 from ..losses.packing import Packing
 from ..losses.supervised import RowGroups, grouped_loss, supervised_logits
 from ..rewrites.apply import Rewrites
-from .accumulation import micro_batches
+from .accumulation import micro_batches, packed_positions
 from .run_trainer import RowSampler, RunTrainer
 from .sampling import set_sampler
 from .source_meter import SourceMeter
@@ -108,7 +108,12 @@ class SupervisedTrainer(RunTrainer, Trainer):
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
         if self.rewrites.dropout is not None:
             merged = micro_batches(inputs["attention_mask"], self.merged_rows) if self.merged_rows else []
-            self.rewrites.dropout.advance(self.state.global_step, len(self.losses), merged)
+            packed = None
+            if self.packing is not None:
+                mask = inputs["attention_mask"]
+                merged = merged or [(mask.shape[0], mask.shape[1])]
+                packed = packed_positions(mask, merged)
+            self.rewrites.dropout.advance(self.state.global_step, len(self.losses), merged, packed)
         if self.member is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:

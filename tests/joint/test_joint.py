@@ -74,6 +74,7 @@ def test_four_ranks_equal_four_single_runs_with_dropout_and_clipping(mmft, tmp_p
                   "trainer.fold_accumulation=off"], marks=pytest.mark.long),
     pytest.param(["seed=1,2", "lora.target_modules=[q_proj,v_proj],[down_proj]"], marks=pytest.mark.long),
     pytest.param(["lora.r=2,8", "trainer.gradient_checkpointing=true", "lora.lora_dropout=0.3"], marks=pytest.mark.long),
+    ["seed=1,2", "trainer.packing=true", "lora.lora_dropout=0.3"],
     ["lora.lora_dropout=0.0,0.1", "vision_cache=off", "trainer.weight_decay=0.1", "lora.use_rslora=true"],
 ])  # fmt: skip
 def test_settings_in_which_points_of_a_group_may_differ(mmft, tmp_path, words):
@@ -99,10 +100,11 @@ def test_half_precision_with_fp32_adapters(mmft, tmp_path):
         assert all(w.dtype == torch.float32 and float(w.abs().max()) > 0 for w in weights(joint[name]).values())
 
 
-@pytest.mark.parametrize("kind", [pytest.param("llava", marks=pytest.mark.long), "blip2", pytest.param("qwen3vl", marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", [pytest.param("llava", marks=pytest.mark.long), "blip2", pytest.param("qwen3vl", marks=pytest.mark.long), pytest.param("qwen2vl packed", marks=pytest.mark.long)])
 def test_other_families(small, mmft, tmp_path, kind):
     from PIL import Image
 
+    kind, *packed = kind.split()
     lines = ["image,question,answer"]
     for n in range(6):
         Image.new("RGB", (56 + 28 * (n % 2), 56), (40 * n, 0, 200)).save(tmp_path / f"{n}.png")
@@ -112,6 +114,7 @@ def test_other_families(small, mmft, tmp_path, kind):
         "lora.r=2,4", f"model={GROUP[kind]}", f"model.path={small(kind).as_posix()}", "data=table", f"data.path={(tmp_path / 'rows.csv').as_posix()}",
         "data.columns={image: image, text: answer, prompt: question}", "data.splits={validation: 2}", "logger=none", "trainer.max_steps=4",
         "trainer.per_device_train_batch_size=2", "trainer.learning_rate=0.01", "trainer.logging_steps=1", "generation.max_new_tokens=3",
+        f"trainer.packing={str(bool(packed)).lower()}",
     ]  # fmt: skip
     joint, out = swept(mmft, tmp_path / "joint", *words)
     assert "2 points in step" in out
