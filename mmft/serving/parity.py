@@ -17,7 +17,8 @@ from ..data.selection import evaluation_rows
 from ..evaluation.generate import by_length
 from .adapters import ServedModel
 from .chat_request import RequestError, body_of, parse
-from .engine import Engine, Job, Piece
+from .engine import Engine
+from .jobs import Job, Piece
 
 log = logging.getLogger("mmft")
 

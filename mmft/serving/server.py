@@ -28,7 +28,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from .chat_request import MAX_BODY, ChatRequest, RequestError, parse
-from .engine import Engine, Job, Piece, TokenInfo
+from .engine import AnswerEngine, no_such_model
+from .jobs import Job, Piece, TokenInfo
 from .listener import LOCAL
 
 DRAINED = 8 * MAX_BODY  # bytes of a refused request that are read and dropped, so that its client gets the answer
@@ -66,13 +67,13 @@ REQUEST_SCHEMA: dict[str, Any] = {
 class Server:
     """The application over an engine. token: what clients send as `Authorization: Bearer TOKEN`; None for no check."""
 
-    def __init__(self, engine: Engine, token: str | None = None, local: bool = True):
+    def __init__(self, engine: AnswerEngine, token: str | None = None, local: bool = True):
         self.engine, self.token, self.local = engine, token, local
         self.started = int(time.time())
         self.folder = Path(tempfile.mkdtemp(prefix="mmft-serve-"))
         self.readers = ThreadPoolExecutor(2, thread_name_prefix="mmft-read")  # decoding many images at once would fill the memory
         self.being_read = 0
-        self.tokenizers = {name: lane.served.collator.tokenizer for name, lane in engine.lanes.items()}
+        self.tokenizers = {name: served.collator.tokenizer for name, served in engine.models.items()}
 
     def close(self) -> None:
         self.readers.shutdown(cancel_futures=True)
@@ -99,15 +100,15 @@ class Server:
 
         @app.get("/v1/models")
         async def models() -> dict[str, Any]:
-            return {"object": "list", "data": [self._model(name) for name in self.engine.lanes]}
+            return {"object": "list", "data": [self._model(name) for name in self.engine.models]}
 
         @app.get("/v1/models/{model:path}", responses={404: {"description": "no such model"}})
         async def model(model: str) -> dict[str, Any]:
-            if model not in self.engine.lanes:
-                raise RequestError(404, f"there is no model {model[:200]!r}; there are: {', '.join(self.engine.lanes)}", "model_not_found", "model")
+            if model not in self.engine.models:
+                raise no_such_model(model, self.engine.models)
             return self._model(model)
 
-        named = {**REQUEST_SCHEMA, "properties": {**REQUEST_SCHEMA["properties"], "model": {"enum": list(self.engine.lanes)}}}
+        named = {**REQUEST_SCHEMA, "properties": {**REQUEST_SCHEMA["properties"], "model": {"enum": list(self.engine.models)}}}
         described = {"requestBody": {"required": True, "content": {"application/json": {"schema": named}}}}
         errors: dict[int | str, dict[str, Any]] = {
             code: {"description": text} for code, text in ((400, "a request that cannot be answered"), (404, "no such model"), (413, "too large"), (415, "not JSON"), (429, "busy"))
