@@ -13,6 +13,15 @@ from ..common.records import AnswerRecord
 from .hardware import Hardware
 
 
+@dataclass(frozen=True)
+class Board:
+    """The leaderboard of a sweep. rows: numbers, and texts for everything else. markdown: the same as a table in Markdown, with its notes."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[float | str]]
+    markdown: str
+
+
 class RunLogger(Protocol):
     """What training calls: start once, scalars and samples during the run, finish once. No method raises."""
 
@@ -32,10 +41,15 @@ class RunLogger(Protocol):
         """End the run. status: finished, failed, interrupted, preempted or pruned."""
         ...
 
+    def leaderboard(self, folder: Path, board: Board) -> None:
+        """Log a sweep's leaderboard as a run of its own, between no other calls. folder: of the sweep."""
+        ...
+
 
 @dataclass(kw_only=True)
 class Logger:
-    """Logs nothing (`logger=none`); base class of the others, which override `open`, `write_scalars`, `write_samples`, `close`.
+    """Logs nothing (`logger=none`); base class of the others, which override `open`, `write_scalars`, `write_samples`, `write_leaderboard`,
+    `close`.
 
     If one of these hooks raises, one line on standard error says so, and the logger is off from then on.
     """
@@ -71,6 +85,12 @@ class Logger:
             self._guard(self.close, status)
         self._off = True
 
+    def leaderboard(self, folder: Path, board: Board) -> None:
+        """See RunLogger."""
+        self.start(folder, f"{folder.name} leaderboard", {})
+        self._guard(self.write_leaderboard, board)
+        self.finish("finished")
+
     def open(self, run_dir: Path, name: str, config: Mapping[str, Any]) -> None:
         """Hook of start."""
 
@@ -79,6 +99,9 @@ class Logger:
 
     def write_samples(self, step: int, rows: Sequence[AnswerRecord], tag: str) -> None:
         """Hook of samples."""
+
+    def write_leaderboard(self, board: Board) -> None:
+        """Hook of leaderboard."""
 
     def close(self, status: str) -> None:
         """Hook of finish; also called after a failure, also when `open` failed."""

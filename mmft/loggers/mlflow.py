@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.records import AnswerRecord
-from .base import Logger, grouped
+from .base import Board, Logger, grouped
 from .outside import COLUMNS, REPORT, answer_rows, flat, quiet, require, sweep_of
 from .swanlab import without_secrets
 
@@ -48,7 +48,7 @@ class Mlflow(Logger):
             from mlflow.entities import Param
 
             home = run_dir.absolute().parent
-            home = home.parent if sweep_of(run_dir) else home
+            home = home.parent if (run_dir.parent / "plan.json").is_file() else home  # of a point
             uri = self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(home / 'mlflow.db').as_posix()}"
             self._client = MlflowClient(uri)
             found = self._client.get_experiment_by_name(self.experiment)
@@ -80,6 +80,10 @@ class Mlflow(Logger):
                 for column, value in zip(table, (step, row, f"pictures/{file}" if picture is not None else "", *texts), strict=True):
                     table[column].append(value)
             self._client.log_table(self._id, table, f"answers/{name}.json")
+
+    def write_leaderboard(self, board: Board) -> None:
+        with quiet(*NOTICES):
+            self._client.log_table(self._id, {name: [row[i] for row in board.rows] for i, name in enumerate(board.columns)}, "leaderboard.json")
 
     def close(self, status: str) -> None:
         client, self._client = self._client, None

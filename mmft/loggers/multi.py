@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.records import AnswerRecord
-from .base import Logger, RunLogger
+from .base import Board, Logger, RunLogger
 
 
 @dataclass(kw_only=True)
@@ -29,6 +29,10 @@ class Multi(Logger):
     def write_samples(self, step: int, rows: Sequence[AnswerRecord], tag: str) -> None:
         for logger in self.loggers.values():
             logger.samples(step, rows, tag)
+
+    def leaderboard(self, folder: Path, board: Board) -> None:
+        for logger in self.loggers.values():
+            self._guard(logger.leaderboard, folder, board)
 
     def close(self, status: str) -> None:
         for logger in self.loggers.values():

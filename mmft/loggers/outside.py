@@ -29,8 +29,8 @@ def require(package: str, logger: str) -> None:
 
 
 def sweep_of(run_dir: Path) -> str | None:
-    """The name of the sweep that a run is a point of."""
-    return run_dir.parent.name if (run_dir.parent / "plan.json").is_file() else None
+    """The name of the sweep that a run is a point of, or of the sweep in this folder."""
+    return next((folder.name for folder in (run_dir, run_dir.parent) if (folder / "plan.json").is_file()), None)
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

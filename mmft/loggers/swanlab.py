@@ -13,7 +13,8 @@ from typing import Any
 from ..common.errors import UserError
 from ..common.records import AnswerRecord
 from ..reports.pictures import row_pictures
-from .base import Logger, grouped, sample_text, warn
+from .base import Board, Logger, grouped, sample_text, warn
+from .outside import sweep_of
 from .tensorboard import side_by_side
 
 MODES = ("online", "local", "offline", "disabled")
@@ -78,7 +79,7 @@ class SwanLab(Logger):
         log_dir.mkdir(parents=True, exist_ok=True)
         return swanlab.init(
             mode=mode, log_dir=str(log_dir), project=self.project, workspace=self.workspace, reinit=True,
-            name=self.experiment_name or name, config=without_secrets(config), settings=settings,
+            name=self.experiment_name or name, group=sweep_of(run_dir), config=without_secrets(config), settings=settings,
         )  # fmt: skip
 
     def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -95,6 +96,11 @@ class SwanLab(Logger):
                 images.append(swanlab.Image(side_by_side(opened), caption=caption))
             texts.append(swanlab.Text(sample_text(row), caption=str(row.get("id", ""))))
         self._run.log({f"{tag}/pictures": images, f"{tag}/texts": texts} if images else {f"{tag}/texts": texts}, step=step)
+
+    def write_leaderboard(self, board: Board) -> None:
+        import swanlab
+
+        self._run.log({"leaderboard": swanlab.Text(board.markdown)}, step=0)
 
     def close(self, status: str) -> None:
         run, self._run = self._run, None

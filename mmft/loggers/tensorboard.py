@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.records import AnswerRecord
 from ..reports.pictures import row_pictures
-from .base import Logger, grouped, sample_text
+from .base import Board, Logger, grouped, sample_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,6 +43,9 @@ class TensorBoard(Logger):
                 self._writer.add_image(f"{name}/picture", numpy.asarray(side_by_side(opened)), step, dataformats="HWC")
             self._writer.add_text(f"{name}/text", sample_text(row), step)
         self._writer.flush()
+
+    def write_leaderboard(self, board: Board) -> None:
+        self._writer.add_text("leaderboard", board.markdown)
 
     def close(self, status: str) -> None:
         if self._writer is not None:

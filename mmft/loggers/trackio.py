@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.records import AnswerRecord
-from .base import Logger, grouped
+from .base import Board, Logger, grouped
 from .outside import COLUMNS, answer_rows, quiet, require, sweep_of
 from .swanlab import without_secrets
 
@@ -51,6 +51,12 @@ class Trackio(Logger):
 
             data = [[i, trackio.Image(picture) if picture is not None else None, *texts] for i, picture, *texts in answer_rows(rows, self.picture_size)]
             self._run.log({f"{tag}/answers": trackio.Table(columns=list(COLUMNS), data=data)}, step=step)
+
+    def write_leaderboard(self, board: Board) -> None:
+        with quiet("trackio"):
+            import trackio
+
+            self._run.log({"leaderboard": trackio.Table(columns=list(board.columns), data=[list(row) for row in board.rows])}, step=0)
 
     def close(self, status: str) -> None:
         run, self._run = self._run, None

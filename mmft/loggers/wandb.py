@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 
 from ..common.errors import UserError
 from ..common.records import AnswerRecord
-from .base import Logger, grouped, warn
+from .base import Board, Logger, grouped, warn
 from .outside import COLUMNS, REPORT, answer_rows, require, sweep_of
 from .swanlab import without_secrets
 
@@ -78,6 +78,11 @@ class Wandb(Logger):
 
         data = [[i, wandb.Image(picture) if picture is not None else None, *texts] for i, picture, *texts in answer_rows(rows, self.picture_size)]
         self._run.log({"step": step, f"{tag}/answers": wandb.Table(columns=list(COLUMNS), data=data)})
+
+    def write_leaderboard(self, board: Board) -> None:
+        import wandb
+
+        self._run.log({"leaderboard": wandb.Table(columns=list(board.columns), data=[list(row) for row in board.rows], allow_mixed_types=True)})
 
     def close(self, status: str) -> None:
         import wandb

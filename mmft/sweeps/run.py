@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from ..common.errors import UserError
 from ..config import sweep_overrides
+from ..config.build import build
 from ..config.command import Command
+from ..loggers.base import Board, Logger
 from ..models.fingerprint import import_while_hashing
 from ..reports import leaderboard, leaderboard_page, terminal
 from ..runs.directory import plain_name
@@ -37,7 +41,7 @@ def run_sweep(command: Command, launch: Launcher) -> list[str]:
     log.info("%-14s %s", "sweep", sweep.path)
     log.info("%-14s %d, %d of them finished already", "points", len(points), len(points) - len(todo))
     results = launch([job_of(sweep, p) for p in todo])
-    show_leaderboard(sweep.path)
+    show_leaderboard(sweep.path, points[0].config["logger"] if todo else None)
     return [f"{r['run']}: {r['reason'] or r['status']}" for r in results if r["status"] != "finished"]
 
 
@@ -108,11 +112,26 @@ def run_with(context: SweepContext, jobs: list[PointJob], imported: bool = False
     return results
 
 
-def show_leaderboard(path: Path) -> None:
-    """The table in the terminal, and its files beside the runs."""
+def show_leaderboard(path: Path, logger: Any = None) -> None:
+    """The table in the terminal, its files beside the runs, and the same for the logger of the sweep's points: the config of one; None: for none."""
     if not any(path.glob("*/snapshot.yaml")):
         return
     board = leaderboard.read(path)
     terminal.show(terminal.leaderboard_table(board))
     for file in leaderboard_page.write(path, board):
         log.info("%-14s %s", "leaderboard", file)
+    if logger is not None and isinstance(built := build(logger, "logger"), Logger):
+        built.leaderboard(path, as_board(board))
+
+
+def as_board(found: leaderboard.Leaderboard) -> Board:
+    """The columns of leaderboard.csv, with numbers as such."""
+
+    def value(text: str) -> float | str:
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+    columns, *rows = csv.reader(io.StringIO(leaderboard_page.table(found)))
+    return Board(columns, [list(map(value, row)) for row in rows], leaderboard_page.markdown(found))

@@ -54,7 +54,7 @@ def run_search(command: Command, settings: DictConfig, launch: Launcher) -> list
         return sweep.add_points([(cfg, whole, point_name(whole, keys))], first.rank_by)[0]
 
     results = study.run(add_point, lambda points: launch([job_of(sweep, p) for p in points]))
-    show_leaderboard(sweep.path)
+    show_leaderboard(sweep.path, to_plain(first.logger))
     failed = {r["run"]: r for r in results if r["status"] not in ("finished", "pruned")}
     return [f"{r['run']}: {r['reason'] or r['status']}" for r in failed.values()]
 

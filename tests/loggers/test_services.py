@@ -190,3 +190,66 @@ def test_a_logger_that_fails_does_not_stop_a_run(mmft, tmp_path, monkeypatch, na
         monkeypatch.setattr(owner, hook, lambda *_: (_ for _ in ()).throw(RuntimeError("the service is\ndown")))
     code, _, err = mmft(f"logger={name}", "trainer.max_steps=1", "data.pictures=24", "data.splits.validation=4", "evaluation.max_samples=2", "generation.max_new_tokens=2", f"run_dir={tmp_path / 'run'}")
     assert code == 0 and err.count(f"{owner.__name__} logger is off: the service is down") == 1 and (tmp_path / "run" / "DONE").is_file()
+
+
+# --- the leaderboard of a sweep: as a run of its own, in the sweep's group ---------------------------------------------
+
+COLUMNS, ROWS = ["run", "lora.r", "eval_loss", "marks"], [["lora.r-4", 4.0, 1.25, "best"], ["lora.r-8", 8.0, "", ""]]
+
+
+def attach_a_leaderboard(logger, folder: Path) -> None:
+    from mmft.loggers.base import Board
+
+    folder.mkdir(parents=True)
+    (folder / "plan.json").write_text("{}", encoding="utf-8")
+    (folder / "report.html").write_text("<h1>The board</h1>", encoding="utf-8")
+    logger.leaderboard(folder, Board(COLUMNS, ROWS, "| run | lora.r |\n|---|---|\n| lora.r-4 | 4 |\n"))
+
+
+@have("wandb")
+def test_wandb_gets_the_leaderboard(make_logger, tmp_path, capfd):
+    attach_a_leaderboard(make_logger("wandb", "logger.mode=offline"), tmp_path / "ranks")
+    assert capfd.readouterr() == ("", "")
+    [file] = (tmp_path / "ranks").glob("wandb/offline-run-*/run-*.wandb")
+    deadline = time.time() + 20
+    while not ((records := list(wandb_records(file))) and records[-1].HasField("exit")) and time.time() < deadline:
+        time.sleep(0.1)
+    assert [(r.run.run_group, r.run.display_name) for r in records if r.HasField("run")][0] == ("ranks", "ranks leaderboard")
+    [table] = (tmp_path / "ranks").glob("wandb/offline-run-*/files/media/table/**/*.table.json")
+    cells = json.loads(table.read_text(encoding="utf-8"))
+    assert cells["columns"] == COLUMNS and cells["data"] == ROWS
+    assert any("The board" in p.read_text(encoding="utf-8") for p in (tmp_path / "ranks").glob("wandb/offline-run-*/files/media/html/**/*.html"))
+    no_secret(tmp_path / "ranks")
+
+
+@pytest.mark.long
+@have("mlflow")
+def test_mlflow_gets_the_leaderboard_beside_the_points(make_logger, rows, tmp_path, capfd):
+    from mlflow import MlflowClient
+
+    folder = tmp_path / "sweeps" / "ranks"
+    attach_a_leaderboard(make_logger("mlflow"), folder)
+    log_a_run(make_logger("mlflow"), folder / "lora.r-4", rows)
+    assert capfd.readouterr() == ("", "")
+    client = MlflowClient(f"sqlite:///{tmp_path}/sweeps/mlflow.db")
+    found = {run.info.run_name: run for run in client.search_runs([client.get_experiment_by_name("mmft").experiment_id])}
+    assert {name: run.data.tags["mmft.sweep"] for name, run in found.items()} == {"ranks leaderboard": "ranks", "a run": "ranks"}
+    table = json.loads(next((tmp_path / "sweeps" / "mlflow").rglob("leaderboard.json")).read_text(encoding="utf-8"))
+    assert table["columns"] == COLUMNS and table["data"] == ROWS
+    assert "report.html" in {artifact.path for artifact in client.list_artifacts(found["ranks leaderboard"].info.run_id)}
+
+
+@have("trackio")
+def test_trackio_gets_the_leaderboard(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\nfrom pathlib import Path\nsys.path.insert(0, sys.argv[2])\nfrom loggers.test_services import attach_a_leaderboard\nfrom mmft.loggers.trackio import Trackio\n"
+        "attach_a_leaderboard(Trackio(folder=sys.argv[1]), Path(sys.argv[1]) / 'ranks')\n", encoding="utf-8")  # fmt: skip
+    tests = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, str(program), str(tmp_path / "track"), str(tests)], capture_output=True, text=True, cwd=tests.parent)
+    assert done.returncode == 0 and done.stdout == done.stderr == "", done.stderr
+    [database] = (tmp_path / "track").glob("mmft.db")
+    with contextlib.closing(sqlite3.connect(database)) as opened:
+        [logged] = [json.loads(row[0]) for row in opened.execute("select metrics from metrics")]
+        configs = " ".join(str(row) for row in opened.execute("select * from configs"))
+    assert [[row[c] for c in COLUMNS] for row in logged["leaderboard"]["_value"]] == ROWS and "ranks" in configs

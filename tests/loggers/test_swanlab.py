@@ -94,3 +94,14 @@ def test_both_logs_to_both(make_logger, nobody, rows, tmp_path, capsys):
     names = contents(tmp_path / "run")
     assert any("tensorboard/events" in n for n in names) and any(n.endswith(".swanlab") for n in names)
     assert capsys.readouterr().err.count("mmft:") == 0
+
+
+def test_the_leaderboard_of_a_sweep_is_a_text_in_its_group(make_logger, nobody, tmp_path, capsys, monkeypatch):
+    import swanlab
+    from loggers.test_services import attach_a_leaderboard
+
+    groups, real = [], swanlab.init
+    monkeypatch.setattr(swanlab, "init", lambda **keys: groups.append((keys["group"], keys["name"])) or real(**keys))
+    attach_a_leaderboard(make_logger("swanlab", "logger.mode=offline"), tmp_path / "ranks")
+    texts = [v.decode() for k, v in contents(tmp_path / "ranks").items() if k.endswith(".txt") and "/media/" in k]
+    assert groups == [("ranks", "ranks leaderboard")] and len(texts) == 1 and "| lora.r-4 | 4 |" in texts[0] and capsys.readouterr().err == ""

@@ -54,3 +54,17 @@ def test_a_directory_that_cannot_be_written_turns_it_off(make_logger, tmp_path, 
     logger.finish("done")
     err = capsys.readouterr().err
     assert err.startswith("mmft: TensorBoard logger is off: ") and err.count("\n") == 1
+
+
+def test_the_leaderboard_of_a_sweep_is_a_text(mmft, tmp_path):
+    """A sweep of two points through the command line, with its default logger; what is read back is the Markdown beside it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    words = ["trainer.max_steps=1", "data.pictures=24", "data.splits.validation=4", "evaluation.max_samples=2", "evaluation.base=false", "generation.max_new_tokens=2"]
+    code, _, err = mmft("-m", "lora.r=2,4", "name=ranks", *words)
+    assert code == 0, err
+    folder = tmp_path / "outputs" / "sweeps" / "ranks"
+    accumulator = EventAccumulator(str(folder / "tensorboard"), size_guidance={"tensors": 0})
+    accumulator.Reload()
+    [event] = accumulator.Tensors("leaderboard/text_summary")
+    assert event.tensor_proto.string_val[0].decode() == (folder / "report.md").read_text(encoding="utf-8")
