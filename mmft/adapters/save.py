@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ def save_trained(
         model.save_pretrained(staging, save_embedding_layers=False, state_dict=state_dict)
         if initial is not None:
             convert_saved(staging, initial)
+        name_targets(staging, plan.adapted)
         if chain is not None:
             (staging / "base_chain.json").write_text(json.dumps(chain, indent=2) + "\n", encoding="utf-8")
     else:
@@ -50,3 +52,15 @@ def save_trained(
     os.replace(staging, final)
     shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def name_targets(folder: Path, adapted: Iterable[str]) -> None:
+    """Write the names of the adapted modules into adapter_config.json, in place of the one expression that matches them.
+
+    It says the same to peft and vLLM; SGLang refuses an expression (`get_normalized_target_modules` in srt/lora/utils.py of 0.5.23).
+    """
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(config.get("target_modules"), str):
+        config["target_modules"] = sorted(adapted)
+        file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")

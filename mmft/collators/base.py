@@ -73,6 +73,12 @@ class Collator:
         [row], _ = self.encode([self.written(sample)], [sample.load_images()], generation=False)
         return last_answer(row[-1].ids, row[-1].labels)
 
+    def unexpanded(self, sample: Sample, generation: bool) -> list[list[int]]:
+        """The ids of each sequence of a row as an engine takes them that writes the images' tokens itself: with one placeholder for each image, or none
+        where the engine puts them in front. Raises RowError, and UserError for a format for which this is not known.
+        """
+        raise UserError(f"{type(self).__name__}: it is not known how another engine writes images into prompts of this format; use backend=transformers")
+
     def check_row(self, sample: Sample) -> None:
         """Raises RowError for a row whose image places do not fit its images, or that has more or fewer images than the family can take."""
         check_placeholders(sample)

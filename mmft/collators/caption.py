@@ -65,6 +65,10 @@ class CaptionCollator(Collator):
         self.check_row(sample)
         return measured([self._sequence(self.written(sample), generation=False)])
 
+    def unexpanded(self, sample: Sample, generation: bool) -> list[list[int]]:
+        self.check_row(sample)
+        return [[i for i in self._sequence(self.written(sample), generation).ids if i != self.image_token_id]]
+
     def answer_ids(self, sample: Sample) -> list[int]:
         sequence = self._sequence(self.written(sample), generation=False)
         return last_answer(sequence.ids, sequence.labels)

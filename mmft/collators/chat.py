@@ -218,6 +218,14 @@ class ChatCollator(Collator):
 
     # --- ids ----------------------------------------------------------------------------------------------------
 
+    def unexpanded(self, sample: Sample, generation: bool) -> list[list[int]]:
+        self.check_row(sample)
+        rows = []
+        for text in self._rendered(self.written(sample), generation):
+            ids, _ = self._cut(text.text, text.spans, *self.tokens.encode(text.text))
+            rows.append([self.tokenizer.bos_token_id, *ids] if self._adds_bos(text.text) else ids)
+        return rows
+
     def encode(self, samples: Sequence[Sample], images: list[Images], generation: bool) -> tuple[list[list[Encoded]], Tensors]:
         rendered = [self._rendered(sample, generation) for sample in samples]
         sized = [self.row_sizes(s, [i.size for i in own]) is not None for s, own in zip(samples, images, strict=True)]

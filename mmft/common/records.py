@@ -255,10 +255,11 @@ class EvaluationSummary(Measured, total=False):
     """eval/NAME.json: the result of `mmft evaluate`.
 
     name: the common name of the evaluation's files. rows: number of rows measured. fingerprint: of the prepared data. answer, choice_norm:
-    of the config's section `evaluation`, where answers were chosen.
+    of the config's section `evaluation`, where answers were chosen. backend: what computed it, if not transformers.
     """
 
     name: str
+    backend: str
     fingerprint: str
     split: str
     rows: int

@@ -48,7 +48,8 @@ class OpenedRun:
     """A run, or a model without one (run is None, see `open_any`), ready for use.
 
     cfg: the run's config with the command's evaluation, generation and data. settings: the same as plain values. model: the base with
-    its adapter. weights: the folder of the adapter, or of the trained model.
+    its adapter, or what stands for it. weights: the folder of the adapter, or of the trained model. maker: of evaluators, None: Evaluator. backend: what
+    computes the answers and its version, "" for transformers.
     """
 
     run: Run | None
@@ -59,13 +60,16 @@ class OpenedRun:
     model: Any
     collator: BatchMaker
     weights: Path | None = None
+    maker: Callable[..., Evaluator] | None = None
+    backend: str = ""
 
     def identity(self) -> dict[str, str]:
         """What decides the model's answers to a prompt, apart from the generation settings, as hashes by the name that a user knows."""
         model = {k: v for k, v in self.settings["model"].items() if k not in ("path", "adapters")}  # the base may have been moved
         adapter = local_revision(self.weights) if self.weights is not None and self.weights.is_dir() else None
+        computed = {"backend": self.backend} if self.backend else {}
         return {
-            "model": key_of(self.loaded.located.revision, model, adapter, *self.loaded.below), "collator": key_of(self.settings["collator"]),
+            **computed, "model": key_of(self.loaded.located.revision, model, adapter, *self.loaded.below), "collator": key_of(self.settings["collator"]),
             "selection of metrics": key_of(self.settings.get("metrics")), "version of mmft or transformers": f"{__version__} {version('transformers')}",
         }  # fmt: skip
 
@@ -87,8 +91,8 @@ class OpenedRun:
         settings = self.settings
         generation, metrics = (kept.generation, kept.metrics) if kept else (settings["generation"], metric_set(settings.get("metrics")))
         chooser = Chooser.for_rows(settings["evaluation"], kept.rows) if kept else Chooser.from_settings(settings["evaluation"])
-        return Evaluator(rows, self.collator, generation, settings["evaluation"]["batch_size"],
-                         settings["trainer"].get("per_device_eval_batch_size", 8), metrics=metrics, chooser=chooser)  # fmt: skip
+        return (self.maker or Evaluator)(rows, self.collator, generation, settings["evaluation"]["batch_size"],
+                                         settings["trainer"].get("per_device_eval_batch_size", 8), metrics=metrics, chooser=chooser)  # fmt: skip
 
 
 # What opens a run for a verb: `open_any`, or a caller's own function that keeps the loaded model

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig
 
-from ..common.errors import UserError
+from ..common.errors import UserError, at_least
 from ..common.records import AnswerRecord, EvaluationSummary
 from ..config.plain import resolved
 from ..config.settings import Settings
@@ -45,9 +45,19 @@ class Evaluate:
     run: str | None = None
     checkpoint: int | None = None
     base: bool = False
+    backend: str = "transformers"
+    vllm: Any = None
+    check: int = 4
 
     def __call__(self, cfg: DictConfig, overrides: list[str], opener: Opener | None = None) -> EvaluationSummary:
         """Measure, write, and return the metrics. opener: opens the model, None: it is loaded here. Raises UserError."""
+        from ..serving.vllm.choice import opener_for
+
+        at_least(self, check=0)
+        with opener_for(self.backend, self.vllm, self.check, opener) as chosen:
+            return self._measure(cfg, overrides, chosen)
+
+    def _measure(self, cfg: DictConfig, overrides: list[str], opener: Opener) -> EvaluationSummary:
         from ..data.prepare import prepared_data
         from ..data.selection import evaluation_rows
         from ..evaluation.choose import check_choices
@@ -55,25 +65,27 @@ class Evaluate:
         from ..evaluation.measurement import base_results, measure, tuned_results
         from ..evaluation.metrics.defaults import metric_set
         from ..reports import terminal
-        from ..runs.open import any_config, open_any
+        from ..runs.open import any_config
 
         if self.base and self.run is None:
             raise UserError("base=true: a model without an adapter is its own base; drop base=true, or name a run")
         started = time.time()
         run, run_cfg = any_config(self.run, cfg, overrides, self.checkpoint)
         settings = resolved(run_cfg)
+        self._check_backend(settings)
         prepared = prepared_data(run_cfg)
         rows = evaluation_rows(prepared, settings["evaluation"])
         check_choices(settings["evaluation"], rows, str(settings["evaluation"]["split"]))
         metric_set(settings.get("metrics")).check(rows, answer=settings["evaluation"].get("answer", "generate"))
         kept = kept_sets(settings)
-        opened = (opener or open_any)(self.run, cfg, overrides, self.checkpoint)
+        opened = opener(self.run, cfg, overrides, self.checkpoint)
         summary = self._describe(prepared, len(rows), settings, opened, [(k.name, k.prepared.fingerprint, len(k.rows)) for k in kept])
         log.info("%d rows of %s, split %s", len(rows), prepared.manifest["name"], summary["split"])
         evaluator = opened.evaluator(rows)
         summary["max_new_tokens"], summary["longest_reference"] = evaluator.limit.max_new_tokens, evaluator.limit.longest
         log.info("%-14s %s", "generation", evaluator.limit.note)
-        evaluator.collator = with_features(opened, settings, prepared, rows)
+        if not opened.backend:
+            evaluator.collator = with_features(opened, settings, prepared, rows)
         evaluators = {k.name: opened.evaluator(k.rows, k) for k in kept}
         for name, its in evaluators.items():
             log.info("%-14s %s: %d rows, %s", "kept", name, len(its.rows), its.limit.note)
@@ -103,6 +115,13 @@ class Evaluate:
         log.info("\nanswers  %s\npage     %s", written[0], written[-1])
         return summary
 
+    def _check_backend(self, settings: Settings) -> None:
+        """Raises UserError for what vLLM does not compute."""
+        from ..config.build import build
+
+        if self.backend == "vllm" and build(settings["objective"], "objective").PREFERENCE:
+            raise UserError("backend=vllm: the scores of preferences are computed with backend=transformers only, which this run's objective needs")
+
     def _compare(self, summary: EvaluationSummary, settings: Settings, opened: OpenedRun, collator: BatchMaker, prepared: PreparedData) -> None:
         """Add the scores of preferences to the summary, for a run whose objective learned from them; bad answers are compared, too."""
         from ..config.build import build
@@ -131,12 +150,13 @@ class Evaluate:
         }  # fmt: skip
         if settings["evaluation"].get("answer", "generate") == "choose":
             identity |= {"answer": "choose", "choice_norm": settings["evaluation"].get("choice_norm", "none")}
+        identity |= {"backend": opened.backend} if opened.backend else {}
         hashed = {**identity, **({"keep": kept} if kept else {})}
         code = hashlib.sha256(json.dumps(hashed, sort_keys=True, default=str).encode()).hexdigest()[:8]
         words = [prepared.manifest["name"], split, f"checkpoint-{self.checkpoint}" if self.checkpoint is not None else "", code]
         described = {
             "name": "_".join(plain_name(w) for w in words if w), **identity, "data": prepared.manifest["name"],
-            "model": opened.loaded.located.path, "method": "lora" if hasattr(opened.model, "peft_config") else "full",
+            "model": opened.loaded.located.path, "method": "lora" if hasattr(opened.model, "disable_adapter") else "full",
             "base_eval_loss": None, "base_metrics": {},
         }  # fmt: skip
         return cast(EvaluationSummary, described)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from ..common.errors import Incomplete, UserError
+from ..common.errors import Incomplete, UserError, at_least
 from ..common.hashing import key_of
 from ..config.plain import to_plain
 
@@ -43,30 +43,47 @@ class Predict:
     choose: Any = None
     out: str | None = None
     chat: bool = False
+    backend: str = "transformers"
+    vllm: Any = None
+    check: int = 4
 
     def __call__(self, cfg: DictConfig, overrides: list[str]) -> list[AnswerRecord] | list[Message] | Path:
         """Print the answers, or write them to out= and return its path. Raises UserError; Incomplete if some inputs could not be answered."""
+        from ..serving.vllm.choice import opener_for
+
+        at_least(self, check=0)
+        if self.chat:
+            return self._chat(cfg, overrides)
+        with opener_for(self.backend, self.vllm, self.check, None) as opener:
+            return self._predict(cfg, overrides, opener)
+
+    def _chat(self, cfg: DictConfig, overrides: list[str]) -> list[Message]:
+        from ..runs.open import any_config, open_any
+        from ..serving.chat import chat
+
+        if self.backend != "transformers":
+            raise UserError(f"chat=true: goes with backend=transformers; mmft serve backend={self.backend} answers conversations, too")
+        any_config(self.run, cfg, overrides, self.checkpoint)
+        return chat(open_any(self.run, cfg, overrides, self.checkpoint))
+
+    def _predict(self, cfg: DictConfig, overrides: list[str], opener: Opener) -> list[AnswerRecord] | Path:
         from ..evaluation.answer import AskedSamples
         from ..evaluation.answer_table import AnswerFile
         from ..evaluation.metrics.defaults import metric_set
-        from ..runs.open import any_config, open_any
 
-        if self.chat:
-            from ..serving.chat import chat
-
-            any_config(self.run, cfg, overrides, self.checkpoint)
-            return chat(open_any(self.run, cfg, overrides, self.checkpoint))
         questions = self.questions(cfg, overrides)
         asked, chooser = questions.asked, questions.chooser
         metrics = metric_set(to_plain(questions.cfg.get("metrics")))
+        if chooser is not None and self.backend == "vllm":
+            raise UserError("choose=...: backend=vllm generates answers and does not choose; use backend=transformers")
         if self.out is None:
-            opened = open_any(self.run, cfg, overrides, self.checkpoint)
+            opened = opener(self.run, cfg, overrides, self.checkpoint)
             records = print_answers(opened, questions.evaluator(opened), asked)
             raise_incomplete(finish(records, None, metrics), len(records))
             return records
         sets = {sample.choices for sample in AskedSamples.of(asked)} if chooser else set()
         with AnswerFile(Path(self.out), None if chooser is None else list(sets.pop()) if len(sets) == 1 else []) as table:
-            opened = open_any(self.run, cfg, overrides, self.checkpoint)
+            opened = opener(self.run, cfg, overrides, self.checkpoint)
             write_answers(table, opened, questions.evaluator(opened), asked)
             unanswered = finish(table.records(), table, metrics)
         if questions.run is not None:
@@ -89,12 +106,14 @@ class Predict:
     def answers(self, cfg: DictConfig, overrides: list[str], opener: Opener, given: Sequence[Asked] | None = None) -> list[AnswerRecord]:
         """The answers alone, one record for each prompt; nothing is printed. Raises UserError."""
         from ..evaluation.answer import answer_prompts
+        from ..serving.vllm.choice import opener_for
 
         questions = self.questions(cfg, overrides, given)
-        opened = opener(self.run, cfg, overrides, self.checkpoint)
-        evaluator = questions.evaluator(opened)
-        evaluator.announce = False
-        return list(answer_prompts(evaluator, opened.model, questions.asked, opened.settings["seed"]))
+        with opener_for(self.backend, self.vllm, self.check, opener) as chosen:
+            opened = chosen(self.run, cfg, overrides, self.checkpoint)
+            evaluator = questions.evaluator(opened)
+            evaluator.announce = False
+            return list(answer_prompts(evaluator, opened.model, questions.asked, opened.settings["seed"]))
 
 
 @dataclass(frozen=True)

@@ -114,3 +114,43 @@ def test_a_visitor_who_leaves_in_the_middle_holds_nobody_up(address, trained):
     started = time.time()
     ok, text = Client(address).ask("compare-sample", ["validation", 0, *NUMBERS])
     assert ok and "verdict" in text and time.time() - started < 120
+
+
+def test_events_with_made_up_values_break_nothing(address, trained):
+    """What a browser cannot send: values of every JSON type, and of other lengths, to every event of the page. The page shows, or refuses; it lives."""
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import strategies as st
+
+    client = Client(address)
+    events = [d for d in client.config["dependencies"] if d.get("backend_fn", True)]
+    odd = st.recursive(st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats() | st.text(max_size=20), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5)
+    picture = st.builds(file_data, st.sampled_from(["", "/etc/passwd", "../x", "\0", str(trained.pictures / "0.png")]))
+    seen: dict[str, int] = {}
+
+    @settings(max_examples=150, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(event=st.sampled_from(events), values=st.lists(odd | picture | st.lists(picture, max_size=2), max_size=9))
+    def fuzz(event, values):
+        inputs = len(event["inputs"])
+        data = (values * inputs)[:inputs] if len(values) % 3 else values  # of the right number in two of three
+        data = [min(v, 8) if isinstance(v, (int, float)) and not isinstance(v, bool) else v for v in data]  # an answer of 10**12 tokens would take a while
+        visitor = Client.__new__(Client)
+        visitor.address, visitor.session = address, uuid.uuid4().hex
+        body = json.dumps({"data": data, "fn_index": event["id"], "session_hash": visitor.session, "event_data": None, "trigger_id": None}).encode()
+        try:
+            urllib.request.urlopen(urllib.request.Request(f"{address}gradio_api/queue/join", body, {"Content-Type": "application/json"}), timeout=60).read()
+        except urllib.error.HTTPError as error:
+            seen[str(error.code)] = seen.get(str(error.code), 0) + 1
+            assert error.code < 500, (error.code, error.read(), data)
+            return
+        with visitor.listen() as stream:
+            for line in stream:
+                if line.startswith(b"data:") and (found := json.loads(line[5:]))["msg"] in ("process_completed", "close_stream", "unexpected_error"):
+                    seen[found["msg"]] = seen.get(found["msg"], 0) + 1
+                    assert "root:" not in line.decode() and "Traceback" not in line.decode()
+                    break
+
+    fuzz()
+    print(seen)
+    assert seen.get("process_completed", 0) > 50
+    ok, text = client.ask("compare-sample", ["validation", 0, *NUMBERS])
+    assert ok and all(json.dumps(word)[1:-1] in text for word in trained.lines("eval/tuned.jsonl")[0]["prediction"].split()[:1])
