@@ -29,6 +29,7 @@ from PIL import Image
 from mmft.data import near
 from mmft.data.images import decode, open_image
 from mmft.data.prepare import prepare
+from mmft.data.sources.base import DISTANCE
 from mmft.data.sources.drawing import draw, random_scene
 from mmft.data.sources.table import Table
 
@@ -84,7 +85,7 @@ def times(photos: list[Path], repeats: int) -> list[str]:
         images = turned(photos, Path(folder) / "photos")
         table = Path(folder) / "t.jsonl"
         table.write_text("".join(json.dumps({"image": str(p), "text": f"photo {n}"}) + "\n" for n, p in enumerate(images)), encoding="utf-8")
-        runs = (lambda: bare(images), lambda: prepared(table, Path(folder) / "out", None), lambda: prepared(table, Path(folder) / "out", near.DISTANCE))
+        runs = (lambda: bare(images), lambda: prepared(table, Path(folder) / "out", None), lambda: prepared(table, Path(folder) / "out", DISTANCE))
         for number in range(repeats + 1):
             for name, run in zip(found, runs, strict=True):
                 start = time.perf_counter(), time.process_time()
@@ -132,7 +133,7 @@ def prepared(table: Path, out: Path, distance: int | None) -> None:
 def hits(photos: list[Path], count: int = 100) -> list[str]:
     """Hits among copies of `count` photos, and false hits among different photos and among drawn pictures, by distance."""
     distances = (4, 6, 8, 10, 12, 16)
-    lines = [f"\nCopies of {count} photos that are found, by data.near_distance (default {near.DISTANCE})\n",
+    lines = [f"\nCopies of {count} photos that are found, by data.near_distance (default {DISTANCE})\n",
              f"| copy | {' | '.join(map(str, distances))} |", f"|---|{'---|' * len(distances)}"]  # fmt: skip
     originals = [open_image(p) for p in photos]
     own = looks([path.read_bytes() for path in photos])

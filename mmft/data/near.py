@@ -19,8 +19,6 @@ COLOURS = 8  # pixels of the smaller picture whose colours are compared
 SAMPLED = 64  # pixels of a side that are looked at: two for each of the small picture
 ENOUGH = SAMPLED  # pixels of a side that a JPEG must keep where it is decoded for its hash
 FLAT = 2000.0  # a picture whose frequencies all are smaller has no pattern: a wave of 2 grey levels (of 255) has 2 * 32 * 32 = 2048
-DISTANCE = 10  # bits; data.near_distance
-MOST_DISTANCE = 16  # more bits would join images that have nothing in common
 AGREEMENT = 0.95  # least correlation of the colours of near-duplicates
 LOOK = np.dtype([("known", "u1"), ("hash", "<u8"), ("colours", "u1", 3 * COLOURS * COLOURS)])  # of one image, in a file
 FEW = 4096

@@ -12,7 +12,7 @@ from small import Given, caption_row, make, pictures, report, write_csv
 
 from mmft.common.errors import UserError
 from mmft.data import near
-from mmft.data.sources.base import Splits
+from mmft.data.sources.base import DISTANCE, Splits
 from mmft.data.splits import DROPPED, assign
 
 
@@ -132,7 +132,7 @@ def sides(prepared):
 def test_pairs_are_reported_with_their_splits(tmp_path):
     prepared = make(source(splits=Splits(validation=8)), tmp_path)
     pairs = [json.loads(line) for line in (prepared.path / "near_duplicates.jsonl").read_text(encoding="ascii").splitlines()]
-    assert len(pairs) == 8 * 3 and all(pair["bits"] <= near.DISTANCE for pair in pairs)
+    assert len(pairs) == 8 * 3 and all(pair["bits"] <= DISTANCE for pair in pairs)
     names = {image["images"][i]["image"] for image in pairs for i in (0, 1)}
     assert all((prepared.path / name).is_file() for name in names) and len(names) == 24
     split = sides(prepared)

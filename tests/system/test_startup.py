@@ -22,6 +22,15 @@ def last_line(folder, code, *words):
     return lines(folder, code, *words)[-1]
 
 
+def test_answers_that_need_no_model_import_no_large_library(tmp_path):
+    """Help, the config, the list of runs and the answer to a wrong key, one after another in one process."""
+    (tmp_path / "o").mkdir()
+    code = "import sys; from mmft.cli.main import main; "
+    code += "print([main(words.split()) for words in ('--help', '--cfg job', 'runs output_dir=o', 'schema --help', 'lora.rr=4', 'predict --help')]); "
+    code += "print([m for m in ('torch', 'transformers', 'peft', 'datasets', 'numpy', 'PIL', 'pandas', 'pyarrow', 'scipy', 'matplotlib') if m in sys.modules])"
+    assert lines(tmp_path, code)[-2:] == ["[0, 0, 2, 0, 2, 0]", "[]"], "there are no runs to list"
+
+
 @pytest.mark.long
 def test_a_plain_run_imports_no_optional_package(tmp_path):
     """In the second run: while a data set is written, pyarrow imports pandas."""

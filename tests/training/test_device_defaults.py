@@ -57,3 +57,63 @@ def test_this_machine():
 def test_wrong_values_are_one_line(mmft):
     code, _, err = mmft("trainer.dataloader_num_workers=some", "--cfg", "job")
     assert code == 2 and err == "mmft: trainer.dataloader_num_workers=some: must be int or null\n"
+
+
+class OnDevice:
+    """What some functions ask of a model: its device, and that it can be set to training."""
+
+    def __init__(self, kind: str):
+        import torch
+
+        self.device = torch.device(kind)
+
+    def train(self):
+        return self
+
+
+@pytest.mark.parametrize("kind", ["cpu", "meta"])
+def test_what_suits_a_cpu_alone_is_not_done_elsewhere(kind, monkeypatch):
+    """The meta device stands for any that is no CPU."""
+    import threading
+
+    import numpy as np
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from mmft.feature_cache.cache import FeatureCache
+    from mmft.joint.processes import process_count
+    from mmft.rewrites import lora_linear, seeded_dropout
+    from mmft.training import accumulation
+
+    cpu, called = kind == "cpu", []
+
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.append(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    left, right = torch.ones(64, 32, device=kind), torch.ones(32, 4, device=kind)
+    with Recorded():  # a product with few columns by its transpose, which is copied first
+        y = lora_linear.thin_product(left, right)
+    assert y.shape == (64, 4) and ("aten::clone" in called, y.is_contiguous()) == (cpu, not cpu)
+
+    drawn = []
+    monkeypatch.setattr(np.random, "SFC64", lambda key, own=np.random.SFC64: drawn.append(key) or own(key))
+    monkeypatch.setattr(torch, "Generator", lambda device: type("Made", (), {"manual_seed": lambda self, seed: None})())
+    mask = seeded_dropout.DropoutStream(3).draw(0, 0, torch.Size((2, 5, 8)), torch.device(kind), 6554)
+    assert mask.shape == (2, 5, 8) and mask.device.type == kind and bool(drawn) == cpu
+
+    monkeypatch.setattr(accumulation, "padding_ratio", lambda *given: 9.0)
+    monkeypatch.setattr(accumulation, "passes_that_fit", lambda work, device, most, sharers: most)
+    trainer = {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 2}
+    rows, collator = list(range(8)), lambda rows: {"row_ids": rows}
+    assert accumulation.merged_micro_batches(trainer, OnDevice(kind), collator, rows) == (1 if cpu else 4), "padding is dear on a CPU"
+    assert accumulation.merged_micro_batches(trainer, OnDevice(kind), collator, rows, joint=True) == (1 if cpu else 4)
+
+    threads = []
+    reading = type("Reading", (), {"encode_checked": lambda self, group, generation: threads.append(threading.current_thread())})()
+    cache = FeatureCache(reading, OnDevice(kind), None, None, None)
+    assert len(list(cache._encoded(iter([([1], True), ([2], True)]), False))) == 2
+    assert all(thread is threading.main_thread() for thread in threads) == cpu, "elsewhere the next rows are read beside the device"
+
+    assert (process_count(4, kind, 4) > 1) == (cpu and not torch.cuda.is_available()), "a process that has used a GPU cannot be forked"

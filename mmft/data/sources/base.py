@@ -13,7 +13,6 @@ from ...common.errors import UserError, nearest
 from ..choices import as_choices
 from ..download import Download
 from ..images import MAX_PIXELS, MOST_PIXELS
-from ..near import DISTANCE, MOST_DISTANCE
 from ..readers import files
 from ..readers.files import ReadOptions
 from ..regions import UNITS
@@ -25,6 +24,9 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T", bound="DataclassInstance")
+# data.near_distance, in bits of a hash (data/near.py, which imports numpy, and a key is checked without it): more than the largest would join
+# images that have nothing in common
+DISTANCE, MOST_DISTANCE = 10, 16
 
 
 @dataclass(frozen=True)

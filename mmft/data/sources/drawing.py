@@ -9,11 +9,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-
-from PIL import Image, ImageDraw
+from typing import TYPE_CHECKING
 
 from ...common.errors import UserError
 from .base import BaseSource, Stamp
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw
 
 KINDS = ("circle", "square", "triangle", "star", "diamond", "cross", "heart", "ring")
 COLORS = {
@@ -120,6 +122,8 @@ class DrawnSource(BaseSource):
 
 def draw(scene: Scene) -> Image.Image:
     """The scene as an RGB picture."""
+    from PIL import Image
+
     picture = Image.new("RGB", (scene.side, scene.side), scene.background)
     for item in scene.items:
         picture.paste(COLORS[item.color], item.box, _mask(item.kind, item.radius))
@@ -136,6 +140,8 @@ def png(picture: Image.Image) -> bytes:
 @functools.lru_cache(maxsize=256)
 def _mask(kind: str, radius: int) -> Image.Image:
     """How much of each pixel the shape covers, 0 to 255, as a picture of 2 * radius pixels."""
+    from PIL import Image, ImageDraw
+
     half = radius * OVERSAMPLE
     mask = Image.new("L", (2 * half, 2 * half), 0)
     pen = ImageDraw.Draw(mask)
