@@ -51,6 +51,7 @@ class ImageIndex:
         self._db.execute("CREATE TABLE images (number INTEGER PRIMARY KEY, key TEXT UNIQUE, path, sha256, size, width, height, mtime_ns, stored, error, content, ctime_ns, url)")
         self._db.execute("CREATE TABLE contents (number INTEGER PRIMARY KEY, sha256 TEXT UNIQUE)")
         self._db.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, seen INTEGER, batch INTEGER) WITHOUT ROWID")
+        self._db.execute("CREATE TABLE shared (key INTEGER, reference TEXT, UNIQUE (key, reference))")
         self._db.execute("BEGIN")
         self.looks_file = path.with_suffix(".looks")
         self._looks = self.looks_file.open("wb")
@@ -151,10 +152,9 @@ class ImageIndex:
 
     # -- references that rows with the same images and prompt share --
 
-    def add_references(self, pairs: Iterable[tuple[int, str]]) -> None:
-        """pairs: (key of images and prompt, reference); a pair that exists is kept once."""
-        self._db.execute("CREATE TABLE IF NOT EXISTS shared (key INTEGER, reference TEXT, UNIQUE (key, reference))")
-        self._db.executemany("INSERT OR IGNORE INTO shared VALUES (?, ?)", pairs)
+    def add_references(self, key: int, references: Iterable[str]) -> int:
+        """Of a key of images and prompt; a reference that exists is kept once. Returns how many were new."""
+        return max(0, self._db.executemany("INSERT OR IGNORE INTO shared VALUES (?, ?)", ((key, text) for text in references)).rowcount)
 
     def references(self, key: int, most: int) -> list[str]:
         """The first `most` references of a key."""

@@ -139,8 +139,8 @@ class _SecondPass:
         notes += [near_note] if near_note else []
         if merged:
             notes.append(f"{merged + int(kept.sum())} rows became {int(kept.sum())}, one for each of their images and prompts (data.captions=group)")
-        elif shared:
-            notes.append(f"{len(shared)} held-out rows have the answers of other rows with the same images and prompt as references, too")
+        elif len(shared[0]):
+            notes.append(f"{len(shared[0])} held-out rows have the answers of other rows with the same images and prompt as references, too")
         notes += assignment.notes
         for note in notes:
             self.report.add("data", None, "note", note)
@@ -160,14 +160,14 @@ class _SecondPass:
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": _versions(),
         }
 
-    def _shared_references(self, prompts: np.ndarray, codes: np.ndarray, grouped: bool) -> dict[int, int]:
-        """row -> prompt key of the rows that get the references of other rows: held-out rows, with `grouped` all rows."""
+    def _shared_references(self, prompts: np.ndarray, codes: np.ndarray, grouped: bool) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, in order; their prompt keys) that get the references of other rows: held-out rows, with `grouped` all rows."""
         keys, counts = np.unique(prompts, return_counts=True)
         receives = np.isin(prompts, keys[counts > 1]) & (np.isin(codes, (splits.VALIDATION, splits.TEST)) | (grouped & (codes == splits.TRAIN)))
-        if not receives.any():
-            return {}
-        collect_references(self.rows.path, prompts, np.unique(prompts[receives]), self.index)
-        return {int(row): int(prompts[row]) for row in np.flatnonzero(receives)}
+        rows = np.flatnonzero(receives)
+        if len(rows):
+            collect_references(self.rows.path, prompts, np.unique(prompts[rows]), self.index)
+        return rows, prompts[rows]
 
     def _near_duplicates(self) -> NearDuplicates | None:
         """The near-duplicates among the contents that usable rows show; None if none are looked for."""

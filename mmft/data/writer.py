@@ -6,7 +6,7 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,23 +141,28 @@ def _lists(texts: list[str], ends: np.ndarray) -> pa.ListArray:
 
 
 def collect_references(rows: Path, prompts: np.ndarray, repeated: np.ndarray, index: ImageIndex) -> None:
-    """Store the references of all rows whose prompt key is in `repeated` in the index. rows: rows.arrow; prompts: (rows,) its keys."""
+    """Store the references of all rows whose prompt key is in `repeated` in the index, as far as `divide` may ask for them.
+
+    rows: rows.arrow. prompts: (rows,) its keys. repeated: sorted, none twice.
+    """
     import pyarrow as pa
 
-    start = 0
+    start, known = 0, np.zeros(len(repeated), np.int32)
     with pa.OSFile(str(rows), "rb") as source:
-        for batch in pa.ipc.open_stream(source):
+        for batch in pa.ipc.open_stream(source, options=pa.ipc.IpcReadOptions(use_threads=False)):
             keys = prompts[start : start + batch.num_rows]
-            for i in np.flatnonzero(np.isin(keys, repeated)):
-                index.add_references((int(keys[i]), text) for text in batch["references"][i].as_py())
+            place = np.minimum(np.searchsorted(repeated, keys), len(repeated) - 1)
+            wanted = np.flatnonzero((repeated[place] == keys) & (known[place] < MOST_REFERENCES))
+            for row, texts in zip(wanted.tolist(), batch["references"].take(pa.array(wanted)).to_pylist()):
+                known[place[row]] += index.add_references(int(keys[row]), texts)
             start += batch.num_rows
 
 
 def divide(folder: Path, rows: Path, assignment: Assignment, index: ImageIndex, report: Report,
-           shared: Mapping[int, int] | None = None) -> tuple[dict[str, SplitCounts], str, int]:
+           shared: tuple[np.ndarray, np.ndarray]) -> tuple[dict[str, SplitCounts], str, int]:
     """Write one Arrow file a split, and images.arrow. Returns (counts of each split, fingerprint, number of images).
 
-    shared: row -> prompt key of rows that get the references of all rows with that key.
+    shared: (rows, in order; their prompt keys) that get the references of all rows with that key.
     The fingerprint hashes (split, id, messages, references, image hashes, choices if there are any) in order, with rejected answer and label where a row has one; paths and file names do not enter it.
     """
     import pyarrow as pa
@@ -168,15 +173,16 @@ def divide(folder: Path, rows: Path, assignment: Assignment, index: ImageIndex, 
     used = {c: _DigestSet() for c in present}
     hashes = {c: hashlib.sha256() for c in present}
     sinks = {c: pa.OSFile(str(folder / f"{NAMES[c]}.arrow"), "wb") for c in present}
-    writers = {c: pa.ipc.new_stream(sinks[c], schema) for c in present}
+    writers = {c: pa.ipc.new_stream(sinks[c], schema, options=pa.ipc.IpcWriteOptions(use_threads=False)) for c in present}
     start = 0
     with pa.OSFile(str(rows), "rb") as source:  # not mapped: each batch is read once and then freed
-        for batch in pa.ipc.open_stream(source):
+        for batch in pa.ipc.open_stream(source, options=pa.ipc.IpcReadOptions(use_threads=False)):
             batch_codes = codes[start:start + batch.num_rows]
             for i in np.flatnonzero(batch_codes == DROPPED):
                 report.add(batch["where"][i].as_py(), batch["id"][i].as_py(), "dropped", assignment.dropped[start + int(i)])
-            if shared:
-                batch = _share_references(batch, start, shared, index)
+            low, high = np.searchsorted(shared[0], (start, start + batch.num_rows))
+            if low < high:
+                batch = _share_references(batch, shared[0][low:high] - start, shared[1][low:high], index)
             for code in present:
                 wanted = batch_codes == code
                 if wanted.any():
@@ -196,15 +202,17 @@ def divide(folder: Path, rows: Path, assignment: Assignment, index: ImageIndex, 
     return parts, total.hexdigest(), images
 
 
-def _share_references(batch: pa.RecordBatch, start: int, shared: Mapping[int, int], index: ImageIndex) -> pa.RecordBatch:
-    """The batch with the references of other rows added, the row's own ones first."""
+def _share_references(batch: pa.RecordBatch, rows: np.ndarray, keys: np.ndarray, index: ImageIndex) -> pa.RecordBatch:
+    """The batch with the references of other rows added to some rows, the row's own ones first. rows, keys: their places in the batch and prompt keys."""
     import pyarrow as pa
 
     references = batch["references"].to_pylist()
-    for i, own in enumerate(references):
-        if (key := shared.get(start + i)) is not None:
-            others = dict.fromkeys(index.references(key, MOST_REFERENCES))
-            references[i] = [*own, *(text for text in others if text not in own)][: max(len(own), MOST_REFERENCES)]
+    known: dict[int, list[str]] = {}
+    for row, key in zip(rows.tolist(), keys.tolist()):
+        if key not in known:
+            known[key] = index.references(key, MOST_REFERENCES)
+        own = references[row]
+        references[row] = [*own, *(text for text in known[key] if text not in own)][: max(len(own), MOST_REFERENCES)]
     position = batch.schema.get_field_index("references")
     columns = [pa.array(references, type=batch.schema.field(position).type) if i == position else c for i, c in enumerate(batch.columns)]
     return pa.record_batch(columns, schema=batch.schema)

@@ -108,3 +108,17 @@ def test_messages_are_written_as_the_encoder_of_json_writes_them(tmp_path):
     assert len(samples) == len(rows)
     assert samples[-2].messages[2]["weight"] == 0.5 and samples[-2].messages[4]["reasoning_content"] == 'hm "quoted"'
     assert prepared.fingerprint == fingerprint(train=[(s.id, s.messages, list(s.references), list(s.sha256)) for s in samples])
+
+
+def test_a_row_gets_the_first_hundred_answers_of_the_rows_with_its_image_and_prompt(tmp_path):
+    """1,300 held-out rows of one image in two record batches, every answer twice; the training rows keep their own answer."""
+    root = pictures(tmp_path / "photos", "a.png", "b.png")
+    held_out = [{"image": "a.png", "text": f"answer {n // 2}", "split": "val"} for n in range(1300)]
+    table = write_jsonl(root / "t.jsonl", [{"image": "b.png", "text": f"training {n}", "split": "train"} for n in range(20)] + held_out)
+    prepared = make(Table(path=str(table), columns={"image": "image", "text": "text", "split": "split"}), tmp_path)
+    first = [f"answer {n}" for n in range(100)]
+    for n, row in enumerate(prepared.split("validation")):
+        own = f"answer {n // 2}"
+        assert list(row.references) == [own, *(text for text in first if text != own)][:100]
+    assert all(list(row.references) == [f"training {n}"] for n, row in enumerate(prepared.split("train")))
+    assert "1300 held-out rows have the answers of other rows with the same images and prompt as references, too" in prepared.manifest["notes"]
