@@ -56,15 +56,26 @@ def test_a_directory_that_cannot_be_written_turns_it_off(make_logger, tmp_path, 
     assert err.startswith("mmft: TensorBoard logger is off: ") and err.count("\n") == 1
 
 
-def test_the_leaderboard_of_a_sweep_is_a_text(mmft, tmp_path):
-    """A sweep of two points through the command line, with its default logger; what is read back is the Markdown beside it."""
+def leaderboard_in(folder) -> str:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    words = ["trainer.max_steps=1", "data.pictures=24", "data.splits.validation=4", "evaluation.max_samples=2", "evaluation.base=false", "generation.max_new_tokens=2"]
-    code, _, err = mmft("-m", "lora.r=2,4", "name=ranks", *words)
-    assert code == 0, err
-    folder = tmp_path / "outputs" / "sweeps" / "ranks"
     accumulator = EventAccumulator(str(folder / "tensorboard"), size_guidance={"tensors": 0})
     accumulator.Reload()
     [event] = accumulator.Tensors("leaderboard/text_summary")
-    assert event.tensor_proto.string_val[0].decode() == (folder / "report.md").read_text(encoding="utf-8")
+    return event.tensor_proto.string_val[0].decode()
+
+
+def test_the_leaderboard_of_a_sweep_is_a_text(make_logger, tmp_path):
+    from loggers.test_services import attach_a_leaderboard
+
+    attach_a_leaderboard(make_logger("tensorboard"), tmp_path / "ranks")
+    assert "| lora.r-4 | 4 |" in leaderboard_in(tmp_path / "ranks")
+
+
+@pytest.mark.long
+def test_a_sweep_attaches_its_leaderboard(mmft, tmp_path):
+    """Two points through the command line, with their default logger; what is read back is the Markdown beside them."""
+    words = ["trainer.max_steps=1", "data.pictures=24", "data.splits.validation=4", "evaluation.max_samples=2", "evaluation.base=false", "generation.max_new_tokens=2"]
+    code, _, err = mmft("-m", "lora.r=2,4", "name=ranks", *words)
+    folder = tmp_path / "outputs" / "sweeps" / "ranks"
+    assert code == 0 and leaderboard_in(folder) == (folder / "report.md").read_text(encoding="utf-8"), err

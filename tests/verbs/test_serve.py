@@ -439,6 +439,9 @@ def test_a_fuzzer_sees_no_failure_of_the_server(running, measured):
             @settings(max_examples=60, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck), derandomize=True)
             @given(case=operation.as_strategy(generation_mode=mode))
             def fuzz(case):
+                if mode is GenerationMode.POSITIVE and isinstance(case.body, dict) and len(str(case.body)) % 2:
+                    # made-up conversations are mostly refused (they end with an assistant, two users follow each other): a good one tries the other keys
+                    case.body = {**case.body, "messages": question(measured["first"][0]), "max_tokens": 2, "max_completion_tokens": 2}
                 answer = case.call()
                 seen[answer.status_code] = seen.get(answer.status_code, 0) + 1
                 assert answer.status_code < 500, (answer.status_code, answer.text, case.body)

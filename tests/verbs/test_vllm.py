@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -128,14 +129,18 @@ def test_evaluate_measures_what_training_measured(verb, vllm, trained, run_copy)
 
 
 def test_size_limits_reach_its_processor(mmft, vllm, trained, tmp_path):
-    """min_pixels makes of an image of 56 pixels one of 112: four times the tokens, in both, or every prompt would be refused."""
-    words = ["predict", f"model.path={trained.run.parents[1] / 'tiny'}", "model.processor.min_pixels=12544", f"input=[{trained.pictures}/0.png,{trained.pictures}/1.png]", "prompt=What is this?"]
+    """min_pixels makes of an image of 56 pixels one of 112: four times the tokens, in both, or every prompt would be refused. The model brings a penalty."""
+    model = Path(shutil.copytree(trained.run.parents[1] / "tiny", tmp_path / "tiny"))
+    file = model / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "repetition_penalty": 1.3, "do_sample": True, "top_k": 3}), encoding="utf-8")
+    words = ["predict", f"model.path={model}", "model.processor.min_pixels=12544", f"input=[{trained.pictures}/0.png,{trained.pictures}/1.png]", "prompt=What is this?"]
     assert mmft(*words, f"out={tmp_path}/a.jsonl")[0] == 0
     code, _, err = mmft(*words, f"out={tmp_path}/b.jsonl", "backend=vllm")
     assert code == 0, err
     assert [r["prediction"] for r in lines(tmp_path / "a.jsonl")] == [r["prediction"] for r in lines(tmp_path / "b.jsonl")]
     [engine] = vllm.engines
     assert engine.args.mm_processor_kwargs == {"min_pixels": 12544} and not engine.args.enable_lora and engine.seen[0][3] is None
+    assert (engine.seen[0][2].repetition_penalty, engine.seen[0][2].temperature) == (1.3, 0), "generation.do_sample=false stands in the config"
 
 
 def test_draws_are_vllms_and_their_settings_transformers(verb, vllm, trained):
@@ -343,8 +348,12 @@ def test_a_broken_engine_answers_with_an_error(installed, trained):
 
 @pytest.mark.long
 def test_in_a_process_of_its_own(trained, tmp_path):
-    """Through the command line; MMFT_VLLM names the python, the stand-in lies on its path. What it prints reaches no stream of the command."""
-    env = {**os.environ, "MMFT_VLLM": sys.executable, "PYTHONPATH": os.pathsep.join([str(STANDINS), os.environ.get("PYTHONPATH", "")]), "TMPDIR": str(tmp_path)}
+    """Through the command line; MMFT_VLLM names an environment whose python has the stand-in on its path. What that prints reaches no stream of the command."""
+    python = tmp_path / "env" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\n[ -z "$PYTHONPATH" ] || exit 9\nPYTHONPATH={STANDINS} exec {sys.executable} "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    env = {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), **os.environ, "MMFT_VLLM": str(tmp_path / "env"), "TMPDIR": str(tmp_path)}
     words = ["-m", "mmft", "predict", f"run={trained.run}", "input=validation", "backend=vllm", "check=1", f"out={tmp_path}/a.jsonl", f"output_dir={trained.outputs}"]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env)
     assert done.returncode == 0 and done.stderr == "" and "noise" not in done.stdout, done.stderr

@@ -102,11 +102,13 @@ def interpreter() -> str:
 def launch() -> Pipes:
     """Start the worker. Raises UserError."""
     python = interpreter()
+    # where this environment's modules lie is no matter of another's
+    environment = {k: v for k, v in os.environ.items() if python == sys.executable or k not in ("PYTHONPATH", "PYTHONHOME")}
     handle, name = tempfile.mkstemp(prefix="mmft-vllm-", suffix=".log")
     try:
         process = subprocess.Popen(
             [python, str(Path(__file__).with_name("worker.py"))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=handle,
-            text=True, encoding="utf-8", start_new_session=True,  # Ctrl-C is for this process, which ends the other
+            env=environment, text=True, encoding="utf-8", start_new_session=True,  # Ctrl-C is for this process, which ends the other
         )  # fmt: skip
     finally:
         os.close(handle)
