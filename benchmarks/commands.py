@@ -26,8 +26,11 @@ RATES = {"qwen2vl": 1e-3, "llava": 1e-3, "blip2": 1e-4}  # at higher rates BLIP-
 SCRIPTS = {
     "plain": "plain.py", "hand": "hand.py", "hand_merged": "hand.py",
     "trl": "trl_sft.py", "llamafactory": "llamafactory_sft.py", "swift": "swift_sft.py",
+    "swift_best": "swift_sft.py", "llamafactory_best": "llamafactory_sft.py", "llamafactory_packed": "llamafactory_sft.py",
 }  # fmt: skip
 PEERS = ("trl", "llamafactory", "swift")
+# What a peer can do against padding on a CPU, over rows of very different length.
+VARIANTS = {"swift": ("swift_best",), "llamafactory": ("llamafactory_best", "llamafactory_packed")}
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Work:
     seed: int = 42
     checkpointing: bool = False
     skewed: bool = False  # rows of skewed.py, each with a question of its own
+    layers: tuple[str, ...] = ()  # that get an adapter; all of the language model's if empty
 
     @property
     def prompt(self) -> str:
@@ -53,7 +57,7 @@ class Work:
 
     @property
     def targets(self) -> list[str]:
-        return LAYERS[self.family]
+        return list(self.layers) or LAYERS[self.family]
 
 
 @dataclass
@@ -65,6 +69,14 @@ class Command:
     out: Path
     mmft: bool = False
     runs: list[Path] = field(default_factory=list)
+    sweep: Path | None = None  # whose plan names the runs
+
+    def finished_runs(self) -> list[Path]:
+        """The run directories of mmft, of a sweep in the order of its points."""
+        if self.sweep is None:
+            return self.runs
+        plan = json.loads((self.sweep / "plan.json").read_text(encoding="utf-8"))
+        return [self.sweep / point["name"] for point in plan["points"]]
 
 
 @functools.cache
@@ -74,12 +86,15 @@ def mmft_keys() -> frozenset[str]:
     return frozenset(line.split(":")[0] for line in shown.splitlines() if line[:1].isalpha())
 
 
-def mmft(work: Work, out: Path, home: Path, cache: str = "auto", ranks: list[int] | None = None, more: Sequence[str] = ()) -> Command:
-    """`python -m mmft ...` into `out`; with `ranks`, a sweep over lora.r (`home`/sweeps/NAME). more: further words."""
+SWEPT = {"r": "lora.r", "layers": "lora.target_modules"}  # mmft's keys of fields of Work
+
+
+def mmft(work: Work, out: Path, home: Path, cache: str = "auto", sweep: str = "", points: Sequence[Any] = (), more: Sequence[str] = ()) -> Command:
+    """`python -m mmft ...` into `out`; with `points`, a sweep over the field `sweep` of the work (`home`/sweeps/NAME). more: further words."""
     words = [
         f"model={work.family}", f"model.path={work.model}", "model.device=cpu", "model.dtype=fp32",
         "data=table", f"data.path={work.rows}", "data.splits.validation=0", "evaluation.split=null", "logger=none",
-        f"lora.lora_alpha={work.alpha}", "lora.lora_dropout=0", f"lora.target_modules=[{','.join(work.targets)}]",
+        f"lora.lora_alpha={work.alpha}", "lora.lora_dropout=0",
         f"trainer.num_train_epochs={work.epochs}", f"trainer.per_device_train_batch_size={work.batch}",
         f"trainer.gradient_accumulation_steps={work.accumulation}", f"trainer.learning_rate={work.lr}",
         "trainer.lr_scheduler_type=linear", "trainer.warmup_steps=0", "trainer.logging_steps=1",
@@ -94,19 +109,23 @@ def mmft(work: Work, out: Path, home: Path, cache: str = "auto", ranks: list[int
     if "vision_cache" in mmft_keys():
         words += [f"vision_cache={cache}"]
     words += more
-    if ranks:
-        words += [f"lora.r={','.join(map(str, ranks))}", f"name={out.name}"]
-        base = home / "sweeps" / out.name
-        return Command("mmft", ["-m", "mmft", "-m", *words], out, True, [base / f"lora.r-{r}" for r in ranks])
-    words += [f"lora.r={work.r}", f"run_dir={out / 'run'}"]
-    return Command("mmft", ["-m", "mmft", *words], out, True, [out / "run"])
+    words += [f"{key}={written(getattr(work, 'targets' if name == 'layers' else name))}" for name, key in SWEPT.items() if name != sweep]
+    if points:
+        words += [f"{SWEPT[sweep]}={','.join(map(written, points))}", f"name={out.name}"]
+        return Command("mmft", ["-m", "mmft", "-m", *words], out, True, sweep=home / "sweeps" / out.name)
+    return Command("mmft", ["-m", "mmft", *words, f"run_dir={out / 'run'}"], out, True, [out / "run"])
+
+
+def written(value: Any) -> str:
+    """A value as a word of the command line has it."""
+    return str(value) if isinstance(value, int) else f"[{','.join(value)}]"
 
 
 def script(name: str, work: Work, out: Path) -> Command:
     """A script of contenders/ with its task.json written to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     task: dict[str, Any] = dataclasses.asdict(work) | {"prompt": work.prompt, "targets": work.targets, "out": str(out)}
-    task["merged"] = name == "hand_merged"
+    task |= {"merged": name == "hand_merged", "grouped": name.endswith("_best"), "packed": name.endswith("_packed")}
     (out / "task.json").write_text(json.dumps(task, indent=1), encoding="utf-8")
     return Command(name, [str(HERE / "contenders" / SCRIPTS[name]), str(out / "task.json")], out)
 

@@ -65,7 +65,7 @@ def _script(command: Command, timed: Timed) -> Timed:
 
 
 def _mmft(command: Command, timed: Timed) -> Timed:
-    for path in command.runs:
+    for path in command.finished_runs():
         summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
         lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         timed.losses.append([line["loss"] for line in lines if "loss" in line])

@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 from . import checks, commands, fixture, process, skewed
-from .commands import PEERS, Command, Work
+from .commands import PEERS, VARIANTS, Command, Work
 from .process import Timed
 
 
@@ -33,7 +33,8 @@ class Group:
     contenders: list[str]
     epochs: int = 2
     checkpointing: bool = False
-    ranks: tuple[int, ...] = ()
+    sweep: str = ""  # the field of Work that its points differ in
+    points: tuple[Any, ...] = ()
     peers: bool = False
     watched: bool = True
     skewed: bool = False  # over the rows of skewed.py
@@ -66,12 +67,19 @@ def memory(t: Timed) -> float:
     return t.memory
 
 
+# What a user would try: attention or the MLP, a part of either, and everything.
+TARGETS = (
+    ("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj"),
+    ("o_proj", "down_proj"), ("gate_proj", "up_proj"), ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"),
+    ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+)  # fmt: skip
 GROUPS = {
     "qwen2vl": Group("qwen2vl", ["plain", "mmft", "mmft_warm", "hand", "hand_merged"], peers=True),
     "eight": Group("qwen2vl", ["plain", "mmft"], epochs=8, watched=False),
     "blip2": Group("blip2", ["plain", "mmft_warm", "hand"]),
     "checkpointing": Group("qwen2vl", ["plain", "mmft_warm", "hand"], checkpointing=True),
-    "sweep": Group("qwen2vl", ["plain", "mmft"], ranks=(1, 2, 4, 8, 16, 32, 64, 128), watched=False),
+    "sweep": Group("qwen2vl", ["plain", "mmft"], sweep="r", points=(1, 2, 4, 8, 16, 32, 64, 128), watched=False),
+    "targets": Group("qwen2vl", ["plain", "mmft"], sweep="layers", points=TARGETS, watched=False),
     "llava": Group("llava", ["plain", "mmft_warm", "hand"]),
     "skewed": Group("qwen2vl", ["plain", "mmft_warm", "mmft_packed", "mmft_grouped", "hand"], peers=True, skewed=True),
 }
@@ -80,7 +88,6 @@ WORDS = {
     "mmft_packed": ["trainer.packing=true"],
     "mmft_grouped": ["trainer.train_sampling_strategy=group_by_length", "trainer.fold_accumulation=always"],
 }
-OTHER_ORDER = ("mmft_grouped",)  # contenders that train on the rows of an epoch in an order of their own: losses are not comparable
 ROWS = {
     "warm": Row("Qwen2-VL fixture, {rows} photos, batch 2 x 2, warm cache: loop time", 0.50, "qwen2vl", ("mmft_warm", loop), ("plain", loop)),
     "two": Row("the same, 2 epochs, the pass that fills the cache counted", 0.60, "qwen2vl", ("mmft", counted), ("plain", loop)),
@@ -88,7 +95,8 @@ ROWS = {
     "process": Row("whole process, 2 epochs", 0.80, "qwen2vl", ("mmft", wall), ("plain", wall)),
     "blip2": Row("BLIP-2 fixture, warm cache: loop time", 0.55, "blip2", ("mmft_warm", loop), ("plain", loop)),
     "checkpointing": Row("with gradient checkpointing on in both, warm cache: loop time", 0.40, "checkpointing", ("mmft_warm", loop), ("plain", loop)),
-    "sweep": Row("{ranks}-point rank sweep against {ranks} processes of the plain loop, wall time", 0.30, "sweep", ("mmft", wall), ("plain", wall)),
+    "sweep": Row("{points}-point rank sweep against {points} processes of the plain loop, wall time", 0.30, "sweep", ("mmft", wall), ("plain", wall)),
+    "targets": Row("{points}-point sweep over lora.target_modules against {points} processes of the plain loop, wall time", 0.45, "targets", ("mmft", wall), ("plain", wall)),
     "memory": Row("peak memory of one run", 1.0, "qwen2vl", ("mmft", memory), ("plain", memory)),
     "hand": Row("mmft's loop against a hand-written PyTorch loop with the same caches", 1.05, "qwen2vl", ("mmft_warm", loop), ("hand", loop)),
     "hand_merged": Row("the same, its micro-batches merged as mmft's are", None, "qwen2vl", ("mmft_warm", loop), ("hand_merged", loop)),
@@ -96,8 +104,11 @@ ROWS = {
     "skewed": Row("Qwen2-VL fixture, {rows} rows of very different length, warm cache: loop time", None, "skewed", ("mmft_warm", loop), ("plain", loop)),
     "packed": Row("the same, packed", 0.40, "skewed", ("mmft_packed", loop), ("plain", loop)),
     "grouped": Row("the same, grouped by length", None, "skewed", ("mmft_grouped", loop), ("plain", loop)),
+    "swift_best": Row("the same, packed, against ms-swift that groups rows by length", 0.60, "skewed", ("mmft_packed", loop), ("swift_best", loop)),
+    "llamafactory_best": Row("the same, packed, against LLaMA-Factory that groups rows by length", 0.60, "skewed", ("mmft_packed", loop), ("llamafactory_best", loop)),
+    "llamafactory_packed": Row("the same, packed, against LLaMA-Factory that packs", 0.60, "skewed", ("mmft_packed", loop), ("llamafactory_packed", loop)),
 }
-EXTRA = ("llava", "skewed", "packed", "grouped")  # rows that are measured only if --only names them
+EXTRA = ("targets", "llava", "skewed", "packed", "grouped", "swift_best", "llamafactory_best", "llamafactory_packed")  # rows that are measured only if --only names them
 
 
 @dataclass
@@ -131,11 +142,12 @@ class Benchmark:
             self.parameters[family] = fixture.build(family, self.home / family, [row["text"] for row in rows], size)
             say(f"fixture        {family}, {self.parameters[family] / 1e6:.1f} M parameters, {self.n_rows} photos")
 
-    def task(self, group: Group, r: int = 16) -> Work:
+    def task(self, group: Group, **point: Any) -> Work:
         model, rows = self.home / group.family, self.home / "data" / "captions.jsonl"
         if group.skewed:
             model, rows = self.home / "skewed", self.home / "skewed_data" / "rows.jsonl"
-        return Work(group.family, str(model), str(rows), lr=commands.RATES[group.family], epochs=group.epochs, checkpointing=group.checkpointing, r=r, skewed=group.skewed)
+        work = Work(group.family, str(model), str(rows), lr=commands.RATES[group.family], epochs=group.epochs, checkpointing=group.checkpointing, skewed=group.skewed)
+        return dataclasses.replace(work, **point)
 
     def command(self, key: str, name: str, out: Path) -> list[Command]:
         """What one turn of a contender runs: one process, or for the plain loop's sweep one for each point."""
@@ -143,16 +155,17 @@ class Benchmark:
         if name in ("mmft_warm", *WORDS):  # one home for all rounds: the first run there, which is not timed, fills the cache
             return [commands.mmft(self.task(group), out, self.home / "runs" / key / "warm", "disk", more=WORDS.get(name, ()))]
         if name == "mmft":
-            return [commands.mmft(self.task(group), out, out / "home", "auto", list(group.ranks) or None)]
-        points = group.ranks or (16,)
-        return [commands.script(name, self.task(group, r), out / f"r{r}") for r in points]
+            return [commands.mmft(self.task(group), out, out / "home", "auto", group.sweep, group.points)]
+        points = [{group.sweep: value} for value in group.points] or [{}]
+        return [commands.script(name, self.task(group, **point), out / f"point{n}") for n, point in enumerate(points)]
 
     def names(self, key: str) -> list[str]:
         group = self.groups[key]
-        return group.contenders + (list(self.peers) if group.peers else [])
+        more = [variant for name in self.peers for variant in VARIANTS.get(name, ())] if group.skewed else []
+        return group.contenders + (list(self.peers) + more if group.peers else [])
 
     def python(self, name: str) -> str:
-        return self.peers.get(name, sys.executable)
+        return sys.executable if name.startswith("mmft") else self.peers.get(name.split("_")[0], sys.executable)
 
     def timed(self, command: Command, name: str) -> Timed:
         """One process; with --processor-time, its loop in processor seconds."""
@@ -179,7 +192,7 @@ class Benchmark:
                     raise
                 continue
             seen[name] = json.loads(report.read_text(encoding="utf-8"))
-            compare = checks.other_rows if name in OTHER_ORDER else checks.differences
+            compare = checks.other_rows if has_other_order(name) else checks.differences
             if found := compare(seen["plain"], seen[name]):
                 self.problems[f"{key}/{name}"] = "; ".join(found)
         self.flops[key] = {name: s["flops"] for name, s in seen.items()}
@@ -206,7 +219,7 @@ class Benchmark:
                 self.problems[f"{key}/{name}"] = str(error).strip().splitlines()[-1]
                 continue
             found[name] = added(name, parts)
-            for a, b in zip(found["plain"].losses, found[name].losses, strict=True) if name not in OTHER_ORDER else ():
+            for a, b in zip(found["plain"].losses, found[name].losses, strict=True) if not has_other_order(name) else ():
                 if different := checks.apart(a, b):
                     self.problems.setdefault(f"{key}/{name}", "; ".join(different))
             t = found[name]
@@ -226,6 +239,11 @@ class Benchmark:
         each = [above(r[a]) / below(r[b]) for r in self.rounds.get(row.group, []) if a in r and b in r]
         top, bottom = self.middle(row.group, a, above), self.middle(row.group, b, below)
         return (top / bottom if top is not None and bottom else None), each
+
+
+def has_other_order(name: str) -> bool:
+    """Whether a contender trains on the rows of an epoch in an order of its own, so that losses are not comparable."""
+    return name == "mmft_grouped" or name.endswith("_best")
 
 
 def added(name: str, parts: list[Timed]) -> Timed:
@@ -256,7 +274,7 @@ def markdown(b: Benchmark, rows: dict[str, Row], place: dict[str, Any]) -> str:
     for row in rows.values():
         value, each = b.ratio(row)
         group = b.groups[row.group]
-        text = row.text.format(rows=b.n_rows, eight=group.epochs, ranks=len(group.ranks))
+        text = row.text.format(rows=b.n_rows, eight=group.epochs, points=len(group.points))
         target = "" if row.target is None else f"{row.target:.2f}"
         lines.append(f"| {text} | {target} | {'-' if value is None else f'{value:.3f}'} | {', '.join(f'{v:.3f}' for v in each)} |")
     top = median(b.speed) if b.speed else 0.0
@@ -264,7 +282,7 @@ def markdown(b: Benchmark, rows: dict[str, Row], place: dict[str, Any]) -> str:
     lines += ["| work | contender | loop, s | cache, s | whole process, s | peak memory, MB | samples/s | loop's GFLOP | share | loop against plain |"]
     lines += ["|---|---|---|---|---|---|---|---|---|---|"]
     for key, group in b.groups.items():
-        samples = b.n_rows * group.epochs * max(len(group.ranks), 1)
+        samples = b.n_rows * group.epochs * max(len(group.points), 1)
         plain = b.middle(key, "plain", loop)
         for name in b.names(key):
             seconds = b.middle(key, name, loop)
@@ -328,7 +346,7 @@ def main(words: list[str] | None = None) -> int:
     rows = {key: row for key, row in ROWS.items() if (key in args.only if args.only else key not in EXTRA)}
     groups = {key: group for key, group in GROUPS.items() if any(row.group == key for row in rows.values())}
     if args.quick:
-        groups = {key: dataclasses.replace(g, epochs=min(g.epochs, 3), ranks=g.ranks[:3]) for key, g in groups.items()}
+        groups = {key: dataclasses.replace(g, epochs=min(g.epochs, 3), points=g.points[:3]) for key, g in groups.items()}
     if args.contender:
         groups = {key: dataclasses.replace(g, contenders=[name for name in g.contenders if name == "plain" or name in args.contender]) for key, g in groups.items()}
     home = args.out.resolve() / "work"
@@ -347,7 +365,7 @@ def main(words: list[str] | None = None) -> int:
     print("\n" + text)
     if not args.keep:
         shutil.rmtree(home)
-    return 1 if any(name.split("/")[1] not in b.peers for name in b.problems) else 0
+    return 1 if any(name.split("/")[1].split("_")[0] not in b.peers for name in b.problems) else 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@
 
 The tutorial's collation renders each row in place of swift's template, which resizes pictures with another library, holds the published
 tokenizer's image id as a constant, and puts loss on the newline behind the end token.
+
+`grouped` in the task: rows of similar length share a batch, and rows are encoded before the loop, as swift does then. Its packing and padding_free refuse to
+run without FlashAttention, which a CPU does not have.
 """
 
 from __future__ import annotations
@@ -12,6 +15,13 @@ import os
 from typing import Any
 
 import recipe
+
+
+class Encoded(list[dict[str, Any]]):
+    """Encoded rows; `rows["lengths"]` are their tokens, as swift's trainer asks a data set for them. Its collator takes rows apart, so each is a copy."""
+
+    def __getitem__(self, at: Any) -> Any:
+        return [len(row["input_ids"]) for row in self] if at == "lengths" else dict(super().__getitem__(at))
 
 
 def main() -> None:
@@ -57,6 +67,7 @@ def main() -> None:
         data_seed=task.seed,
         use_cpu=True,
         disable_tqdm=True,
+        group_by_length=task.grouped,
     )
     model, loaded = args.get_model_processor()
     template = args.get_template(loaded)
@@ -69,7 +80,7 @@ def main() -> None:
         whole = {key: batch[key] for key in ("pixel_values", "image_grid_thw") if key in batch}
         return whole | {key: batch[key][0].tolist() for key in ("input_ids", "labels", "mm_token_type_ids")}
 
-    rows = LazyLLMDataset(recipe.rows(task), encode, strict=True)
+    rows = Encoded(map(encode, recipe.rows(task))) if task.grouped else LazyLLMDataset(recipe.rows(task), encode, strict=True)
     set_seed(task.seed)
     model = SwiftSft.prepare_model(args, model, template=template, train_dataset=rows)
     trainer = Seq2SeqTrainer(model=model, args=args.training_args, template=template, train_dataset=rows)

@@ -40,7 +40,8 @@ def described(inputs: dict[str, Any]) -> list[dict[str, Any]]:
     A supervised position is read from `labels`, or from the mask of the logits that are kept. Rows that are packed into one sequence are
     told apart by their positions.
     """
-    if inputs.get("attention_mask") is None and inputs.get("position_ids") is not None:
+    given = inputs.get("attention_mask")
+    if (given is None or given.dim() == 4) and inputs.get("position_ids") is not None:
         inputs = unpacked(inputs)
     ids, mask, labels, keep = inputs["input_ids"], inputs["attention_mask"], inputs.get("labels"), inputs.get("logits_to_keep")
     if labels is not None and labels.shape != ids.shape:
