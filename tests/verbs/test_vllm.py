@@ -205,6 +205,7 @@ def test_an_adapter_of_the_vision_part_and_one_of_a_high_rank_are_refused(verb, 
     (["backend=vllm", "check=0", "vllm={gpu_memory:1}"], "backend=vllm: vLLM failed: ValueError: EngineArgs of this vLLM has no gpu_memory"),
     (["backend=vllm", "check=0", fault(start=1)], "vLLM failed: ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`."),
     (["backend=vllm", "check=0", fault(step=2)], "vLLM failed: RuntimeError: EngineCore encountered an issue."),
+    (["backend=vllm", "check=0", fault(abort=1)], "backend=vllm: vLLM gave a request up"),
     (["backend=vllm", "check=0", fault(tokens=1)], "tokens where the run's collator makes"),
     (["backend=vllm", "check=2", fault(second=1)], "where transformers answers"),
 ])  # fmt: skip

@@ -42,7 +42,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Output:
-    """What is new of an answer. prompt: the prompt's ids as vLLM has expanded them, in the first output. finish: stop | length | abort, in the last one.
+    """What is new of an answer. prompt: the prompt's ids as vLLM has expanded them, in the first output. finish: stop | length | error, in the last one.
 
     logprobs: for each new token the likeliest ones with theirs. prompt_logprobs: of each token of the prompt. error: why there is no answer.
     """
@@ -239,6 +239,8 @@ class Vllm:
                     listener = self._listeners.get(name)
                     if out["finish"] is not None:
                         self._listeners.pop(name, None)
+                    if out["finish"] in ("abort", "error"):  # by vLLM; a listener that gave its request up is known no more
+                        out = {"error": "backend=vllm: vLLM gave a request up", "finish": "error"}
                     if listener is not None:
                         listener(Output(**out))
                 elif "failed" in message:

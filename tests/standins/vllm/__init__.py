@@ -126,7 +126,7 @@ class LLMEngine:
                 scores[scores < scores.topk(min(params.top_k, len(scores))).values[-1]] = -torch.inf
             token = int(torch.multinomial(scores.softmax(-1), 1, generator=request["generator"]))
         request["new"].append(token)
-        finish = "stop" if token in params.stop_token_ids else "length" if len(request["new"]) >= params.max_tokens else None
+        finish = "abort" if self.faults.get("abort") else "stop" if token in params.stop_token_ids else "length" if len(request["new"]) >= params.max_tokens else None
         top = None
         if params.logprobs is not None:
             best = logs[-1].topk(max(params.logprobs, 1)).indices.tolist()[: params.logprobs]
