@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from ..common.private_api import attention_implementation
 from .base import Replaced
@@ -55,18 +56,25 @@ def row_mask(batch_size: int, q_length: int, kv_length: int, *args: Any, **kwarg
 
 
 def attend(
-    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | PackedRows | None, **kwargs: Any
-) -> tuple[torch.Tensor, None]:
-    """query (B, heads, S, d), key and value (B, their heads, S, d) -> ((B, S, heads, d), None), as transformers' attention functions."""
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | PackedRows | None,
+    dropout: float = 0.0, scaling: float | None = None, **kwargs: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """query (B, heads, S, d), key and value (B, their heads, S, d) -> ((B, S, heads, d), None), as transformers' attention functions.
+
+    Keys and values of fewer heads are repeated: torch's kernel takes them as they are, but divides its backward pass among the threads by them.
+    Raises NotImplementedError for what sdpa's function does beside attention.
+    """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    whole = ALL_ATTENTION_FUNCTIONS["sdpa"]
     if not isinstance(attention_mask, PackedRows):
-        y: tuple[torch.Tensor, None] = whole(module, query, key, value, attention_mask, **kwargs)
+        y: tuple[torch.Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
         return y
-    kwargs["is_causal"] = True
+    if odd := [name for name in ("position_bias", "softcap") if kwargs.get(name) is not None]:
+        raise NotImplementedError(f"{odd[0]} over packed rows")
+    key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (key, value))
     rows = zip(*(each.split(attention_mask.lengths, dim=2) for each in (query, key, value)))
-    return torch.cat([whole(module, q, k, v, None, **kwargs)[0] for q, k, v in rows], dim=1), None
+    outputs = [F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling) for q, k, v in rows]
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
 def attend_by_row(model: Any, replaced: Replaced) -> bool:
