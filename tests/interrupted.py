@@ -24,7 +24,7 @@ def final(run: Path) -> bytes:
 
 def rows(run: Path) -> list[dict]:
     """metrics.jsonl without the values that depend on the clock."""
-    clock = ("seconds", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "step_time")
+    clock = ("seconds", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")
     return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 

@@ -79,6 +79,10 @@ def policy_rewards(objective: Objective, metrics: MetricSet, rows: Sequence[Samp
         return []
     if mixing is not None and not mixing.every_row_once:
         raise UserError("objective=grpo: takes every row of a mix once; leave out data.draws and the weights of data.sources")
+    weighted = [row.id for row in (rows[i] for i in range(len(rows))) if row.weight != 1 or row.messages[-1].get("weight", 1.0) != 1]
+    if weighted:
+        raise UserError(f"objective=grpo: {len(weighted)} of {len(rows)} rows of train have a loss weight, e.g. {weighted[0]}; rewards of answers have none: leave out `weight`"
+                        " (data.columns.weight, data.sources.NAME.loss_weight), or use objective=sft")  # fmt: skip
     rewards = rewards_of(objective.reward_funcs, metrics)
     check_rewards(rewards, rows)
     steps = objective.steps_per_generation or settings["trainer"].get("gradient_accumulation_steps") or 1

@@ -120,7 +120,14 @@ class PolicyTrainer(RunTrainer, GRPOTrainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         self.row_ids += dict.fromkeys(self.rows[example["row"]].id for example in inputs)
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        try:
+            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        except RuntimeError as error:
+            if "probability tensor" not in str(error):
+                raise
+            raise UserError(f"step {self.state.global_step + 1}: the probabilities from which answers are sampled are not finite, rows {', '.join(self.row_ids[:16])};"
+                            " try a lower trainer.learning_rate, or model.dtype=fp32 (mmft resume goes on from the newest checkpoint)") from None  # fmt: skip
+        private_api.policy_counts(self).pop("step_time", None)  # the clock would make a repeated run differ; summary.json has the time
         self.losses.append(loss)
         self.meter.loss += loss
         return loss

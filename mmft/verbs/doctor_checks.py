@@ -22,6 +22,7 @@ EXTRAS = {
     "gradio": "the browser page (compare ui=true): pip install 'mmft[ui]'",
     "fastapi": "the OpenAI-compatible endpoint (mmft serve): pip install 'mmft[serve]'",
     "optuna": "searching sweeps: pip install 'mmft[sweep]'",
+    "trl": "learning from rewards (objective=grpo): pip install 'mmft[rl]'",
     "hydra_plugins.hydra_submitit_launcher": "sweeps on a Slurm cluster: pip install 'mmft[slurm]'",
     "swanboard": "SwanLab's local dashboard: pip install 'swanlab[dashboard]'",
     "flash_attn": "model.attn_implementation=flash_attention_2: pip install flash-attn (sdpa is the default and needs nothing)",

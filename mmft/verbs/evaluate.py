@@ -170,6 +170,9 @@ def reference_of(opened: OpenedRun, settings: Settings) -> AsReference | None:
     from ..runs.parents import start_of
 
     assert opened.run is not None
+    if settings["lora"].get("bias") not in (None, "none"):  # they stand in the base's own layers, whatever is switched off
+        log.info("%-14s lora.bias=%s has trained biases of the base, so the reference is gone", "preferences", settings["lora"]["bias"])
+        return None
     try:
         start = start_of(opened.run, settings["output_dir"])
     except UserError as error:
