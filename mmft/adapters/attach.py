@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from pathlib import Path
@@ -15,17 +16,21 @@ from ..system.memory import is_out_of_memory
 from .methods import METHODS, peft_config
 from .parts import target_pattern
 from .plan import AdapterPlan
+from .starts import EVA, SETTINGS, StartSources, after_peft, before_peft, peft_values, start_of
 from .stored import fill
 
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger("mmft")
 
-def attach_adapter(model: torch.nn.Module, plan: AdapterPlan, start: Path | None = None, fixed_a: bool = False) -> Any:
+
+def attach_adapter(model: torch.nn.Module, plan: AdapterPlan, start: Path | None = None, fixed_a: bool = False, sources: StartSources | None = None) -> Any:
     """The model with a new adapter (a PeftModel), or the model itself with the weights of `scope` trainable.
 
-    start: the folder of the adapter whose weights it begins with. fixed_a: its matrices A are not trained (LoRA-FA). Trained weights are fp32, whatever the base is in. Raises UserError if
-    peft refuses the settings or adapts other modules than planned.
+    start: the folder of the adapter whose weights it begins with. fixed_a: its matrices A are not trained (LoRA-FA). sources: what initialisations from data
+    begin with; without it they are left out, and counts are the same. Trained weights are fp32, whatever the base is in. Raises UserError if peft refuses the
+    settings or adapts other modules than planned. EVA may leave out layers, which are taken out of the plan.
     """
     if plan.method == "full":
         for name, parameter in model.named_parameters():
@@ -35,15 +40,23 @@ def attach_adapter(model: torch.nn.Module, plan: AdapterPlan, start: Path | None
 
     try:
         with warnings.catch_warnings():
-            if not plan.is_lora:  # the plan's notes say what peft warns of
+            if not plan.is_lora or start_of(plan.settings):  # the plan's notes say what peft warns of
                 warnings.simplefilter("ignore")
-            peft_model = get_peft_model(model, adapter_config(model, plan))
+            config = adapter_config(model, plan, sources is not None)
+            if sources is not None:
+                before_peft(model, config, plan.settings, sources, list(plan.adapted))
+            peft_model = get_peft_model(model, config)
+        if sources is not None:
+            after_peft(peft_model, plan.settings, sources)
     except (ValueError, TypeError, ImportError, NotImplementedError, KeyError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
         why = f"it misses the key {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
         raise UserError(f"lora: peft refuses these settings: {why}") from None
-    adapted, planned = adapted_names(peft_model), {*plan.adapted, *plan.parameters}
+    adapted = adapted_names(peft_model)
+    if sources is not None and start_of(plan.settings) == EVA:
+        leave_out(plan, set(plan.adapted) - adapted)
+    planned = {*plan.adapted, *plan.parameters}
     if adapted != planned:
         odd = sorted(adapted ^ planned)
         raise UserError(f"lora: peft adapted {len(adapted)} modules where {len(planned)} were planned, e.g. {odd[0]}")
@@ -60,8 +73,16 @@ def attach_adapter(model: torch.nn.Module, plan: AdapterPlan, start: Path | None
     return peft_model
 
 
-def adapter_config(model: torch.nn.Module, plan: AdapterPlan) -> Any:
-    """peft's config object of a plan's adapter. Raises what peft raises for values that it does not take."""
+def leave_out(plan: AdapterPlan, names: set[str]) -> None:
+    """Take layers that EVA gave no rank out of the plan, and say so."""
+    for name in names:
+        del plan.adapted[name]
+    if names:
+        log.info("%-14s EVA gives %d of %d layers no rank, e.g. %s", "adapter", len(names), len(names) + len(plan.adapted), min(names))
+
+
+def adapter_config(model: torch.nn.Module, plan: AdapterPlan, with_start: bool = False) -> Any:
+    """peft's config object of a plan's adapter. with_start: for an initialisation from data. Raises what peft raises for values that it does not take."""
     from peft import LoraConfig
 
     pattern = target_pattern(plan.adapted)
@@ -72,6 +93,10 @@ def adapter_config(model: torch.nn.Module, plan: AdapterPlan) -> Any:
     if not plan.is_lora:
         return peft_config(METHODS[plan.adapter], plan.settings, plan.options, targets, plan.adapted)
     settings = arguments({k: v for k, v in plan.settings.items() if v is not None}, lora_config()) | {"target_modules": targets}
+    for key in SETTINGS:  # mappings of plain values; peft wants its own objects
+        settings.pop(key, None)
+    if start_of(plan.settings):
+        settings |= peft_values(plan.settings) if with_start else {"init_lora_weights": True}
     if plan.parameters:  # full names: the names in the settings may also match outside the scope
         settings["target_parameters"] = sorted(plan.parameters)
     for applied in ("layers_to_transform", "layers_pattern", "exclude_modules"):

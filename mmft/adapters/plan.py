@@ -13,6 +13,7 @@ from ..config.settings import Section
 from .experts import choosing_layers, planned_parameters, unreachable_layers
 from .methods import DORA, LORA, METHODS, check_layers, check_settings, choose
 from .parts import part_patterns, top_layer_parameters, whole_modules
+from .starts import BATCHES, check_start_layers, check_start_settings
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,8 @@ class AdapterPlan:
     adapted: name of a module -> its part. parameters: the same for expert tensors (lora.target_parameters). linear: part -> number of
     linear layers there are. unreachable: layers that all-linear means and peft cannot adapt (experts.unreachable_layers). whole: modules
     trained whole beside the adapter (lora.whole) -> their part. trained: the parameters of full training; None for all inside the scope.
-    top_layers: how many they are. adapter: the method of peft (lora.method), of METHODS. options: its own keys. notes: what the table cannot say.
+    top_layers: how many they are. adapter: the method of peft (lora.method), of METHODS. options: its own keys. notes: what the table cannot say. init_batches: of training rows, from which
+    some initialisations begin.
     """
 
     method: Literal["lora", "full"]
@@ -47,6 +49,7 @@ class AdapterPlan:
     adapter: str = LORA
     options: Section = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    init_batches: int = BATCHES
 
     @property
     def is_lora(self) -> bool:
@@ -84,12 +87,13 @@ def plan_adapter(skeleton: torch.nn.Module, settings: Section) -> AdapterPlan:
     settings.pop("start", None)  # which weights the adapter begins with changes nothing of the plan
     if not isinstance(settings["r"], int) or settings["r"] < 1:
         raise UserError(f"lora.r={settings['r']}: must be a whole number above 0 (lora=none trains the whole model)")
+    init_batches = settings.pop("init_batches", BATCHES)
     adapter, options = str(settings.pop("method", None) or LORA), dict(settings.pop("options", None) or {})
     method = choose(adapter, options)
     if adapter == DORA:
         settings["use_dora"] = True
     settings = _with_marks(skeleton, settings, scope)
-    notes = check_settings(method, settings)
+    notes = check_settings(method, settings) + check_start_settings(settings, init_batches)
     whole_names = whole_modules(skeleton, whole) if whole else {}
     if whole_names:
         settings["modules_to_save"] = [*(settings.get("modules_to_save") or []), *whole_names]
@@ -125,8 +129,10 @@ def plan_adapter(skeleton: torch.nn.Module, settings: Section) -> AdapterPlan:
                 raise UserError(f"lora.{key}.{pattern}: matches none of the {len(names)} adapted modules.{_leaf_hint(pattern, names)}")
     modules_by_name = dict(skeleton.named_modules())
     notes += check_layers(method, options, {n: modules_by_name[n] for n in sorted(names)})
+    check_start_layers(settings, {n: modules_by_name[n] for n in sorted(names)})
     return AdapterPlan(
-        "lora", scope, settings, {n: layers[n] for n in sorted(names)}, linear, parameters, sorted(unreachable - names), whole_names, adapter=adapter, options=options, notes=notes,
+        "lora", scope, settings, {n: layers[n] for n in sorted(names)}, linear, parameters, sorted(unreachable - names), whole_names,
+        adapter=adapter, options=options, notes=notes, init_batches=init_batches,
     )  # fmt: skip
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
+from .convert import changes_base
 from .parts import rank_and_alpha
 from .plan import AdapterPlan
+from .starts import start_of
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +54,8 @@ def read_adapter(folder: Path) -> StoredAdapter:
         raise UserError(f"{folder}: the adapter cannot be read: {' '.join(str(error).split())[:200]}") from None
     if config.get("peft_type") != "LORA":
         raise UserError(f"{folder}: holds an adapter of the type {config.get('peft_type')}, and only LoRA adapters can be gone on with or combined")
+    if changes_base(config):
+        raise UserError(f"{folder}: is a checkpoint whose initialisation ({config['init_lora_weights']}) changed the base, and sits on that base; name the run, whose final adapter is a plain one")
     return StoredAdapter(folder, config, shapes)
 
 
@@ -65,7 +69,7 @@ def check_start(stored: StoredAdapter, plan: AdapterPlan, word: str) -> None:
         raise UserError(f"{where}: lora=none trains the weights themselves, and no adapter can go on; model.adapters=[{word}] merges it into them first")
     if not plan.is_lora:
         raise UserError(f"{where}: lora.method={plan.adapter} begins a new adapter, and only LoRA adapters go on; use lora.method=lora, or model.adapters=[{word}]")
-    if str(settings.get("init_lora_weights") or "").startswith(("pissa", "olora")):
+    if changes_base(settings) or start_of(settings):
         raise UserError(f"{where}: lora.init_lora_weights={settings['init_lora_weights']} makes a new adapter, and this one has its weights; drop it")
     words = [f"lora.{key}={config.get(key)}" for key in ("r", "lora_alpha") if config.get(key) != settings.get(key)]
     words += [f"lora.{key}={_typed(config.get(key))}" for key, usual in SAME.items() if _plain(config.get(key) or usual) != _plain(settings.get(key) or usual)]

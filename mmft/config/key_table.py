@@ -37,7 +37,8 @@ EFFECTIVE = {
         ddp_bucket_cap_mb ddp_broadcast_buffers ddp_backend ddp_timeout fsdp fsdp_config deepspeed debug skip_memory_metrics"""),
     "lora": _names("""
         r target_modules exclude_modules lora_alpha lora_dropout bias use_rslora modules_to_save init_lora_weights
-        layers_to_transform layers_pattern rank_pattern alpha_pattern trainable_token_indices use_dora lora_bias target_parameters"""),
+        layers_to_transform layers_pattern rank_pattern alpha_pattern trainable_token_indices use_dora lora_bias target_parameters
+        eva_config corda_config lora_ga_config"""),
     "generation": _names("""
         max_length max_new_tokens min_length min_new_tokens early_stopping max_time do_sample num_beams cache_implementation
         temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff repetition_penalty encoder_repetition_penalty
@@ -83,7 +84,6 @@ _HUB_CODE = "transformers moved this to code on a hub, which mmft does not run"
 _OUTPUTS = "mmft keeps only the text of an answer"
 _ENCODER_DECODER = "acts only in encoder-decoder models and at the first token"
 _BASE_CHANGED = "replaces the base weights, which later verbs would take for the original"
-_LORA_DATA = "needs a pass over the training rows before the first step, which mmft does not make"
 UNSUPPORTED = {
     "trainer": {
         "torch_compile": _COMPILE, "torch_compile_backend": _COMPILE, "torch_compile_mode": _COMPILE,
@@ -99,11 +99,11 @@ UNSUPPORTED = {
     },
     "lora": {
         "fan_in_fan_out": "is for GPT-2's Conv1D layers; only Linear layers are adapted", "megatron_config": "is for Megatron models", "megatron_core": "is for Megatron models",
-        "eva_config": _LORA_DATA, "corda_config": _LORA_DATA, "lora_ga_config": _LORA_DATA, "velora_config": "was not tested with mmft's training",
+        "velora_config": "was not tested with mmft's training",
         "alora_invocation_tokens": "such an adapter acts after these tokens only, which mmft does not put into prompts", "use_qalora": "peft implements it for GPTQ layers only",
         "qalora_group_size": "lora.use_qalora is not supported", "monteclora_config": "its regularisation loss is not part of mmft's loss",
         "runtime_config": "acts on the initialisation on a GPU only and changes no result",
-        "use_bdlora": "is for serving with block-diagonal adapters", "arrow_config": "routes between several adapters; a run trains one", "kasa_config": _BASE_CHANGED, "loftq_config": _BASE_CHANGED,
+        "use_bdlora": "is for serving with block-diagonal adapters", "arrow_config": "routes between several adapters; a run trains one", "kasa_config": _BASE_CHANGED, "loftq_config": "is for a base that is quantised here and now; model.quantization says how many bits it has",
         "ensure_weight_tying": "was not tested with tied layers",
         "layer_replication": "changes the base model's layers",
     },
@@ -126,7 +126,7 @@ UNSUPPORTED = {
 # Values of effective keys that are not supported: key -> first letters of the value -> reason.
 UNSUPPORTED_VALUES: dict[str, dict[str, str]] = {
     "trainer.optim": {"galore": "needs the package galore-torch, and was not tested on adapters", "apollo": "needs the package apollo-torch, and was not tested on adapters"},
-    "lora.init_lora_weights": {"eva": _LORA_DATA, "corda": _LORA_DATA, "lora_ga": _LORA_DATA, "loftq": _BASE_CHANGED, "mica": "was not tested"},
+    "lora.init_lora_weights": {"mica": "was not tested"},
     "generation.cache_implementation": {"quantized": "needs optimum-quanto, and was not tested"},
 }
 # Values that need a package: key -> first letters of the value -> (module, package to install). "": any value.

@@ -24,6 +24,7 @@ BY_DEVICE = {"dataloader_num_workers": "int | None", "dataloader_pin_memory": "b
 # `r: null` is training without an adapter. method and options: another method of peft, and its keys.
 OWN_LORA = {
     "r": "int | None", "scope": "str", "start": "str | None", "parts": "dict | None", "whole": "list | None", "top_layers": "int | None", "method": "str", "options": "dict | None",
+    "init_batches": "int",
 }  # fmt: skip
 OWN_KEYS = {*OWN_TRAINER, *OWN_LORA} - {"r"}  # keys of these sections that are mmft's, not the library's
 

@@ -29,7 +29,7 @@ INDIVIDUAL = ("seed", "name", "run_dir", "rank_by", "generation", "evaluation")
 # the base, modules_to_save) change what the base computes for everyone.
 LORA = (
     "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "use_rslora",
-    "rank_pattern", "alpha_pattern", "scope", "start", "parts", "task_type", "inference_mode",
+    "rank_pattern", "alpha_pattern", "scope", "start", "parts", "init_batches", "task_type", "inference_mode",
 )  # fmt: skip
 PLAIN = {"method": ("lora", None), "bias": ("none", None), "init_lora_weights": (True, None, "gaussian", "orthogonal"), "fan_in_fan_out": (False, None)}
 # Keys of TrainingArguments that concern a member's optimizer, schedule, logs and evaluations, not its batches.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,15 @@ from ..adapters.attach import attach_adapter
 from ..adapters.convert import changes_base, initial_matrices
 from ..adapters.freeze import freeze
 from ..adapters.report import adapter_report
+from ..adapters.starts import StartSources, start_of
+from ..common.errors import UserError
 from ..common.records import PlanReport
 from ..common.tensors import to_device
 from ..config.settings import sharded_by
+from ..models.load import load_model
 from ..models.quantization import prepare_for_training
 from ..rewrites.apply import Rewrites, rewrite_for_training
+from ..training.sampling import epoch_order
 from .context import RunContext
 from .load import Base, cache_training_rows, use_feature_cache
 from .preferences import Preferences, attached, prepare_preferences
@@ -48,7 +53,10 @@ def attach(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: i
     model = prepare_for_training(model, base.loaded.quantization, settings["trainer"], inputs.family.path)
     # the reference of a preference objective is the model as it is now: the base, or with lora.start the adapter that goes on
     preferences = None if inputs.start else prepare_preferences(inputs, base, context, model)
-    model = attach_adapter(model, inputs.plan, inputs.start.folder if inputs.start else None, bool(settings["trainer"].get("lora_fa")))
+    sources = start_sources(inputs, base, model) if start_of(inputs.plan.settings) else None
+    if sources is not None:
+        set_seed(settings["seed"])  # whatever a preference objective has drawn before
+    model = attach_adapter(model, inputs.plan, inputs.start.folder if inputs.start else None, bool(settings["trainer"].get("lora_fa")), sources)
     if inputs.start:
         preferences = prepare_preferences(inputs, base, context, model)
     elif preferences is not None:
@@ -69,6 +77,26 @@ def attach(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: i
         rewrites.narrow(model, batch, lambda compare: context.memo.once(inputs.base_key("last layer", adapter), compare))
     report = adapter_report(model, inputs.plan, {row["part"]: row["rate"] for row in inputs.planned["rows"] if row["rate"] is not None})
     return Adapted(model, rewrites, {**report, "notes": inputs.planned["notes"]}, initial, preferences)
+
+
+def start_sources(inputs: TrainingInputs, base: Base, model: Any) -> StartSources:
+    """What an initialisation from data begins with: batches of the training's size, of rows that the seed draws; the base's own unquantised weights."""
+    settings = inputs.settings
+    size = settings["trainer"]["per_device_train_batch_size"]
+
+    def batches(single: bool) -> list[dict[str, Any]]:
+        order = epoch_order(len(base.rows), base.mixing, settings["seed"], 0)[: inputs.plan.init_batches * size]
+        step = 1 if single else size
+        taken = [base.rows[i] for i in order]
+        return [to_device(base.collator(taken[i : i + step]), model.device) for i in range(0, len(taken), step)]
+
+    def original() -> dict[str, torch.Tensor]:
+        if not base.loaded.quantized:
+            raise UserError("lora.init_lora_weights=loftq: this machine could not quantise the base (see above), so nothing is to be corrected; use true or pissa")
+        whole = load_model(dataclasses.replace(inputs.family, quantization=None), located=inputs.located).model
+        return {name: whole.get_submodule(name).weight for name in inputs.plan.adapted}
+
+    return StartSources(batches, original)
 
 
 def _may_narrow(inputs: TrainingInputs) -> bool:

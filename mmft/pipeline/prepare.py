@@ -13,13 +13,14 @@ from omegaconf import DictConfig
 from ..adapters.methods import METHODS, check_base
 from ..adapters.plan import AdapterPlan, plan_adapter
 from ..adapters.report import planned_report
+from ..adapters.starts import check_start_base
 from ..adapters.stored import check_start, read_adapter
 from ..collators.box_styles import check_whole_images, find_style, no_style
 from ..common.errors import UserError
 from ..common.hashing import key_of
 from ..common.records import PlanReport
 from ..config.build import build
-from ..config.settings import Section, Settings
+from ..config.settings import Section, Settings, sharded_by
 from ..config.validate import to_plain
 from ..data.mix import mixing_of
 from ..data.mixing import Mixing
@@ -111,7 +112,7 @@ def prepare_inputs(cfg: DictConfig, context: RunContext) -> TrainingInputs:
     located, skeleton = locate_and_outline(family, context)
     check_boxes(prepared, family, located, skeleton.config.model_type)
     plan = plan_adapter(skeleton, settings["lora"])
-    check_quantised(plan, family, skeleton)
+    check_quantised(plan, family, skeleton, sharded_by(settings["trainer"]))
     start, below = find_parents(settings, family, located, plan)
     planned = plan_report(skeleton, plan, settings["trainer"])
     return TrainingInputs(cfg, settings, family, prepared, rows, held_out, located, skeleton, plan, metrics, kept, mixing, objective, start, below, planned, rewards)
@@ -129,12 +130,13 @@ def plan_report(skeleton: torch.nn.Module, plan: AdapterPlan, trainer: Section) 
     return report
 
 
-def check_quantised(plan: AdapterPlan, family: Family, skeleton: Any) -> None:
-    """Raises UserError for an adapter that peft does not train over a base in so few bits."""
+def check_quantised(plan: AdapterPlan, family: Family, skeleton: Any, sharded: str | None) -> None:
+    """Raises UserError for an adapter that peft does not train over a base in so few bits, or that cannot begin on this base. sharded: as `sharded_by` says."""
     if plan.method == "lora":
         asked = next((bits for key, bits in (("load_in_8bit", 8), ("load_in_4bit", 4)) if (family.quantization or {}).get(key)), None)
         saved = saved_quantization(skeleton.config)
         check_base(METHODS[plan.adapter], saved.bits if saved else asked)
+        check_start_base(plan.settings, asked is not None or saved is not None, saved is not None, sharded)
 
 
 def find_parents(settings: Settings, family: Family, located: Located, plan: AdapterPlan) -> tuple[Parent | None, list[Parent]]:

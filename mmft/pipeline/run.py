@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from ..adapters.convert import write_start
 from ..adapters.save import save_trained
 from ..common.errors import Pruned, UserError
 from ..common.files import read_json
@@ -131,6 +132,8 @@ class Training:
         """Train, then save the trained weights."""
         inputs, run, context, preferences = self.inputs, self.run_dir, self.context, adapted.preferences
         run.write_json("lora_plan.json", adapted.report)
+        if adapted.initial is not None and run.writes:
+            write_start(run.path, adapted.initial)
         self.summary |= {"trainable_parameters": adapted.report["trainable_parameters"], "total_parameters": adapted.report["total_parameters"]}
         loop = TrainingLoop(TrainingJob(
             run=run, logger=self.logger, settings=inputs.settings, loaded=base.loaded, model=adapted.model, rewrites=adapted.rewrites, full=inputs.full,

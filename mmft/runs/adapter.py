@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.attach import run_saved_modules_in_float
+from ..adapters.starts import WITH_BATCHES
 from ..adapters.stored import check_loaded
 from ..common.errors import UserError
 
@@ -35,6 +36,8 @@ def load_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str = "
         raise UserError(f"{folder / 'adapter_config.json'}: cannot be read: {error}") from None
     if settings.get("megatron_config"):  # peft would import the module that megatron_core names
         raise UserError(f"{folder / 'adapter_config.json'}: megatron_config names a module to import, which an adapter may not")
+    if str(settings.get("init_lora_weights")) in WITH_BATCHES:
+        raise UserError(f"{folder}: sits on a base that its initialisation ({settings['init_lora_weights']}) changed; use the run's final adapter, or run=DIR checkpoint=N")
     try:
         if isinstance(model, PeftModel):
             model.load_adapter(folder, name)

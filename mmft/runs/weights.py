@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from ..adapters.convert import plain_checkpoint
 from ..common.errors import UserError
 from ..common.hashing import key_of, tensor_hash
 from .directory import Run
@@ -116,7 +117,7 @@ def trained_weights(run: Run, checkpoint: int | None) -> tuple[Path, bool]:
         if not folder.is_dir():
             there = sorted(int(p.name.split("-")[1]) for p in (run / "checkpoints").glob("checkpoint-*") if p.name.split("-")[1].isdigit())
             raise UserError(f"checkpoint={checkpoint}: {run.path} has no such checkpoint; there are: {', '.join(map(str, there)) or 'none'}")
-        return folder, not (folder / "adapter_config.json").is_file()
+        return plain_checkpoint(run.path, folder), not (folder / "adapter_config.json").is_file()
     for name in ("adapter", "model"):
         if (run / name).is_dir():
             return run / name, name == "model"

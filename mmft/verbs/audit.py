@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from ..common.errors import UserError
 from ..config.build import build
 from ..config.plain import resolved
+from ..config.settings import sharded_by
 from ..data.prepare import prepared_data
 from ..models.load import build_collator, load_skeleton, locate_model
 from ..runs.directory import plain_name
@@ -91,7 +92,7 @@ class Audit:
         skeleton = load_skeleton(family, located)
         check_boxes(prepared, family, located, skeleton.config.model_type)
         plan = plan_adapter(skeleton, settings["lora"])
-        check_quantised(plan, family, skeleton)
+        check_quantised(plan, family, skeleton, sharded_by(settings["trainer"]))
         start, below = find_parents(settings, family, located, plan)
         planned = plan_report(skeleton, plan, settings["trainer"])
         for text in prepared.describe():

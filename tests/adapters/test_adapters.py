@@ -239,7 +239,7 @@ def test_target_pattern_matches_only_the_planned_names(skeleton):
 
 @pytest.mark.parametrize("settings", [
     {"init_lora_weights": "nonsense"}, {"lora_dropout": 0.1, "use_dora": True, "target_modules": ["q_proj"], "bias": "nonsense"},
-    {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}},
+    {"init_lora_weights": "pissa_niter_few"},
 ])  # fmt: skip
 def test_settings_that_peft_refuses_are_one_line(small, settings):
     model, _, _ = small.load("qwen2vl")

@@ -63,8 +63,8 @@ def test_a_key_that_is_new_in_a_library_is_refused_and_an_unsupported_one_may_be
 REFUSED = [
     ("trainer.torch_compile=true", "is not supported"), ("trainer.use_liger_kernel=true", "model.rewrites"), ("trainer.optim=galore_adamw", "needs the package galore-torch"),
     ("trainer.optim=schedule_free_adamw", "pip install schedulefree"), ("trainer.deepspeed=zero.json", "pip install deepspeed"), ("trainer.seed=3", "seed=... is a key of the top level"),
-    ("trainer.push_to_hub=true", "mmft merge"), ("trainer.resume_from_checkpoint=x", "mmft resume"), ("lora.init_lora_weights=eva", "pass over the training rows"),
-    ("lora.init_lora_weights=corda", "is not supported"), ("lora.velora_config={a: 1}", "is not supported"), ("lora.use_qalora=true", "GPTQ"), ("generation.stop_strings=[a]", "tokenizer"),
+    ("trainer.push_to_hub=true", "mmft merge"), ("trainer.resume_from_checkpoint=x", "mmft resume"), ("lora.init_lora_weights=mica", "was not tested"),
+    ("lora.loftq_config={loftq_bits: 4}", "is not supported"), ("lora.velora_config={a: 1}", "is not supported"), ("lora.use_qalora=true", "GPTQ"), ("generation.stop_strings=[a]", "tokenizer"),
     ("generation.num_beam_groups=2", "code on a hub"), ("generation.eos_token_id=3", "end tokens"), ("model.quantization.llm_int8_has_fp16_weight=true", "model.dtype=fp16"),
 ]  # fmt: skip
 
@@ -268,7 +268,8 @@ LORA = {
     "r": ("2", []), "target_modules": ("[q_proj]", []), "exclude_modules": ("[q_proj]", []), "lora_alpha": ("8", []), "lora_dropout": ("0.5", []), "bias": ("lora_only", []),
     "use_rslora": ("true", []), "modules_to_save": ("[norm]", []), "init_lora_weights": ("gaussian", []), "layers_to_transform": ("[0]", []), "rank_pattern": ("{q_proj: 2}", []),
     "alpha_pattern": ("{q_proj: 3}", []), "trainable_token_indices": ("[5,6,7,8,9]", []),
-    "use_dora": ("true", []), "lora_bias": ("true", ["lora.target_modules=[q_proj,k_proj,v_proj]"]),
+    "eva_config": ("{rho: 1.0}", ["lora.init_lora_weights=eva", "lora.r=2"]), "corda_config": ("{corda_method: kpm}", ["lora.init_lora_weights=corda"]),
+    "lora_ga_config": ("{stable_gamma: 64}", ["lora.init_lora_weights=lora_ga"]), "use_dora": ("true", []), "lora_bias": ("true", ["lora.target_modules=[q_proj,k_proj,v_proj]"]),
 }  # fmt: skip
 
 
