@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from typing import Any
 from . import process, skewed
 from .commands import LAYERS
 
+COMPILING = 60  # seconds that a compiled rung may take before its first step; it is not begun with fewer left
+TOKENS = 32  # of a generated answer
 QUESTION, ANSWER = 20, 16  # made-up tokens before and behind; the answer carries loss
 # Figures of the published configurations; what is not named is transformers' default for the class.
 QWEN = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
@@ -141,7 +143,8 @@ def moved(batch: Any, device: str) -> Any:
 class Rung:
     """A rung that is ready to run. micro: forward and backward pass of a batch on the device, returns its loss; update: of the weights.
 
-    data: rows. batch: rows -> a batch. width: rows of a micro-batch. samples: that a step trains. device: where batches go.
+    data: rows. batch: rows -> a batch. width: rows of a micro-batch. samples: that a step trains. device: where batches go. trained: parameters.
+    uneven: the rows differ in length.
     """
 
     micro: Callable[[Any, int], Any]
@@ -151,6 +154,14 @@ class Rung:
     width: int
     samples: int
     device: str
+    trained: list[Any]
+    uneven: bool = False
+
+    def make_state(self) -> None:
+        """An update by gradients of zero, with which the optimizer makes its state."""
+        for p in self.trained:
+            p.grad = p.detach() * 0
+        self.update()
 
     def __call__(self, number: int) -> tuple[float, int]:
         """Step `number`: (its loss, samples)."""
@@ -170,7 +181,8 @@ class Ladder:
         import torch
 
         self.family, self.shape, self.args, self.device = family, shape, args, args.device
-        self.dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
+        self.half = getattr(args, "half", args.device != "cpu")  # bf16, and adapters in fp32 under autocast
+        self.dtype = torch.bfloat16 if self.half else torch.float32
         self.base = built(family, shape, args.device, self.dtype)
         self.rows = rows(family, shape, 16, self.dtype)
         self.layers = rf".*language_model.*\.({'|'.join(LAYERS[family])})"
@@ -249,7 +261,7 @@ class Ladder:
         pack = Packing(model) if packed else lambda batch: batch
 
         def micro(batch: dict[str, Any], tokens: int) -> Any:
-            with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
+            with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.half):
                 if supervised:
                     loss, _ = supervised_loss(model, pack(batch))
                     loss = loss / tokens
@@ -259,14 +271,14 @@ class Ladder:
             return loss.detach()
 
         def update() -> None:
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
             optimizer.step()
             optimizer.zero_grad()
 
-        return Rung(micro, update, used, self.batch, 4 if merged else 2, 4, self.device)
+        return Rung(micro, update, used, self.batch, 4 if merged else 2, 4, self.device, trained, data is not None)
 
-    def answers(self, cached: bool) -> Callable[[int], tuple[float, int]]:
-        """Greedy answers of 32 tokens to 16 prompts at once: transformers' `generate` over pixels, or mmft's loop over cached features."""
+    def answers(self, cached: bool, tokens: int = TOKENS) -> Callable[[int], tuple[float, int]]:
+        """Greedy answers of so many tokens to 16 prompts at once: transformers' `generate` over pixels, or mmft's loop over cached features."""
         import torch
         from transformers import GenerationConfig
 
@@ -274,7 +286,7 @@ class Ladder:
 
         model = self.base
         last = model.config.text_config.vocab_size - 1
-        settings = GenerationConfig(max_new_tokens=32, do_sample=False, eos_token_id=[last], pad_token_id=last, use_cache=True)
+        settings = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=[last], pad_token_id=last, use_cache=True)
         prompts = [
             {k: v[:, :-ANSWER] if k in ("input_ids", "attention_mask", "mm_token_type_ids") else v for k, v in row.items() if k != "labels"}
             for row in (self.features() if cached else self.rows)
@@ -318,18 +330,18 @@ class Ladder:
         optimizers = [torch.optim.AdamW(own, lr=1e-4, fused=True) for own in trained]
 
         def micro(batch: dict[str, Any], tokens: int) -> Any:
-            with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
+            with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.half):
                 each = [loss / tokens for loss, *_ in joint_losses(stacked, owners, [MemberBatch(n, batch, 0.0) for n in models])]
             sum(each).backward()
             return each[0].detach()
 
         def update() -> None:
             for own, optimizer in zip(trained, optimizers):
-                torch.nn.utils.clip_grad_norm_(own, 1.0)
+                torch.nn.utils.clip_grad_norm_(own, 1.0, foreach=True)
                 optimizer.step()
                 optimizer.zero_grad()
 
-        return Rung(micro, update, data, self.batch, 4, 4 * members, self.device)
+        return Rung(micro, update, data, self.batch, 4, 4 * members, self.device, [p for own in trained for p in own])
 
 
 def decoder_layers(model: Any) -> list[Any]:
@@ -370,7 +382,7 @@ def climb(family: str, args: argparse.Namespace, deadline: float) -> dict[str, A
     print("| rung | samples/s | against baseline | GPU memory, GB | first loss | third loss |\n|---|---|---|---|---|---|", flush=True)
     found: dict[str, Any] = {"parameters": ladder.parameters, "rungs": {}}
     for name, prepare in ladder.rungs().items():
-        if time.perf_counter() > deadline:
+        if time.perf_counter() + (COMPILING if name.endswith("compiled") else 0) * (not args.tiny) > deadline:
             found["rungs"][name] = {"skipped": "out of time"}
             print(f"| {name} | out of time | | | | |", flush=True)
             continue
@@ -407,7 +419,7 @@ def odd(rungs: dict[str, Any], tolerance: float) -> list[str]:
     return found
 
 
-def kind_of(name: str, rungs: dict[str, Any]) -> str:
+def kind_of(name: str, rungs: Iterable[str]) -> str:
     """The rung that another is compared with: the first one with the same word before a comma, or the baseline."""
     word = name.split(",")[0]
     return next((other for other in rungs if other.split(",")[0] == word), name) if word in ("skewed", "answers") else "baseline"
@@ -420,11 +432,12 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="small shapes: runs every rung, measures nothing of interest")
     parser.add_argument("--joint", nargs="+", type=int, default=[2, 4, 8, 16])
     parser.add_argument("--seconds", type=float, help="time of one rung (4; 0 with --tiny)")
-    parser.add_argument("--limit", type=float, default=540, help="seconds after which no further rung is begun")
+    parser.add_argument("--limit", type=float, default=540, help="seconds after which no further rung is begun, a compiled one a minute earlier")
     parser.add_argument("--no-checkpointing", dest="checkpointing", action="store_false", help="gradient checkpointing off in every rung")
     parser.add_argument("--backend", help="of torch.compile (inductor; aot_eager with --tiny)")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"))
     args = parser.parse_args(words)
+    began = time.perf_counter()
     args.seconds = args.seconds if args.seconds is not None else 0.0 if args.tiny else 4.0
     args.backend = args.backend or ("aot_eager" if args.tiny else "inductor")
     import torch
@@ -435,7 +448,7 @@ def main(words: list[str] | None = None) -> int:
     print(f"commit {place['commit'][:12]}, {place['gpu'] or place['cpu']}, torch {place['torch']}, transformers {place['transformers']}, peft {place['peft']}")
     if args.tiny:
         print("a self-check on small shapes: these are no figures")
-    deadline = time.perf_counter() + args.limit
+    deadline = began + args.limit
     found = {}
     for family in args.models:
         left = deadline - time.perf_counter()

@@ -1,10 +1,10 @@
-"""What the rungs of `benchmarks.gpu` should take on an H200, from operations that are counted on this CPU.
+"""What the rungs of `benchmarks.gpu` should take on an H200, from operations that are counted here, without numbers and without a GPU.
 
-    python -m benchmarks.predict [--model qwen2vl] [--joint 2 4 8 16]      many minutes of one core
+    python -m benchmarks.predict [--models qwen2vl llava blip2] [--joint 2 4 8 16]      about a minute for each model, on one core
 
-The model has its true widths, and one or two layers of each part, and one or two rows; `roofline.py` says how the counts of the whole
-follow, and what the prediction assumes. The rungs "compiled" and "answers" are not predicted: how kernels are fused is the compiler's choice,
-and a generated token waits for the host.
+Each rung is built and run as `benchmarks.gpu` runs it, at the model's true widths, bf16, adapters in fp32, but on tensors that have only shapes (`shapes.py`), and with one or
+two layers: every count is linear in the layers of both parts, and in the number of adapters that are trained jointly. What is counted is compared with the machine's figures
+(`roofline.py`). The rungs "compiled" are not predicted: how kernels are fused is the compiler's choice.
 """
 
 from __future__ import annotations
@@ -12,113 +12,131 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from . import gpu, process, skewed
-from .roofline import H200, Counts, at_depth, counted, of_rows
+from . import gpu, process
+from .roofline import H200, Counting, Counts, Machine
+from .shapes import ShapesOnly
 
-DEPTHS = {"qwen2vl": (28, 32), "llava": (40, 24), "blip2": (32, 39)}  # layers of the language model and of the tower
-ALONE = {
-    "baseline": {}, "no tower gradients": {"frozen": True}, "supervised logits": {"frozen": True, "supervised": True},
-    "cache": {"frozen": True, "supervised": True, "cached": True}, "merged batches": {"frozen": True, "supervised": True, "cached": True, "merged": True},
-}  # fmt: skip
+# Layers of the language model and of the tower. LLaVA reads the features before the tower's last layer, which is computed beside those counted here.
+DEPTHS = {"qwen2vl": (28, 32), "llava": (40, 23), "blip2": (32, 39)}
+TINY = {"qwen2vl": (2, 2), "llava": (2, 1), "blip2": (2, 2)}
+FEW = (1, 1), (2, 1), (1, 2)  # layers of the models that are counted
+TOKENS = 3, 4  # of the answers that are counted
+Prepared = Callable[[int], tuple[float, int]]
 
 
-def ladder(family: str, shape: dict[str, Any], text: int, vision: int, checkpointing: bool) -> gpu.Ladder:
-    """The ladder over a model of so few layers."""
+@dataclass(frozen=True)
+class Prediction:
+    """counts: of a step. samples: that it trains or answers. memory: the most bytes that are held at once, weights included."""
+
+    counts: Counts
+    samples: int
+    memory: float
+
+    def samples_per_second(self, machine: Machine) -> float:
+        return self.samples / self.counts.seconds(machine)
+
+    def __add__(self, other: Prediction) -> Prediction:
+        return Prediction(self.counts + other.counts, self.samples + other.samples, self.memory + other.memory)
+
+    def __mul__(self, times: float) -> Prediction:
+        return Prediction(self.counts * times, round(self.samples * times), self.memory * times)
+
+    def __sub__(self, other: Prediction) -> Prediction:
+        return self + other * -1
+
+
+def at(of: Callable[[int], Prediction], first: int, second: int, wanted: int) -> Prediction:
+    """What is linear in a number, from two of its values."""
+    one, two = of(first), of(second)
+    return one + (two - one) * ((wanted - first) / (second - first))
+
+
+def at_depth(few: Sequence[Prediction], text: int, vision: int) -> Prediction:
+    """The prediction for so many layers. few: of the models of FEW."""
+    one, deeper, taller = few
+    return one + (deeper - one) * (text - 1) + (taller - one) * (vision - 1)
+
+
+def ladder(family: str, shape: dict[str, Any], layers: tuple[int, int], half: bool = True) -> gpu.Ladder:
+    """The ladder of `benchmarks.gpu` over a model of so few layers, in the precision of a GPU. To be called, and its rungs to be run, inside `ShapesOnly`."""
     changed = copy.deepcopy(shape)
-    changed["text"]["num_hidden_layers"] = text
-    changed["vision"]["depth" if family == "qwen2vl" else "num_hidden_layers"] = vision
-    if family == "llava":
-        changed["vision"]["num_hidden_layers"] = vision + 1  # features are those of the layer before the last
-    return gpu.Ladder(family, changed, SimpleNamespace(device="cpu", checkpointing=checkpointing, backend="aot_eager", joint=()))
+    changed["text"]["num_hidden_layers"] = layers[0]
+    changed["vision"]["depth" if family == "qwen2vl" else "num_hidden_layers"] = layers[1] + (family == "llava")
+    return gpu.Ladder(family, changed, SimpleNamespace(device="cpu", half=half, checkpointing=True, backend="", joint=()))
 
 
-class Predicted:
-    """Counts of the rungs of one model; each ladder of few layers is built once."""
+def predicted(own: gpu.Ladder, prepare: Callable[[], Prepared]) -> Prediction:
+    """A step of a rung after the first, in which the optimizer makes its state. Rows of different length: the mean over all."""
+    weights = sum(p.numel() * p.element_size() for p in own.base.parameters())
+    with Counting() as counting:
+        step = prepare()
+        steps = 1
+        if isinstance(step, gpu.Rung):
+            step.make_state()
+            steps = 4 if step.uneven else 1
+        counting.counts = Counts()
+        samples = [step(number)[1] for number in range(steps)]
+    return Prediction(counting.counts * (1 / steps), samples[0], weights + counting.peak)
 
-    def __init__(self, family: str, shape: dict[str, Any], depths: tuple[int, int], checkpointing: bool = True):
-        self.family, self.depths = family, depths
-        self.ladders = {layers: ladder(family, shape, *layers, checkpointing) for layers in ((1, 1), (2, 1), (1, 2))}
 
-    def step(self, prepare: Callable[[gpu.Ladder], gpu.Rung]) -> Counts:
-        """An optimizer step of four rows of a rung."""
+def of_few_layers(own: gpu.Ladder, joint: Sequence[int]) -> dict[str, Prediction]:
+    """Rung -> its prediction for the layers that the ladder's model has."""
+    found = {name: predicted(own, prepare) for name, prepare in own.rungs().items() if name != "compiled" and not name.startswith("answers")}
+    members = {n: predicted(own, lambda: own.joint(n)) for n in (1, 2)} if joint else {}  # noqa: B023  # called at once
+    found |= {f"joint, K = {k}": at(members.__getitem__, 1, 2, k) for k in joint}
+    if own.family != "blip2":
+        for cached in (False, True):
+            tokens = {n: predicted(own, lambda: own.answers(cached, n)) for n in TOKENS}  # noqa: B023
+            found[f"answers, {'features' if cached else 'pixels'}"] = at(tokens.__getitem__, *TOKENS, gpu.TOKENS)
+    return found
 
-        def few(text: int, vision: int) -> Counts:
-            rung = prepare(self.ladders[text, vision])
 
-            def rows(n: int) -> Counts:
-                batch = rung.batch(rung.data[:n])
-                return counted(lambda: rung.micro(batch, n))
+def predict(family: str, shape: dict[str, Any], depths: tuple[int, int], joint: Sequence[int], half: bool = True) -> dict[str, Prediction]:
+    """Rung -> its prediction for so many layers of the language model and of the tower."""
+    with ShapesOnly():
+        few = [of_few_layers(ladder(family, shape, layers, half), joint) for layers in FEW]
+    return {name: at_depth([found[name] for found in few], *depths) for name in few[0]}
 
-            return of_rows(rows, rung.width) * (4 / rung.width) + counted(rung.update)
 
-        return at_depth(few, *self.depths)
-
-    def alone(self, keys: dict[str, bool]) -> Counts:
-        return self.step(lambda own: own.alone(**keys))
-
-    def joint(self, members: int) -> Counts:
-        """A step of so many members: what all share, what each member adds, and what each of its rows adds."""
-
-        def of(count: int, n: int) -> Callable[[int, int], Counts]:
-            def few(text: int, vision: int) -> Counts:
-                rung = self.ladders[text, vision].joint(count)
-                batch = rung.batch(rung.data[:n])
-                return counted(lambda: rung.micro(batch, n)) + counted(rung.update)
-
-            return few
-
-        one, two, wide = (at_depth(of(*size), *self.depths) for size in ((1, 1), (2, 1), (2, 2)))
-        row = (wide - two) * 0.5
-        member = two - one - row
-        return one - member - row + member * members + row * (4 * members)
-
-    def skewed(self, keys: dict[str, bool]) -> Counts:
-        """A step of four rows of very different length: the mean over 16 rows, whose positions are counted in rows of the ladder's length."""
-        rung = self.ladders[1, 1].alone()
-        base = rung.data[0]["input_ids"].shape[1]
-        answers = [words for words, _ in skewed.lengths(16)]
-        lengths = [base - gpu.ANSWER + words for words in answers]
-        packed = keys.pop("packed", False)
-        groups = [lengths[i : i + 4] for i in range(0, 16, 4)]
-        positions = sum(sum(group) if packed else 4 * max(group) for group in groups) / len(groups)
-
-        def few(text: int, vision: int) -> Counts:
-            own = self.ladders[text, vision].alone(**keys)
-            return of_rows(lambda n: counted(lambda: own.micro(own.batch(own.data[:n]), n)), 4) + counted(own.update)
-
-        whole, row = at_depth(few, *self.depths), positions / (4 * base)
-        return Counts(whole.flops * row, whole.weights, whole.values * row, whole.kernels)
+def table(found: dict[str, Prediction], machine: Machine) -> list[str]:
+    """The prediction as lines of markdown, with an empty column for what a GPU will measure."""
+    lines = ["| rung | GFLOP | GB read and written | kernels | GPU, ms | launches, ms | samples/s | against its first | memory, GB | measured samples/s |", "|---|---|---|---|---|---|---|---|---|---|"]
+    for name, p in found.items():
+        c, first = p.counts, found[gpu.kind_of(name, list(found))]
+        busy, launches = c.busy(machine) * 1e3, c.kernels * machine.launch * 1e3
+        speed = p.samples_per_second(machine)
+        lines.append(
+            f"| {name} | {c.flops / 1e9:.0f} | {(c.weights + c.values) / 1e9:.1f} | {c.kernels:.0f} | {busy:.1f} | {launches:.1f} |"
+            f" {speed:.1f} | {speed / first.samples_per_second(machine):.2f} | {p.memory / 1e9:.1f} | |"
+        )
+    return lines
 
 
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=gpu.TRUE, default="qwen2vl")
+    parser.add_argument("--models", nargs="+", choices=gpu.TRUE, default=["qwen2vl"])
     parser.add_argument("--tiny", action="store_true", help="small shapes: a self-check")
     parser.add_argument("--joint", nargs="+", type=int, default=[2, 4, 8, 16])
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"))
     args = parser.parse_args(words)
-    predicted = Predicted(args.model, (gpu.TINY if args.tiny else gpu.TRUE)[args.model], (2, 2) if args.tiny else DEPTHS[args.model])
-    best = ALONE["merged batches"]
-    found = {name: (predicted.alone(keys), 4) for name, keys in ALONE.items()}
-    found |= {f"joint, K = {k}": (predicted.joint(k), 4 * k) for k in args.joint}
-    found |= {"skewed, padded": (predicted.skewed({**best}), 4)}
-    if args.model != "blip2":
-        found |= {"skewed, packed": (predicted.skewed({**best, "packed": True}), 4)}
     place, machine = process.place(), H200
-    print(f"commit {place['commit'][:12]}, {args.model}, {machine.name}: {machine.flops / 1e12:.0f} TFLOP/s, of which {machine.share:.0%}, {machine.bandwidth / 1e12} TB/s, {machine.launch * 1e6:.0f} us a kernel")
-    print("| rung | GFLOP | weights, GB | values, GB | kernels | computing, ms | launching, ms | samples/s | against baseline |\n|---|---|---|---|---|---|---|---|---|")
-    base = 4 / found["baseline"][0].seconds(machine)
-    for name, (c, samples) in found.items():
-        busy = Counts(c.flops, c.weights, c.values).seconds(machine)
-        speed = samples / c.seconds(machine)
-        print(f"| {name} | {c.flops / 1e9:.0f} | {c.weights / 1e9:.1f} | {c.values / 1e9:.1f} | {c.kernels:.0f} | {busy * 1e3:.1f} | {c.kernels * machine.launch * 1e3:.1f} | {speed:.1f} | {speed / base:.2f} |")
+    print(f"commit {place['commit'][:12]}, torch {place['torch']}, transformers {place['transformers']}, peft {place['peft']}")
+    print(f"{machine.name}: {machine.flops / 1e12:.0f} TFLOP/s, of which {machine.share:.0%}, {machine.bandwidth / 1e12} TB/s, {machine.launch * 1e6:.0f} us a kernel")
+    models: dict[str, Any] = {}
+    for family in args.models:
+        began = time.perf_counter()
+        found = predict(family, (gpu.TINY if args.tiny else gpu.TRUE)[family], (TINY if args.tiny else DEPTHS)[family], args.joint)
+        print(f"\n{family}, counted in {time.perf_counter() - began:.0f} s", *table(found, machine), sep="\n", flush=True)
+        models[family] = {name: vars(p.counts) | {"samples": p.samples, "seconds": p.counts.seconds(machine), "memory": p.memory} for name, p in found.items()}
     args.out.mkdir(parents=True, exist_ok=True)
-    content = {"place": place, "machine": vars(machine), "model": args.model, "tiny": args.tiny, "rungs": {name: vars(c) | {"seconds": c.seconds(machine)} for name, (c, _) in found.items()}}
+    content = {"place": place, "machine": vars(machine), "tiny": args.tiny, "models": models}
     (args.out / "predicted.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     return 0
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
 
+HERE = Path(__file__).parent
+
 
 def render(template: str, **values: Any) -> str:
     """A template of this folder with the pages' style sheet. Every value is escaped; one that the template lacks is an error."""
+    return str(_template(template).render(css=(HERE / "page.css").read_text(encoding="utf-8"), **values))
+
+
+@functools.cache
+def _template(name: str) -> Any:
+    """A template, compiled once for all pages that a process writes."""
     import jinja2
 
-    here = Path(__file__).parent
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template(template).render(css=(here / "page.css").read_text(encoding="utf-8"), **values)
+    return environment.get_template(name)
 
 
 def write_text(path: Path, text: str) -> Path:
