@@ -42,7 +42,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Cost:
-    """Processor seconds of the process and its children, seconds, and the highest resident memory of the largest of them in MB."""
+    """Processor seconds of the process and its children, seconds, and the highest resident memory of the largest of them in MB, at least that of this script, whose copy each begins as."""
 
     processor: float
     wall: float

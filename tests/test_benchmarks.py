@@ -168,7 +168,7 @@ def test_start_up_is_compared_by_medians_and_a_process_costs_what_its_children_c
     assert table(measured, found)[2:] == ["| `libraries` | 5.00 | 6.00 | 100 |  |  |", "| `ours` | 3.00 | 3.00 | 50 | 0.60 (0.33 to 1.00) | libraries |"]
     busy = "import time\nheld = bytearray(b'x') * 200_000_000\nwhile time.process_time() < 0.4: pass"
     own = cost(["-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {busy!r}])"])
-    assert 0.4 <= own.processor < 2 and own.wall >= 0.4 and 190 < own.memory < 260, "of the largest process"
+    assert 0.4 <= own.processor < 2 and own.wall >= 0.4 and own.memory > 190, "of the largest process"
     with pytest.raises(RuntimeError, match="ended with 3"):
         cost(["-c", "import sys; sys.exit(3)"])
 
