@@ -108,7 +108,9 @@ def load_all(opened: OpenedRun, found: Sequence[Ingredient]) -> None:
     for number, one in enumerate(found[1:], 1):
         one.name = f"part{number}"
         load_adapter(opened.model, one.parent.folder, one.name)
-    for config in opened.model.peft_config.values():
+    for one in found:
+        config = opened.model.peft_config[one.name]
+        config.target_modules = set(one.stored.ranks)  # peft combines no names with the expression that a checkpoint or an older run has
         config.use_rslora = False  # peft gives the combined adapter the scale 1 by lora_alpha = r, which holds for plain LoRA alone
 
 

@@ -402,7 +402,8 @@ def test_the_stand_in_has_the_names_and_defaults_of_vllms_source(vllm):
     methods = {node.name: [a.arg for a in (*node.args.args, *node.args.kwonlyargs)] for node in engine.body if isinstance(node, ast.FunctionDef)}
     for name in ("from_engine_args", "add_request", "step", "abort_request", "has_unfinished_requests"):
         own = list(inspect.signature(getattr(vllm.LLMEngine, name)).parameters)
-        assert methods[name] == (["cls", *own] if name == "from_engine_args" else own), name
+        own = ["cls", *own] if name == "from_engine_args" else own
+        assert methods[name][: len(own)] == own, name  # 0.33 has more behind them
     outputs = (Path(source) / "outputs.py").read_text(encoding="utf-8")
     assert all(f"self.{name} = {name}" in outputs for name in ("prompt_token_ids", "prompt_logprobs", "outputs", "finished", "request_id"))
     assert {"token_ids", "logprobs", "finish_reason"} <= fields("outputs.py", "CompletionOutput").keys() and "logprob" in fields("logprobs.py", "Logprob")

@@ -1,6 +1,6 @@
 """A stand-in for vLLM, of which mmft's worker uses this much: EngineArgs, SamplingParams, LoRARequest and the engine's add_request, step and abort_request.
 
-Names, order and defaults of what is here are those of vLLM 0.33.0; tests/vllm/test_stand_in.py compares them with its source. Inside is plain transformers
+Names, order and defaults of what is here are those of vLLM 0.30.0 and 0.33.0; tests/vllm/test_stand_in.py compares them with its source. Inside is plain transformers
 and peft: its own processor writes the images' tokens into the ids, one request after another gets a token a step. `additional_config` breaks it on purpose.
 """
 
@@ -65,7 +65,7 @@ class LLMEngine:
 
     def add_request(
         self, request_id: str, prompt: Any, params: Any, arrival_time: float | None = None, lora_request: Any = None, tokenization_kwargs: Any = None,
-        trace_headers: Any = None, priority: int = 0, session_id: str | None = None, prompt_text: str | None = None, kv_hints: Any = None,
+        trace_headers: Any = None, priority: int = 0, session_id: str | None = None, prompt_text: str | None = None,
     ) -> str:  # fmt: skip
         import torch
 
