@@ -13,8 +13,9 @@ import numpy as np
 
 from ..common.errors import UserError
 from .images import MAX_PIXELS
-from .near import DISTANCE, LOOK
+from .near import LOOK
 from .sample import Sample
+from .sources.base import DISTANCE
 
 if TYPE_CHECKING:
     from typing import NotRequired  # Python 3.11; in 3.10 only mypy reads it
