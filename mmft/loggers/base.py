@@ -60,7 +60,7 @@ class Logger:
     _hardware_step: int | None = field(default=None, init=False, repr=False)
 
     def start(self, run_dir: Path, name: str, config: Mapping[str, Any]) -> None:
-        self._guard(self.open, Path(run_dir), name, config)
+        self.guarded(self.open, Path(run_dir), name, config)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """See RunLogger. Values that are not numbers, which the Trainer's logs contain, are left out."""
@@ -69,11 +69,11 @@ class Logger:
             self._hardware_step = step
             numbers |= {f"hardware/{k}": v for k, v in self._sampler.read().items()}
         if numbers:
-            self._guard(self.write_scalars, int(step), numbers)
+            self.guarded(self.write_scalars, int(step), numbers)
 
     def samples(self, step: int, rows: Sequence[AnswerRecord], tag: str) -> None:
         if rows:
-            self._guard(self.write_samples, int(step), rows, tag)
+            self.guarded(self.write_samples, int(step), rows, tag)
 
     def finish(self, status: str) -> None:
         """See RunLogger. A logger that failed is closed, too."""
@@ -82,13 +82,13 @@ class Logger:
             with contextlib.suppress(Exception):  # its failure was reported before
                 self.close(status)
         else:
-            self._guard(self.close, status)
+            self.guarded(self.close, status)
         self._off = True
 
     def leaderboard(self, folder: Path, board: Board) -> None:
         """See RunLogger."""
         self.start(folder, f"{folder.name} leaderboard", {})
-        self._guard(self.write_leaderboard, board)
+        self.guarded(self.write_leaderboard, board)
         self.finish("finished")
 
     def open(self, run_dir: Path, name: str, config: Mapping[str, Any]) -> None:
@@ -106,7 +106,7 @@ class Logger:
     def close(self, status: str) -> None:
         """Hook of finish; also called after a failure, also when `open` failed."""
 
-    def _guard(self, hook: Callable[..., None], *arguments: object) -> None:
+    def guarded(self, hook: Callable[..., None], *arguments: object) -> None:
         if self._off:
             return
         try:

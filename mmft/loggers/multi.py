@@ -32,7 +32,7 @@ class Multi(Logger):
 
     def leaderboard(self, folder: Path, board: Board) -> None:
         for logger in self.loggers.values():
-            self._guard(logger.leaderboard, folder, board)
+            self.guarded(logger.leaderboard, folder, board)
 
     def close(self, status: str) -> None:
         for logger in self.loggers.values():

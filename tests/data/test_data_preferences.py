@@ -160,6 +160,7 @@ def test_answers_and_labels_belong_to_a_sets_identity(folder):
     fingerprints = set()
     for n, change in enumerate(({}, {"rejected": "a cow"}, {"good": True}, {"good": False})):
         write_jsonl(folder / f"{n}.jsonl", [{**row, **change} for row in rows])
-        for columns in ({**PAIR, "label": "good" if change.keys() == {"good"} else None}, {"prompt": "question", "text": "chosen"}):
+        compared = {"prompt": "question", "text": "chosen", "label": "good"} if "good" in change else PAIR
+        for columns in (compared, {"prompt": "question", "text": "chosen"}):
             fingerprints.add(make(Table(path=str(folder / f"{n}.jsonl"), columns=columns), folder).fingerprint)
     assert len(fingerprints) == 5, "four sets with answers to compare, and the one without them"
