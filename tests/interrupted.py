@@ -42,6 +42,23 @@ def killed_after(run: Path, step: int, copy: Path) -> Path:
     return copy
 
 
+def assert_resumes(mmft, whole: Path, step: int, copy: Path, *words: str) -> Path:
+    """A run that was killed after `step` ends with the adapter and the log of the whole run. words: more of them for the command. Returns the copy."""
+    run = killed_after(whole, step, copy)
+    code, out, err = mmft("resume", f"run={run.as_posix()}", *words, output_dir=False)
+    assert code == 0 and f"from step {step}" in out, err
+    assert final(run) == final(whole) and rows(run) == rows(whole)
+    return run
+
+
+def assert_resumes_and_reproduces(mmft, whole: Path, folder: Path) -> None:
+    """The same bytes after a kill at step 3, and from the snapshot. whole: lies in its output_dir."""
+    home = f"output_dir={whole.parent.as_posix()}"
+    assert_resumes(mmft, whole, 3, folder / "run", home)
+    code, out, err = mmft("reproduce", f"run={whole.as_posix()}", f"run_dir={(folder / 'again').as_posix()}", home, output_dir=False)
+    assert code == 0 and "identical to the bit" in out, err
+
+
 FAULTS = ("deleted", "truncated", "zeroed", "flipped")
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..common.errors import UserError
-from ..config.settings import Settings, sharded_by
+from ..config.settings import Section, Settings, sharded_by
 from ..data.augment import describe_transforms
 from ..data.mixing import Mixing
 from ..evaluation.metrics.base import MetricSet
@@ -65,12 +65,17 @@ def check_policy_keys(objective: Objective, settings: Settings) -> None:
     _check_groups(objective, trainer)
 
 
-def _check_groups(objective: Grpo, trainer: dict[str, Any]) -> None:
+def _check_groups(objective: Grpo, trainer: Section) -> None:
     """Raises UserError unless the answers that are sampled at once are whole groups."""
-    size, steps = trainer.get("per_device_train_batch_size", 8), objective.steps_per_generation or trainer.get("gradient_accumulation_steps") or 1
+    size, steps = _sampled_at_once(objective, trainer)
     if (size * steps) % objective.num_generations:
         of = f"trainer.per_device_train_batch_size={size} x {'objective.steps_per_generation' if objective.steps_per_generation else 'trainer.gradient_accumulation_steps'}={steps}"
         raise UserError(f"objective.num_generations={objective.num_generations}: {of} = {size * steps} answers are sampled at once, which is no multiple of it")
+
+
+def _sampled_at_once(objective: Grpo, trainer: Section) -> tuple[int, int]:
+    """(answers of a micro-batch, micro-batches): the answers to all of them are sampled before the first is trained."""
+    return trainer.get("per_device_train_batch_size", 8), objective.steps_per_generation or trainer.get("gradient_accumulation_steps") or 1
 
 
 def policy_rewards(objective: Objective, metrics: MetricSet, rows: Sequence[Sample], mixing: Mixing | None, settings: Settings) -> list[Reward]:
@@ -85,8 +90,8 @@ def policy_rewards(objective: Objective, metrics: MetricSet, rows: Sequence[Samp
                         " (data.columns.weight, data.sources.NAME.loss_weight), or use objective=sft")  # fmt: skip
     rewards = rewards_of(objective.reward_funcs, metrics)
     check_rewards(rewards, rows)
-    steps = objective.steps_per_generation or settings["trainer"].get("gradient_accumulation_steps") or 1
-    prompts = settings["trainer"].get("per_device_train_batch_size", 8) * steps // objective.num_generations
+    size, steps = _sampled_at_once(objective, settings["trainer"])
+    prompts = size * steps // objective.num_generations
     if len(rows) < prompts:
         raise UserError(f"objective=grpo: answers to {prompts} prompts are sampled at once, and there are {len(rows)} rows of train; use a smaller"
                         " trainer.per_device_train_batch_size, or a larger objective.num_generations")  # fmt: skip

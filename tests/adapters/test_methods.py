@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from interrupted import SMALL, final, killed_after, rows
+from interrupted import SMALL, assert_resumes_and_reproduces
 from plain_peft import held_out_losses
 
 from mmft.adapters.attach import attach_adapter
@@ -177,13 +177,7 @@ def test_plain_peft_loads_it_over_the_original_base(trained, name):
 
 @pytest.mark.parametrize("name", TWO)
 def test_resume_and_reproduce_give_the_same_bytes(mmft, trained, tmp_path, name):
-    whole = trained(name)
-    run = killed_after(whole, 3, tmp_path / "run")
-    code, out, err = mmft("resume", f"run={run.as_posix()}", f"output_dir={whole.parent.as_posix()}", output_dir=False)
-    assert code == 0 and "from step 3" in out, err
-    assert final(run) == final(whole) and rows(run) == rows(whole)
-    code, out, err = mmft("reproduce", f"run={whole.as_posix()}", f"run_dir={(tmp_path / 'again').as_posix()}", f"output_dir={whole.parent.as_posix()}", output_dir=False)
-    assert code == 0 and "identical to the bit" in out, err
+    assert_resumes_and_reproduces(mmft, trained(name), tmp_path)
 
 
 @pytest.mark.parametrize("name", TWO)

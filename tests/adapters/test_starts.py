@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from interrupted import SMALL, final, killed_after, rows
+from interrupted import SMALL, assert_resumes_and_reproduces
 from plain_peft import held_out_losses
 
 from mmft.adapters.attach import attach_adapter
@@ -212,13 +212,7 @@ def test_plain_peft_gives_the_trained_model_over_the_original_base(mmft, trained
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.long
 def test_resume_and_reproduce_give_the_same_bytes(mmft, trained, tmp_path, start):
-    whole = trained(start)
-    run = killed_after(whole, 3, tmp_path / "run")
-    code, out, err = mmft("resume", f"run={run.as_posix()}", f"output_dir={whole.parent.as_posix()}", output_dir=False)
-    assert code == 0 and "from step 3" in out, err
-    assert final(run) == final(whole) and rows(run) == rows(whole)
-    code, out, err = mmft("reproduce", f"run={whole.as_posix()}", f"run_dir={(tmp_path / 'again').as_posix()}", f"output_dir={whole.parent.as_posix()}", output_dir=False)
-    assert code == 0 and "identical to the bit" in out, err
+    assert_resumes_and_reproduces(mmft, trained(start), tmp_path)
 
 
 def test_a_checkpoint_on_a_changed_base_is_no_start(mmft, trained):

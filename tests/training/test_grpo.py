@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from interrupted import final, killed_after, rows
+from interrupted import assert_resumes, rows
 from places import ROOT
 from safetensors.torch import load_file
 from small_models import GROUP, KINDS
@@ -117,10 +117,7 @@ def test_a_run_equals_plain_trl(folder, tmp_path):
 @pytest.mark.parametrize("step", [3, pytest.param(4, marks=pytest.mark.long)])
 def test_a_resumed_run_ends_with_the_same_bytes(mmft, run, tmp_path, step):
     """Step 3 lies between the two updates from the same answers; 4 x 4 prompts of 32 rows are in the middle of an epoch."""
-    copy = killed_after(run, step, tmp_path / "run")
-    code, out, err = mmft("resume", f"run={copy.as_posix()}", output_dir=False)
-    assert code == 0 and f"from step {step}" in out, err
-    assert final(copy) == final(run) and rows(copy) == rows(run)
+    copy = assert_resumes(mmft, run, step, tmp_path / "run")
     assert summary(copy)["metrics"] == summary(run)["metrics"] and summary(copy)["reward"] == summary(run)["reward"]
 
 

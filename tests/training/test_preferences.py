@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from compared import draw, labels, pairs
-from interrupted import final, killed_after, rows
+from interrupted import assert_resumes, final, rows
 from safetensors.torch import load_file
 
 SAVING = ["trainer.save_strategy=steps", "trainer.save_steps=1", "trainer.save_total_limit=10", "lora.lora_dropout=0.2"]
@@ -49,10 +49,7 @@ def runs(drawn, tmp_path_factory):
 
 
 def check_resume(mmft, run, tmp_path, step):
-    copy = killed_after(run, step, tmp_path / "run")
-    code, out, err = mmft("resume", f"run={copy.as_posix()}", output_dir=False)
-    assert code == 0 and f"from step {step}" in out, err
-    assert final(copy) == final(run) and rows(copy) == rows(run)
+    copy = assert_resumes(mmft, run, step, tmp_path / "run")
     one, other = summary(run), summary(copy)
     for key in ("steps", "supervised_tokens", "eval_loss", "metrics", "base_metrics", "train_loss"):
         assert one[key] == other[key], key
