@@ -6,7 +6,8 @@ these arguments, and names the function to look at if they do not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,26 @@ def set_sync_gradients(state: GradientState, value: bool) -> None:
     property is read-only.
     """
     state._set_sync_gradients(value)
+
+
+@contextmanager
+def kept_accelerator_state() -> Iterator[None]:
+    """`AcceleratorState._shared_state`, `PartialState._shared_state` (accelerate 1.10 to 1.15): what all Accelerators of a process share stays.
+
+    Reason: to make TrainingArguments clears it, and to make an Accelerator fills it again. A jointly trained run that fails between the two would leave the
+    others without it. Nothing is changed if it was filled again.
+    """
+    from accelerate.state import AcceleratorState, PartialState
+
+    shared = [state._shared_state for state in (AcceleratorState, PartialState)]
+    before = [dict(values) for values in shared]
+    try:
+        yield
+    finally:
+        if before[0] and not shared[0]:
+            for values, earlier in zip(shared, before):
+                values.clear()
+                values.update(earlier)
 
 
 def trial_id(trial: FrozenTrial) -> int:

@@ -14,6 +14,7 @@ from .words import parse, read, readable, split
 
 # Sections whose keys may be set although no yaml file lists them; the check of the config refuses unknown ones.
 OPEN_SECTIONS = {*GROUPS, "generation", "evaluation", "augment"} - {"experiment"}
+SOURCE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")  # of a source of a mix: what Hydra reads as part of a key
 _OPEN_HYDRA = ("hydra.sweeper.", "hydra.launcher.ray.", "hydra.launcher.additional_parameters.")
 
 
@@ -55,6 +56,10 @@ def check_known(words: list[str], config_dir: str | None = None) -> None:
         if head not in known:
             if key.startswith(f"{head}.") or sign != "+":
                 raise UserError(f"{key}: no such key.{nearest(head, known)} `mmft --help` lists the groups and keys.")
+        elif key.startswith("data.sources.") and not SOURCE_NAME.fullmatch(name := key.removeprefix("data.sources.").partition(".")[0]):
+            raise UserError(f"data.sources: {name!r} cannot name a source: use letters, digits, - and _")
+        elif "/" in key and key.partition("@")[0] not in options:
+            raise UserError(f"{key}: no such group.{nearest(key, options)} `mmft --help` lists the groups and keys.")
         elif key in options or source_choice(word):
             override = parse(word)
             if override.is_sweep_override():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..common.errors import UserError, nearest
 from ..config.build import in_place
+from ..config.overrides import SOURCE_NAME
 from .mix_near import Leak, near_across
 from .mixing import Mixing, mixing
 from .prepared import FORMAT, AlikePair, ImageFile, Manifest, PreparedData, SplitCounts
@@ -25,7 +25,6 @@ from .wording import shown
 if TYPE_CHECKING:
     import pyarrow as pa
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 ADD = "add data.sources.NAME=OPTION with any name and an option of data, e.g. data.sources.captions=coco"
 
 
@@ -59,7 +58,7 @@ class Mix:
             raise UserError(f"data.sources={self.sources}: must be data sets by name; {ADD}")
         known = [name for name, source in self.sources.items() if isinstance(source, BaseSource)]
         for name, source in self.sources.items():
-            if not NAME.fullmatch(str(name)):
+            if not SOURCE_NAME.fullmatch(str(name)):
                 raise UserError(f"data.sources: {name!r} cannot name a source: use letters, digits, - and _")
             if isinstance(source, Mix):
                 raise UserError(f"data.sources.{name}=mix: a mix cannot be a source of a mix; name its sources here")

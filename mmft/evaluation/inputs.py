@@ -140,17 +140,19 @@ def read_table(path: Path, prompt: Prompt) -> list[Asked]:
     Image paths are relative to the file. `<image>` in a row's own prompt is the position of its next image. Raises UserError.
     """
     inputs: list[Asked] = []
-    columns: list[str | None] = []
+    first: Mapping[str, Any] | None = None
+    has_images = False
     for record in readers.read(path):
         if isinstance(record, BadRow):
             inputs.append(Asked(record.where, None, f"{record.where}: {record.reason}"))
             continue
         where, values = record
-        if not columns:
-            columns = [next((n for n in names if n in values), None) for names in (IMAGE_COLUMNS, PROMPT_COLUMNS, REFERENCE_COLUMNS, CHOICE_COLUMNS)]
-            if columns[0] is None:
-                raise UserError(f"input={path}: has no column image (or {', '.join(IMAGE_COLUMNS[1:])}); it has: {', '.join(map(str, values))}")
+        # looked for in every record: one of JSON Lines may lack a key that others have
+        columns = [next((n for n in names if n in values), None) for names in (IMAGE_COLUMNS, PROMPT_COLUMNS, REFERENCE_COLUMNS, CHOICE_COLUMNS)]
+        first, has_images = first or values, has_images or columns[0] is not None
         inputs.append(_table_row(path, where, values, columns, prompt))
+    if first is not None and not has_images:
+        raise UserError(f"input={path}: has no column image (or {', '.join(IMAGE_COLUMNS[1:])}); it has: {', '.join(map(str, first))}")
     if not inputs:
         raise UserError(f"input={path}: holds no rows")
     return inputs

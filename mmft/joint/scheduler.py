@@ -26,7 +26,7 @@ import torch
 from greenlet import getcurrent, greenlet
 
 from ..common.errors import Preempted
-from ..common.private_api import set_sync_gradients
+from ..common.private_api import kept_accelerator_state, set_sync_gradients
 from ..losses.answers import AnswerParts, ObjectiveLoss
 from ..losses.packing import Packing
 from ..losses.supervised import RowGroups
@@ -150,7 +150,8 @@ class Group:
         try:
             answer, member.answer = member.answer, None
             # a greenlet is true once it has begun; its first value is the argument of its job
-            value = member.greenlet.switch(answer if member.greenlet else member)
+            with kept_accelerator_state():
+                value = member.greenlet.switch(answer if member.greenlet else member)
         except Preempted as stop:  # this member has saved its checkpoint; the others save theirs, each after this same step
             self.stop, value = stop, None
         finally:

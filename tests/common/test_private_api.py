@@ -54,6 +54,21 @@ def check_set_sync_gradients() -> None:
         private_api.set_sync_gradients(state, before)
 
 
+def check_kept_accelerator_state() -> None:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+    from transformers import TrainingArguments
+
+    accelerator = Accelerator(cpu=True)
+    device = accelerator.device
+    with private_api.kept_accelerator_state():
+        assert TrainingArguments(use_cpu=True).device == device
+        assert not AcceleratorState._shared_state, "the reason for this function is gone: TrainingArguments clears nothing any more"
+    assert AcceleratorState._shared_state and PartialState._shared_state and accelerator.device == device
+    with accelerator.autocast():
+        pass
+
+
 def check_trial_id() -> None:
     optuna = pytest.importorskip("optuna")
     study = optuna.create_study()

@@ -127,7 +127,7 @@ def test_what_is_wrong_with_a_box_is_named_and_counted(folder):
     ({"text": "a cat", "objects": [CAT]}, "box count: no <bbox> in the texts, 1 boxes"),
     ({"text": "<bbox> <bbox>", "objects": [CAT]}, "box count: 2 <bbox> in the texts, 1 boxes"),
     ({"text": "<ref-object><ref-object><bbox>", "objects": [CAT]}, "box count: more <ref-object> in the texts than labels"),
-    ({"text": "", "objects": None}, "empty answer"),
+    ({"text": "", "objects": None}, "empty answer: column text and objects is empty"),
 ])
 def test_places_and_boxes_must_agree(folder, row, said):
     with pytest.raises(UserError, match=said):

@@ -24,6 +24,14 @@ def test_several_columns_of_captions(tmp_path):
         rows_of(tmp_path, [{"a": "one"}], columns={"text": ["a", "d"]})
 
 
+def test_a_first_row_without_a_column_that_others_have(tmp_path):
+    """In JSON Lines a row may leave out a key: the first one has no prompt of its own."""
+    rows = rows_of(tmp_path, [{"text": "one"}, {"text": "two", "q": "What?"}], columns={"prompt": "q"})
+    assert [(row.prompt_text, row.answer_text) for row in rows] == [("", "one"), ("What?", "two")]
+    with pytest.raises(UserError, match="data.columns.prompt=qq: t.jsonl has no such column. Did you mean q"):
+        rows_of(tmp_path, [{"text": "one"}, {"text": "two", "q": "What?"}], columns={"prompt": "qq"})
+
+
 def test_all_of_several_columns_are_trained(tmp_path):
     rows = rows_of(tmp_path, [{"a": "one", "b": "two"}], columns={"text": ["a", "b"]}, captions="all")
     assert [row.answer_text for row in rows] == ["one", "two"] and rows[1].references == ("two", "one")

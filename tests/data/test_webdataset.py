@@ -1,5 +1,6 @@
 """WebDataset shards: written by the package tarfile, read in place; every fault of a shard is one line."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -12,7 +13,7 @@ from small import all_rows, make, png
 from mmft.common.errors import UserError
 from mmft.data.images import ImageError, inside
 from mmft.data.prepare import prepare
-from mmft.data.sources.webdataset import WebDataset
+from mmft.data.sources.webdataset import WebDataset, samples
 
 
 def shard(path, files, mode="w"):
@@ -128,11 +129,33 @@ def test_a_cut_shard_is_one_line(mmft, shards, kept):
     assert code == 2 and f"{shards / '001.tar'}: is cut off; fetch it again, or leave it out of data.path" in err and len(err.strip().splitlines()) == 1
 
 
-def test_a_cut_packed_shard_is_one_line(mmft, tmp_path):
-    path = shard(tmp_path / "a.tar.gz", captions(0, 50), "w:gz")
-    path.write_bytes(path.read_bytes()[:-200])
-    code, _, err = mmft("prepare", "data=webdataset", f"data.path={path}")
-    assert code == 2 and "is cut off" in err and len(err.strip().splitlines()) == 1
+def test_a_cut_packed_shard_is_named_wherever_it_is_cut(shards):
+    """gzip stores without compressing here, so that the cuts fall on headers, on contents and on the ends of blocks."""
+    packed = gzip.compress((shards / "001.tar").read_bytes(), 0)
+    path = shards.parent / "c.tar.gz"
+    for cut in (*range(3, len(packed), 509), len(packed) - 1):
+        path.write_bytes(packed[:cut])
+        with pytest.raises(UserError, match=r"c\.tar\.gz: is cut off; fetch it again"):
+            list(samples(path, shards))
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, "checksum"])
+def test_a_damaged_packed_shard_is_one_line(mmft, shards, place):
+    packed = bytearray(gzip.compress((shards / "001.tar").read_bytes(), 0 if place == "checksum" else 6))
+    packed[-8 if place == "checksum" else int(len(packed) * place)] ^= 0x10
+    (shards / "001.tar").unlink()
+    (shards / "001.tgz").write_bytes(packed)
+    code, _, err = mmft("prepare", "data=webdataset", f"data.path={shards}", "data.splits.validation=1")
+    assert code == 2 and "001.tgz: is " in err and "; fetch it again, or leave it out of data.path" in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_first_sample_without_its_text_is_one_bad_row(mmft, tmp_path):
+    path = shard(tmp_path / "a.tar", [("0.png", png(90)), *captions(0, 30)])
+    words = ["prepare", "data=webdataset", f"data.path={path}", "data.splits.validation=1", "data.max_bad_share=0.1"]
+    code, out, err = mmft(*words)
+    assert code == 0 and "31 rows read, 30 images" in out + err and "1 empty answer" in out + err
+    code, _, err = mmft(*words, "data.columns.text=tex")
+    assert code == 2 and "data.columns.text=tex: a.tar/0 has no such column. Did you mean txt?" in err
 
 
 @pytest.mark.parametrize(("files", "message"), [
@@ -155,7 +178,7 @@ def test_other_sources_of_a_mix_lose_nothing(mmft, shards, tmp_path):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (b"", "is not a tar file: empty file"), (b"no tar at all" * 100, "is not a tar file"), (None, "no such file"),
+    (b"", "is not a tar file (empty file)"), (b"no tar at all" * 100, "is not a tar file"), (None, "no such file"),
 ])  # fmt: skip
 def test_what_is_no_shard_is_one_line(mmft, tmp_path, content, message):
     if content is not None:
@@ -181,8 +204,6 @@ def test_bad_samples_are_rows_that_are_dropped(tmp_path):
 
 def test_memory_does_not_grow_with_a_shard(tmp_path):
     """tarfile keeps every member it has seen unless it is told not to."""
-    from mmft.data.sources.webdataset import samples
-
     path = shard(tmp_path / "a.tar", [(f"{n}.txt", "x") for n in range(300)])
     archives = []
     real = tarfile.open

@@ -170,6 +170,14 @@ def test_confusion_by_hand():
 # --- numbers ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("answer, valid", [("[" * 3000, 0.0), ("1" * 400, 1.0), ('{"a": ' * 400 + "1" + "}" * 400, 1.0)])
+def test_endless_answers_are_wrong_and_no_error(answer, valid):
+    """What a model writes that repeats itself: an unfinished or very deep list is no JSON, and a number of 400 digits is one."""
+    corpus, rows = measure(Json(), [(answer, '{"a": 3.0}'), ('{"a": 3}', '{"a": 3.0}')])
+    assert rows[0] == {"json_f1": 0.0, "json_precision": 0.0, "json_recall": 0.0, "json_valid": valid}
+    assert rows[1]["json_f1"] == 1.0 and corpus["json_recall"] == 0.5
+
+
 @pytest.mark.parametrize("text, value", [
     ("12", 12), ("about -3.5 m", -3.5), ("1,234,567.5", 1234567.5), ("1,23", 1), ("1e3", 1000), (".5", 0.5), ("none", None), ("3 of 4", 3), ("12,3456", 12),
 ])  # fmt: skip

@@ -158,9 +158,10 @@ def test_points_that_are_trained_together_draw_as_alone(mmft, tmp_path, folder, 
 
 def test_weights_are_swept_in_one_pass_and_the_leaderboard_plots_them(mmft, tmp_path, folder):
     words = [*mix(folder, "caps", "chat"), "data.draws=8", "trainer.max_steps=4", *WORDS, "rank_by=loss/chat", f"output_dir={(tmp_path / 'o').as_posix()}"]
-    code, out, err = mmft("-m", "data.sources.chat.weight=0,0.25,3", *words, "name=weights", output_dir=False)
-    assert code == 0 and "3 points in step" in out, err[-2000:]
-    found = points(tmp_path / "o")
+    # the last point fails after the others have begun and before it has an Accelerator, which all of a process share
+    code, out, err = mmft("-m", "data.sources.chat.weight=0,0.25,3,-1", *words, "name=weights", output_dir=False)
+    assert code == 1 and "4 points in step" in out and len(err.strip().splitlines()) == 1 and "weight=-1: must be a number, 0 or above" in err, err[-2000:]
+    found = {name: run for name, run in points(tmp_path / "o").items() if summary(run)["status"] == "finished"}
     assert {name.rpartition("-")[2]: drawn(run) for name, run in found.items()} == {
         "0": {"caps": 16, "chat": 0}, "0.25": {"caps": 12, "chat": 4}, "3": {"caps": 4, "chat": 12},
     }  # fmt: skip
@@ -168,9 +169,9 @@ def test_weights_are_swept_in_one_pass_and_the_leaderboard_plots_them(mmft, tmp_
     page = (board / "report.html").read_text(encoding="utf-8")
     assert "Held-out loss, chat against data.sources.chat.weight" in page and "not on equal terms" not in page
     table = list(csv.DictReader((board / "leaderboard.csv").read_text(encoding="utf-8").splitlines()))
-    losses = [float(row["loss/chat"]) for row in table]
-    assert losses == sorted(losses) and {"loss/caps", "exact_match/caps", "exact_match/chat"} <= set(table[0])
-    assert len({row["data.sources.chat.weight"] for row in table}) == 3
+    losses = [float(row["loss/chat"]) for row in table if row["loss/chat"]]
+    assert len(losses) == 3 and losses == sorted(losses) and {"loss/caps", "exact_match/caps", "exact_match/chat"} <= set(table[0])
+    assert len({row["data.sources.chat.weight"] for row in table}) == 4
 
 
 def test_the_checkpoint_that_is_best_for_one_source(mmft, tmp_path, folder):

@@ -37,6 +37,17 @@ def test_another_question_gives_another_prompt(verb, trained, tmp_path):
     assert lines(tmp_path / "a.jsonl")[0]["prompt"] == words
 
 
+def test_a_record_of_json_lines_may_lack_what_others_have(tmp_path):
+    """The first record has no prompt and no reference of its own; those of the others are asked and known all the same."""
+    from mmft.evaluation.inputs import read_table
+
+    rows = [{"image": "a.png"}, {"image": "b.png", "question": "Which colour?", "answer": "red"}, {"text": "nothing to see"}, {"file": "c.png", "prompt": "Why?"}]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    asked = read_table(tmp_path / "q.jsonl", lambda: "What is it?")
+    assert [a.sample and a.sample.prompt_text for a in asked] == ["What is it?", "Which colour?", None, "Why?"]
+    assert asked[1].sample.references == ("red",) and asked[0].sample.references == () and asked[2].error == "q.jsonl:3: names no image"
+
+
 @pytest.mark.long
 def test_a_thousand_photos_with_five_broken_ones(verb, trained, tmp_path):
     photos = tmp_path / "photos of 2024"

@@ -237,19 +237,56 @@ class FileKeys(BaseSource):
                      convert: Callable[[dict[str, Any], str], Iterable[Row | BadRow]]) -> Iterator[Row | BadRow]:
         """The rows of a file of records, in its order. A record that cannot be read is a BadRow.
 
-        Both functions take a record and its place in the file. check: called for the first record; raises UserError if a column is
-        missing. convert: returns the rows of a record.
+        Both functions take a record and its place in the file. check: raises UserError if a column is missing, which a first record may lack that
+        others have (see `ColumnCheck`). convert: returns the rows of a record.
         """
-        checked = False
+        checked = ColumnCheck(check)
         for record in files.read(file, self.options(), self.notes.append):
             if isinstance(record, BadRow):
                 yield record
                 continue
             where, values = record
-            if not checked:
-                check(values, where)
-                checked = True
+            checked(values, where)
             yield from convert(values, where)
+        checked.end()
+
+
+class ColumnCheck:
+    """Whether the columns that a source names are there: in JSON Lines and in shards a record may lack what others have, so a column is missing only if none of the first
+    100 records has it. check: as in `BaseSource.convert_file`.
+    """
+
+    MOST = 100
+
+    def __init__(self, check: Callable[[dict[str, Any], str], None]):
+        self.check = check
+        self._names: dict[str, Any] = {}
+        self._seen = 0
+        self._where = ""  # the first record
+        self._error: UserError | None = None
+        self._done = False
+
+    def __call__(self, values: Mapping[str, Any], where: str) -> None:
+        """A further record. Raises UserError at the last of the records that are looked at."""
+        if self._done:
+            return
+        self._names = {**self._names, **values} if self._names else dict(values)
+        self._seen += 1
+        try:
+            self.check(self._names, self._where or where)
+        except UserError as error:
+            self._error = error
+            self._where = self._where or where
+            if self._seen >= self.MOST:
+                self.end()
+        else:
+            self._done = True
+
+    def end(self) -> None:
+        """Raises UserError if a column was in no record."""
+        if not self._done and self._error:
+            raise self._error
+
 
 
 def from_keys(cls: type[T], values: Mapping[str, Any] | None, where: str) -> T:

@@ -159,7 +159,8 @@ class Columns:
             yield BadRow(where, str(error), common["id"])
             return
         if not answers and not found:
-            yield BadRow(where, f"empty answer: column {self._text_name} is empty", common["id"])
+            named = " and ".join(name for name in (self._text_name, self.objects) if name and name in record) or self._text_name
+            yield BadRow(where, f"empty answer: column {named} is empty", common["id"])
             return
         if system:
             messages.insert(0, {"role": "system", "content": [text_part(system)]})

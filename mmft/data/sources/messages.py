@@ -44,7 +44,7 @@ class OpenAIMessages(FileKeys, PositionKey):
     def _check(self, values: dict[str, Any], where: str) -> None:
         if "messages" not in values and not _ANSWERS.intersection(values):
             other = next((f"; rows with {k} are read with data=conversations data.turns_key={k}" for k in ("conversations", "conversation") if k in values), "")
-            raise UserError(f"{where}: has no 'messages', and no 'prompt' with 'completion' or 'chosen'{other}.{nearest('messages', values)} It has: {listed(values)}.")
+            raise UserError(f"{where}: has no 'messages', and no 'prompt' with 'completion' or 'chosen'{other}.{'' if other else nearest('messages', values)} It has: {listed(values)}.")
 
     def _convert(self, values: dict[str, Any], where: str) -> Iterator[Row | BadRow]:
         turns = values["messages"] if "messages" in values else _turns(values.get("prompt"), values.get("chosen", values.get("completion")))

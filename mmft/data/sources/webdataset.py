@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import glob
+import gzip
 import itertools
 import json
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from tarfile import EmptyHeaderError, InvalidHeaderError, TruncatedHeaderError  # type: ignore[attr-defined]  # typeshed lacks them
 from typing import IO, Any
 
 from ...common.errors import UserError
@@ -18,7 +21,7 @@ from ..images import SUFFIXES
 from ..readers import files
 from ..sample import BadRow, Row
 from ..wording import shown
-from .base import Stamp, file_stamp
+from .base import ColumnCheck, Stamp, file_stamp
 from .columns import ColumnKeys, PositionKey
 
 IMAGES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
@@ -26,7 +29,6 @@ TEXTS = ("txt", "text", "caption", "transcript", "cls", "cls2", "index", "id")
 PACKED = (".tar.gz", ".tgz")
 MOST_TEXT = 64 << 20  # bytes of a text or JSON file in a shard
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_BLOCK = 512
 
 
 @dataclass(kw_only=True)
@@ -56,17 +58,16 @@ class WebDataset(ColumnKeys, PositionKey):
 
     def read(self) -> Iterator[Row | BadRow]:
         root = self.data_root().absolute()
-        checked = False
+        check = ColumnCheck(self.columns.check)
         for shard in self.shards():
             for key, record in samples(shard, root):
                 where = f"{shard.name}/{shown(key)}"
                 if isinstance(record, BadRow):
                     yield record
                     continue
-                if not checked:
-                    self.columns.check(record, where)
-                    checked = True
+                check(record, where)
                 yield from self.columns.rows(record, where, self.prompt, self.image_position, self.captions, self.boxes)
+        check.end()
 
 
 def _ranges(path: str) -> Iterator[str]:
@@ -96,21 +97,37 @@ def samples(shard: Path, root: Path) -> Iterator[tuple[str, dict[str, Any] | Bad
     """
     packed = _is_packed(shard)
     try:
-        with shard.open("rb") as raw, tarfile.open(fileobj=raw, mode="r|gz" if packed else "r:") as archive:
+        # unpacked by gzip, not by tarfile, which neither notices that a file is cut off nor compares the checksum at its end
+        with gzip.open(shard) if packed else shard.open("rb") as plain, tarfile.open(fileobj=plain, mode="r|" if packed else "r:", tarinfo=_Member) as archive:
             members = _members(shard, archive)
             for key, group in itertools.groupby(members, key=lambda member: _key(member.name)[0]):
                 yield key, _record(shard, root, key, group, archive, packed)
-            if not packed:
-                _check_end(raw, archive)
-    except (tarfile.TarError, EOFError, OSError) as error:
+            while packed and plain.read(1 << 20):
+                pass
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        cut = isinstance(error, EOFError) or "end of data" in reason or "end-of-stream" in reason
-        raise UserError(f"{shard}: {'is cut off; fetch it again' if cut else f'is not a tar file: {reason}'}, or leave it out of data.path") from None
+        cut = isinstance(error, EOFError) or "end of data" in reason
+        damaged = isinstance(error, (gzip.BadGzipFile, zlib.error))
+        what = "is cut off" if cut else f"is damaged ({reason})" if damaged else f"is not a tar file ({reason})"
+        raise UserError(f"{shard}: {what}; fetch it again, or leave it out of data.path") from None
 
 
 def _is_packed(shard: Path) -> bool:
     with shard.open("rb") as file:
         return file.read(2) == b"\x1f\x8b"
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose header is there: tarfile ends without a word at a damaged header and where a shard is cut off, as at the empty block at the end of a whole one."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> _Member:
+        try:
+            return super().fromtarfile(tarfile)
+        except (EmptyHeaderError, InvalidHeaderError, TruncatedHeaderError):
+            if tarfile.offset == 0:
+                raise  # no tar file at all, which tarfile says itself
+            raise EOFError from None
 
 
 def _members(shard: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -168,10 +185,3 @@ def _bytes(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     if len(data) < member.size:
         raise EOFError
     return data
-
-
-def _check_end(raw: IO[bytes], archive: tarfile.TarFile) -> None:
-    """Raises EOFError unless an empty block stands where tarfile stopped: it also stops, without a word, at a damaged header and at the end of a shard that was cut."""
-    raw.seek(archive.offset)
-    if raw.read(_BLOCK) != bytes(_BLOCK):
-        raise EOFError

@@ -87,24 +87,25 @@ def parse(text: str) -> Any:
     fenced = _FENCE.fullmatch(text)
     try:
         return json.loads(fenced[1] if fenced else text)
-    except ValueError:
+    except (ValueError, RecursionError):  # what is nested a thousand times deep is a loop of the model's, as in `[[[[[`
         return _INVALID
 
 
-def fields(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, value) of every field; an empty object or list is a field of its own."""
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from fields(item, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list) and value:
-        for item in value:
-            yield from fields(item, f"{path}[]")
-    elif isinstance(value, bool) or value is None:
-        yield path, str(value)
-    elif isinstance(value, (int, float)):
-        yield path, float(value)
-    else:
-        yield path, value.strip() if isinstance(value, str) else ("{}" if isinstance(value, dict) else "[]")
+def fields(value: Any) -> Iterator[tuple[str, Any]]:
+    """(path, value) of every field, in no particular order; an empty object or list is a field of its own. Answers may be nested deeper than Python's stack."""
+    waiting: list[tuple[str, Any]] = [("", value)]
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, dict) and value:
+            waiting += [(f"{path}.{key}" if path else str(key), item) for key, item in value.items()]
+        elif isinstance(value, list) and value:
+            waiting += [(f"{path}[]", item) for item in value]
+        elif isinstance(value, bool) or value is None:
+            yield path, str(value)
+        elif isinstance(value, (int, float)):
+            yield path, value  # 3 and 3.0 are equal and have one hash; a number of 400 digits is no float
+        else:
+            yield path, value.strip() if isinstance(value, str) else ("{}" if isinstance(value, dict) else "[]")
 
 
 def _rates(common: int, given: int, wanted: int) -> MetricValues:
