@@ -46,7 +46,7 @@ class ImageIndex:
     def __init__(self, path: Path):
         self._db = sqlite3.connect(path, isolation_level=None)
         # the file is deleted after the preparation, so it need not survive a crash
-        for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-6000", "locking_mode=EXCLUSIVE"):
+        for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-2000", "locking_mode=EXCLUSIVE"):
             self._db.execute(f"PRAGMA {pragma}")
         self._db.execute("CREATE TABLE images (number INTEGER PRIMARY KEY, key TEXT UNIQUE, path, sha256, size, width, height, mtime_ns, stored, error, content, ctime_ns, url)")
         self._db.execute("CREATE TABLE contents (number INTEGER PRIMARY KEY, sha256 TEXT UNIQUE)")
@@ -119,6 +119,11 @@ class ImageIndex:
                 self._db.execute("UPDATE ids SET seen = seen + 1 WHERE id = ?", (wanted,))
                 seen = self._db.execute("SELECT seen FROM ids WHERE id = ?", (wanted,)).fetchone()[0]
                 id = f"{wanted}#{seen}"
+
+    def forget_ids(self) -> None:
+        """No more rows come: free what is cached of their ids."""
+        for statement in ("COMMIT", "PRAGMA shrink_memory", "BEGIN"):  # what is not committed is not freed
+            self._db.execute(statement)
 
     def digests(self) -> Iterator[bytes]:
         """The sha256 of each content, in the order of content numbers."""

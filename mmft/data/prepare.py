@@ -81,15 +81,16 @@ def _prepare(source: Source, settings: Settings, stamp: Stamp, key: str, final: 
     _remove(folder)  # left by a crash
     folder.mkdir()
     try:
-        first = FirstPass(source, folder, earlier)
-        try:
-            first.run()
-            results = _SecondPass(first).run()
-        except TooManyBadRows as error:
-            os.replace(folder / "report.jsonl", failed)
-            raise UserError(f"{error} All unusable rows: {failed}") from None
-        finally:
-            first.close()
+        with _memory_given_back():
+            first = FirstPass(source, folder, earlier)
+            try:
+                first.run()
+                results = _SecondPass(first).run()
+            except TooManyBadRows as error:
+                os.replace(folder / "report.jsonl", failed)
+                raise UserError(f"{error} All unusable rows: {failed}") from None
+            finally:
+                first.close()
         manifest: Manifest = {"format": FORMAT, "name": source.name, "key": key, "source": settings, "stamp": stamp, **results}  # type: ignore[typeddict-item]
         _write_json(folder / "manifest.json", manifest)
         prepared = PreparedData(folder)
@@ -101,6 +102,19 @@ def _prepare(source: Source, settings: Settings, stamp: Stamp, key: str, final: 
         _remove(folder)
     failed.unlink(missing_ok=True)
     return PreparedData(final)
+
+
+@contextmanager
+def _memory_given_back() -> Iterator[None]:
+    """Arrow's own allocator keeps what was freed, which is some 20 MB here; the system's gives it back, and is as fast."""
+    import pyarrow as pa
+
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
 
 
 def _check_share(prepared: PreparedData, allowed: float) -> None:
@@ -122,33 +136,33 @@ class _SecondPass:
         """Returns entries of the manifest."""
         first = self.first
         unusable = self.report.counts["dropped"]
-        given, prompts, grouped = self.rows.given_splits, self.rows.prompts, self.source.group_rows()
-        kept = splits.first_of(prompts, given) if grouped else np.ones(len(given), dtype=bool)
+        self.index.forget_ids()
+        numbers, grouped = self.rows.numbers, self.source.group_rows()
+        later = splits.later_rows(numbers) if grouped else None
         alike = self._near_duplicates()
-        assignment = splits.assign_kept(kept, given, self.rows.offsets, self.rows.contents, self.index.digests(), self.source.splits,
-                                        alike.group if alike is not None and self.source.splits.near else None)  # fmt: skip
+        assignment = splits.assign(numbers, self.index.digests(), self.source.splits, alike.group if alike is not None and self.source.splits.near else None, later)
         self._leave_out(assignment)
         near_note = self._write_pairs(alike, assignment.codes)
-        shared = self._shared_references(prompts, assignment.codes, grouped)
-        self.rows.release()
-        parts, fingerprint, images = divide(self.folder, self.rows.path, assignment, self.index, self.report, shared)
-        merged = int((assignment.codes == splits.MERGED).sum())
+        shared = self._shared_references(assignment.codes, grouped)
+        parts, fingerprint, images = divide(self.folder, self.rows, assignment, self.index, self.report, shared)
+        merged, sharing = assignment.count(splits.MERGED), int(np.count_nonzero(shared))
         notes = [*self.source.notes, *first.archives.unreadable, *(_counted(note, count) for note, count in first.row_notes.items())]
         if (unit := first.units.note()) is not None and self.source.boxes_unit == "pixels":
             notes.append(unit)
         notes += [near_note] if near_note else []
         if merged:
-            notes.append(f"{merged + int(kept.sum())} rows became {int(kept.sum())}, one for each of their images and prompts (data.captions=group)")
-        elif len(shared[0]):
-            notes.append(f"{len(shared[0])} held-out rows have the answers of other rows with the same images and prompt as references, too")
+            notes.append(f"{numbers.count} rows became {numbers.count - merged}, one for each of their images and prompts (data.captions=group)")
+        elif sharing:
+            notes.append(f"{sharing} held-out rows have the answers of other rows with the same images and prompt as references, too")
         notes += assignment.notes
         for note in notes:
             self.report.add("data", None, "note", note)
         write_unusable(self.folder, self.index)
         missing = any(r.error.startswith("missing image") for r in self.index.unusable())
         self.index.close()
-        for name in ("index.sqlite", self.index.looks_file.name, "rows.arrow"):
+        for name in ("index.sqlite", self.index.looks_file.name):
             (self.folder / name).unlink()
+        self.rows.remove()
         actions = self.report.counts
         return {
             "fingerprint": fingerprint, "root": first.root.resolve().as_posix() if first.root else None, "splits": parts,
@@ -160,14 +174,21 @@ class _SecondPass:
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": _versions(),
         }
 
-    def _shared_references(self, prompts: np.ndarray, codes: np.ndarray, grouped: bool) -> tuple[np.ndarray, np.ndarray]:
-        """(rows, in order; their prompt keys) that get the references of other rows: held-out rows, with `grouped` all rows."""
-        keys, counts = np.unique(prompts, return_counts=True)
-        receives = np.isin(prompts, keys[counts > 1]) & (np.isin(codes, (splits.VALIDATION, splits.TEST)) | (grouped & (codes == splits.TRAIN)))
-        rows = np.flatnonzero(receives)
-        if len(rows):
-            collect_references(self.rows.path, prompts, np.unique(prompts[rows]), self.index)
-        return rows, prompts[rows]
+    def _shared_references(self, codes: np.ndarray, grouped: bool) -> np.ndarray:
+        """(rows,) bool: the rows that get the references of other rows with their prompt: held-out rows, with `grouped` all rows. Stores these references."""
+        receives, shared = np.zeros(len(codes), dtype=bool), []
+        for bucket in self.rows.numbers.by_prompt():
+            repeated = bucket.repeated()
+            used = np.zeros(len(repeated), dtype=bool)
+            for rows, keys in bucket.parts() if len(repeated) else ():
+                place = np.minimum(np.searchsorted(repeated, keys), len(repeated) - 1)
+                chosen = (repeated[place] == keys) & (np.isin(codes[rows], (splits.VALIDATION, splits.TEST)) | (grouped & (codes[rows] == splits.TRAIN)))
+                receives[rows[chosen]] = True
+                used[place[chosen]] = True
+            shared.append(repeated[used])
+        if receives.any():
+            collect_references(self.rows, np.concatenate(shared), self.index)
+        return receives
 
     def _near_duplicates(self) -> NearDuplicates | None:
         """The near-duplicates among the contents that usable rows show; None if none are looked for."""
@@ -175,7 +196,8 @@ class _SecondPass:
             return None
         looks = self.index.looks()
         used = np.zeros(len(looks), dtype=bool)
-        used[self.rows.contents] = True
+        for part in self.rows.numbers.parts():
+            used[part.contents] = True
         write_looks(self.folder / LOOKS, self.index.digests(), looks, used)
         return near_duplicates(looks, used, self.source.near_distance)
 
@@ -183,10 +205,11 @@ class _SecondPass:
         """Write near_duplicates.jsonl: the pairs of images that look alike, with their splits. Returns a note; "" if there are none."""
         if alike is None or not alike.number:
             return ""
-        contents, rows = self.rows.contents, np.repeat(codes, np.diff(self.rows.offsets))
         used = np.zeros((len(alike.group), len(splits.NAMES)), dtype=bool)  # the splits that show a content
-        for code in range(len(splits.NAMES)):
-            used[contents[rows == code], code] = True
+        for part in self.rows.numbers.parts():
+            shown_in = part.of(codes)[part.owners]
+            for code in range(len(splits.NAMES)):
+                used[part.contents[shown_in == code], code] = True
         record = self.index.first_of(np.unique(alike.pairs[:, :2]).tolist())
         with (self.folder / NEAR).open("w", encoding="ascii", newline="\n") as file:
             for *pair, bits in alike.pairs.tolist():
@@ -210,13 +233,12 @@ class _SecondPass:
             raise UserError(f"{where}: none of its {len(unknown)} ids is that of a row (it names {shown(min(unknown), 60)}; a row's id is {shown(first.first_id, 60)})")
         if unknown:
             assignment.notes.append(f"{where}: {len(unknown)} of its {len(first.without)} ids are no row's, e.g. {shown(min(unknown), 60)}")
-        before = np.bincount(assignment.codes, minlength=splits.MERGED + 1)
+        before = [assignment.count(code) for code in range(len(splits.NAMES))]
         for row in first.left_out.values():
-            assignment.codes[row] = splits.DROPPED
-            assignment.dropped[row] = f"left out by hand: its id is listed in {self.source.without}"
-        after = np.bincount(assignment.codes, minlength=splits.MERGED + 1)
+            assignment.codes[row] = splits.DROPPED + len(assignment.reasons)
+        assignment.reasons.append(f"left out by hand: its id is listed in {self.source.without}")
         for code, name in enumerate(splits.NAMES):
-            if before[code] and not after[code]:
+            if before[code] and not assignment.count(code):
                 raise UserError(f"{where}: leaves out every row of the {name} split; list fewer rows")
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _quoted = json.encoder.encode_basestring  # one text as JSON
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # json.dumps makes an encoder at every call
-MOST_BYTES = 1 << 28  # of a batch that is joined to lines at once: Arrow's texts end at 2 GiB
+MOST_BYTES = 1 << 19  # of a batch that is joined to lines at once, which takes some times as much memory
 
 
 def render(row: Row) -> tuple[str, str]:
@@ -92,8 +92,11 @@ def _quote(texts: pa.Array) -> pa.Array:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    buffer = texts.buffers()[2]
-    data = np.frombuffer(buffer, np.uint8) if buffer is not None and buffer.size else np.zeros(0, np.uint8)
+    _, offsets, buffer = texts.buffers()
+    data = np.zeros(0, np.uint8)
+    if len(texts) and buffer is not None and buffer.size:
+        ends = np.frombuffer(offsets, np.int32)[[texts.offset, texts.offset + len(texts)]]
+        data = np.frombuffer(buffer, np.uint8)[ends[0] : ends[1]]
     if (data < 32).any():  # line breaks and other control characters
         return pa.array(map(_quoted, texts.to_pylist()), pa.string(), size=len(texts))
     if (data == ord("\\")).any():
@@ -108,5 +111,6 @@ def _quote_lists(lists: pa.ListArray) -> pa.Array:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    quoted = pa.ListArray.from_arrays(lists.offsets, _quote(lists.values))
+    offsets = lists.offsets.to_numpy()
+    quoted = pa.ListArray.from_arrays(pa.array(offsets - offsets[0]), _quote(lists.flatten()))
     return pc.binary_join_element_wise("[", pc.binary_join(quoted, ","), "]", "")

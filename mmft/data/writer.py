@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -15,6 +14,7 @@ import numpy as np
 
 from .image_index import ImageIndex, ImageRecord
 from .prepared import ImageFile, SplitCounts
+from .row_numbers import RowNumbers
 from .row_text import hash_rows, prompt_key, render
 from .sample import Row
 from .splits import DROPPED, NAMES, Assignment
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 BATCH = 1000  # rows of one Arrow record batch
 MOST_REFERENCES = 100  # that a row gets from other rows with the same images and prompt
+REFERENCES_AT_ONCE = 2048  # about, in one Arrow record batch
 
 
 def _schema() -> pa.Schema:
@@ -58,41 +59,20 @@ class Report:
 
 
 class RowFile:
-    """Usable rows as one Arrow stream; what the division into splits needs is kept in memory (21 bytes a row)."""
+    """Usable rows as one Arrow stream. numbers: what the division into splits needs of them, in files beside it."""
 
     def __init__(self, path: Path):
         import pyarrow as pa
 
-        self.path = path
+        self.path, self.numbers = path, RowNumbers(path.parent)
         self._schema = _schema().append(pa.field("where", pa.string()))
         self._sink = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_stream(self._sink, self._schema)
-        self.release()
 
     @property
     def count(self) -> int:
         """Rows added so far."""
-        return len(self._given_splits)
-
-    @property
-    def given_splits(self) -> np.ndarray:
-        """(rows,) int8: the split code that each row came with, -1 for none."""
-        return np.frombuffer(self._given_splits, dtype=np.int8) if self._given_splits else np.zeros(0, np.int8)
-
-    @property
-    def offsets(self) -> np.ndarray:
-        """(rows + 1,) int64: row i's images are contents[offsets[i]:offsets[i + 1]]."""
-        return np.frombuffer(self._offsets, dtype=np.int64)
-
-    @property
-    def contents(self) -> np.ndarray:
-        """(images of all rows,) int32: content numbers."""
-        return np.frombuffer(self._contents, dtype=np.int32) if self._contents else np.zeros(0, np.int32)
-
-    @property
-    def prompts(self) -> np.ndarray:
-        """(rows,) int64: equal for rows with the same images and the same messages before the answer."""
-        return np.frombuffer(self._prompts, dtype=np.int64) if self._prompts else np.zeros(0, np.int64)
+        return self.numbers.count
 
     def add(self, ids: list[str], rows: list[Row], images: list[list[ImageRecord]], given_splits: list[int]) -> None:
         """Append one record batch. images: of each row."""
@@ -110,23 +90,37 @@ class RowFile:
             pa.array([row.rejected for row in rows], text), pa.array([row.label for row in rows], flag), pa.array([row.where for row in rows], text),
         ]  # fmt: skip
         self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
-        self._given_splits.extend(given_splits)
-        self._contents.extend([record.content for record in records])
-        self._offsets.extend((ends[1:] + self._offsets[-1]).tolist())
         if len(records) == len(rows) == ends[-1] and (np.diff(ends) == 1).all():
-            self._prompts.extend(map(prompt_key, digests, [before for before, _ in rendered]))
+            prompts = [*map(prompt_key, digests, [before for before, _ in rendered])]
         else:
-            self._prompts.extend([prompt_key("".join(digests[start:end]), before) for start, end, (before, _) in zip(ends, ends[1:], rendered)])
+            prompts = [prompt_key("".join(digests[start:end]), before) for start, end, (before, _) in zip(ends, ends[1:], rendered)]
+        self.numbers.add(given_splits, [*map(len, images)], [record.content for record in records], prompts)
 
-    def release(self) -> None:
-        """Free the arrays once the rows are divided."""
-        self._given_splits, self._offsets, self._contents, self._prompts = array("b"), array("q", [0]), array("i"), array("q")
+    def batches(self, *columns: str) -> Iterator[tuple[int, pa.RecordBatch, np.ndarray]]:
+        """(number of its first row, record batch, prompt keys of its rows), in order; of all columns or only these.
+
+        The file is not mapped: each batch is read once and then freed.
+        """
+        import pyarrow as pa
+
+        options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=[self._schema.get_field_index(name) for name in columns] or None)
+        start = 0
+        with pa.OSFile(str(self.path), "rb") as source, self.numbers.paths["prompts"].open("rb") as keys:
+            for batch in pa.ipc.open_stream(source, options=options):
+                yield start, batch, np.fromfile(keys, np.int64, batch.num_rows)
+                start += batch.num_rows
 
     def close(self) -> None:
+        """End the files; their rows can be read then."""
         if self._writer is not None:
             self._writer.close()
             self._sink.close()
+            self.numbers.close()
             self._writer = None
+
+    def remove(self) -> None:
+        self.numbers.remove()
+        self.path.unlink()
 
 
 def _column(lists: list[list[str]]) -> pa.ListArray:
@@ -140,57 +134,46 @@ def _lists(texts: list[str], ends: np.ndarray) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(texts, pa.string()))
 
 
-def collect_references(rows: Path, prompts: np.ndarray, repeated: np.ndarray, index: ImageIndex) -> None:
-    """Store the references of all rows whose prompt key is in `repeated` in the index, as far as `divide` may ask for them.
-
-    rows: rows.arrow. prompts: (rows,) its keys. repeated: sorted, none twice.
-    """
+def collect_references(rows: RowFile, repeated: np.ndarray, index: ImageIndex) -> None:
+    """Store the references of all rows whose prompt key is in `repeated` in the index, as far as `divide` may ask for them. repeated: sorted, none twice."""
     import pyarrow as pa
 
-    start, known = 0, np.zeros(len(repeated), np.int32)
-    with pa.OSFile(str(rows), "rb") as source:
-        for batch in pa.ipc.open_stream(source, options=pa.ipc.IpcReadOptions(use_threads=False)):
-            keys = prompts[start : start + batch.num_rows]
-            place = np.minimum(np.searchsorted(repeated, keys), len(repeated) - 1)
-            wanted = np.flatnonzero((repeated[place] == keys) & (known[place] < MOST_REFERENCES))
-            for row, texts in zip(wanted.tolist(), batch["references"].take(pa.array(wanted)).to_pylist()):
-                known[place[row]] += index.add_references(int(keys[row]), texts)
-            start += batch.num_rows
+    known = np.zeros(len(repeated), np.int32)
+    for _, batch, keys in rows.batches("references"):
+        place = np.minimum(np.searchsorted(repeated, keys), len(repeated) - 1)
+        wanted = np.flatnonzero((repeated[place] == keys) & (known[place] < MOST_REFERENCES))
+        for row, texts in zip(wanted.tolist(), batch["references"].take(pa.array(wanted)).to_pylist()):
+            known[place[row]] += index.add_references(int(keys[row]), texts)
 
 
-def divide(folder: Path, rows: Path, assignment: Assignment, index: ImageIndex, report: Report,
-           shared: tuple[np.ndarray, np.ndarray]) -> tuple[dict[str, SplitCounts], str, int]:
+def divide(folder: Path, rows: RowFile, assignment: Assignment, index: ImageIndex, report: Report, shared: np.ndarray) -> tuple[dict[str, SplitCounts], str, int]:
     """Write one Arrow file a split, and images.arrow. Returns (counts of each split, fingerprint, number of images).
 
-    shared: (rows, in order; their prompt keys) that get the references of all rows with that key.
+    shared: (rows,) bool, the rows that get the references of all rows with their prompt key.
     The fingerprint hashes (split, id, messages, references, image hashes, choices if there are any) in order, with rejected answer and label where a row has one; paths and file names do not enter it.
     """
     import pyarrow as pa
 
     schema = _schema()
     codes = assignment.codes
-    present = [c for c in range(DROPPED) if (codes == c).any()]
+    present = [c for c in range(len(NAMES)) if assignment.count(c)]
     used = {c: _DigestSet() for c in present}
     hashes = {c: hashlib.sha256() for c in present}
     sinks = {c: pa.OSFile(str(folder / f"{NAMES[c]}.arrow"), "wb") for c in present}
     writers = {c: pa.ipc.new_stream(sinks[c], schema, options=pa.ipc.IpcWriteOptions(use_threads=False)) for c in present}
-    start = 0
-    with pa.OSFile(str(rows), "rb") as source:  # not mapped: each batch is read once and then freed
-        for batch in pa.ipc.open_stream(source, options=pa.ipc.IpcReadOptions(use_threads=False)):
-            batch_codes = codes[start:start + batch.num_rows]
-            for i in np.flatnonzero(batch_codes == DROPPED):
-                report.add(batch["where"][i].as_py(), batch["id"][i].as_py(), "dropped", assignment.dropped[start + int(i)])
-            low, high = np.searchsorted(shared[0], (start, start + batch.num_rows))
-            if low < high:
-                batch = _share_references(batch, shared[0][low:high] - start, shared[1][low:high], index)
-            for code in present:
-                wanted = batch_codes == code
-                if wanted.any():
-                    part = (batch if wanted.all() else batch.filter(pa.array(wanted))).select(schema.names)
-                    writers[code].write_batch(part)
-                    used[code].update(part["sha256"].flatten().unique().to_pylist())
-                    hash_rows(hashes[code], part)
-            start += batch.num_rows
+    for start, batch, keys in rows.batches():
+        batch_codes = codes[start : start + batch.num_rows]
+        for i in np.flatnonzero(batch_codes >= DROPPED).tolist():
+            report.add(batch["where"][i].as_py(), batch["id"][i].as_py(), "dropped", assignment.reason(start + i))
+        receiving = shared[start : start + batch.num_rows]
+        for code in present:
+            wanted = batch_codes == code
+            if wanted.any():
+                part = (batch if wanted.all() else batch.filter(pa.array(wanted))).select(schema.names)
+                for piece in _share_references(part, receiving[wanted], keys[wanted], index):
+                    writers[code].write_batch(piece)
+                    used[code].update(piece["sha256"].flatten().unique().to_pylist())
+                    hash_rows(hashes[code], piece)
     for code in present:
         writers[code].close()
         sinks[code].close()
@@ -198,24 +181,38 @@ def divide(folder: Path, rows: Path, assignment: Assignment, index: ImageIndex, 
     for code in present:
         total.update(f"{NAMES[code]}:{hashes[code].hexdigest()}\n".encode())
     images = _write_images(folder, index, used)
-    parts: dict[str, SplitCounts] = {NAMES[c]: {"rows": int((codes == c).sum()), "images": len(used[c])} for c in present}
+    parts: dict[str, SplitCounts] = {NAMES[c]: {"rows": assignment.count(c), "images": len(used[c])} for c in present}
     return parts, total.hexdigest(), images
 
 
-def _share_references(batch: pa.RecordBatch, rows: np.ndarray, keys: np.ndarray, index: ImageIndex) -> pa.RecordBatch:
-    """The batch with the references of other rows added to some rows, the row's own ones first. rows, keys: their places in the batch and prompt keys."""
-    import pyarrow as pa
+def _share_references(batch: pa.RecordBatch, receiving: np.ndarray, keys: np.ndarray, index: ImageIndex) -> Iterator[pa.RecordBatch]:
+    """The batch with the references of other rows added to the rows of the mask `receiving`, a row's own ones first; in pieces of not too many references.
 
+    receiving, keys: (rows,), keys are prompt keys.
+    """
+    if not receiving.any():
+        yield batch
+        return
     references = batch["references"].to_pylist()
     known: dict[int, list[str]] = {}
-    for row, key in zip(rows.tolist(), keys.tolist()):
-        if key not in known:
-            known[key] = index.references(key, MOST_REFERENCES)
-        own = references[row]
-        references[row] = [*own, *(text for text in known[key] if text not in own)][: max(len(own), MOST_REFERENCES)]
+    first, count = 0, 0
+    for row, (own, receives, key) in enumerate(zip(references, receiving.tolist(), keys.tolist())):
+        if receives:
+            if key not in known:
+                known[key] = index.references(key, MOST_REFERENCES)
+            references[row] = [*own, *(text for text in known[key] if text not in own)][: max(len(own), MOST_REFERENCES)]
+        count += len(references[row])
+        if count >= REFERENCES_AT_ONCE or row == batch.num_rows - 1:
+            yield _with_references(batch.slice(first, row + 1 - first), references[first : row + 1])
+            known.clear()
+            first, count = row + 1, 0
+
+
+def _with_references(batch: pa.RecordBatch, references: list[list[str]]) -> pa.RecordBatch:
+    import pyarrow as pa
+
     position = batch.schema.get_field_index("references")
-    columns = [pa.array(references, type=batch.schema.field(position).type) if i == position else c for i, c in enumerate(batch.columns)]
-    return pa.record_batch(columns, schema=batch.schema)
+    return pa.record_batch([_column(references) if i == position else column for i, column in enumerate(batch.columns)], schema=batch.schema)
 
 
 class _DigestSet:

@@ -2,22 +2,35 @@
 
 import hashlib
 import random
+import tempfile
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mmft.common.errors import UserError
+from mmft.data import row_numbers
+from mmft.data.row_numbers import RowNumbers
 from mmft.data.sources.base import BaseSource, Splits
-from mmft.data.splits import DROPPED, TEST, TRAIN, VALIDATION, assign, choose
+from mmft.data.splits import DROPPED, MERGED, TEST, TRAIN, VALIDATION, assign, choose, later_rows
 
 
-def divide(rows, splits, own=None):
-    """rows: a list of lists of content numbers."""
-    offsets = np.cumsum([0] + [len(r) for r in rows]).astype(np.int64)
-    contents = np.array([c for r in rows for c in r], dtype=np.int32)
-    n = max((c for r in rows for c in r), default=-1) + 1
-    digests = [hashlib.sha256(b"%d" % c).digest() for c in range(n)]
-    return assign(np.array([-1] * len(rows) if own is None else own, dtype=np.int8), offsets, contents, digests, splits)
+def numbers(folder, rows, own=None, prompts=None):
+    """rows: a list of lists of content numbers. They are written in two batches."""
+    written = RowNumbers(Path(folder))
+    for some in (slice(0, len(rows) // 2), slice(len(rows) // 2, None)):
+        given, keys = ((values or [least] * len(rows))[some] for values, least in ((own, -1), (prompts, 0)))
+        written.add(given, [len(r) for r in rows[some]], [c for r in rows[some] for c in r], keys)
+    written.close()
+    return written
+
+
+def divide(rows, splits, own=None, alike=None, merged=None):
+    """The assignment of `numbers`."""
+    with tempfile.TemporaryDirectory() as folder:
+        written = numbers(folder, rows, own)
+        return assign(written, [hashlib.sha256(b"%d" % c).digest() for c in range(written.n_contents)], splits, alike, merged)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -33,12 +46,43 @@ def test_no_image_is_ever_in_two_splits(seed, by):
         return  # one group may hold nearly all rows
     seen = {}
     for row, code in zip(rows, result.codes):
-        if code != DROPPED:
+        if code < DROPPED:
             for image in row:
                 assert seen.setdefault(image, code) == code
-    assert sorted(np.flatnonzero(result.codes == DROPPED)) == sorted(result.dropped)
     if own is None:
-        assert not result.dropped  # nothing is lost when the rows are ours to divide
+        assert (result.codes < DROPPED).all()  # nothing is lost when the rows are ours to divide
+
+
+@pytest.mark.parametrize("by", ["random", "last"])
+def test_rows_read_in_parts_are_divided_as_rows_read_at_once(monkeypatch, by):
+    """Rows with none to three images, some merged, some without images: parts of 7 rows against all 400 at once."""
+    rng = random.Random(3)
+    rows = [[rng.randrange(200) for _ in range(rng.choice((0, 1, 1, 1, 1, 2, 3)))] for _ in range(400)]
+    own, merged = [rng.choice((-1, -1, -1, 0, 1)) for _ in rows], np.array([rng.random() < 0.1 for _ in rows])
+    alike = np.arange(200) // 2 * 2
+    for given, pairs in ((None, None), (own, None), (None, alike), (own, alike)):
+        splits = Splits(validation=30, test=0.1, by=by)
+        at_once = divide(rows, splits, given, pairs, merged)
+        with monkeypatch.context() as patch:
+            patch.setattr(row_numbers, "AT_ONCE", 7)
+            in_parts = divide(rows, splits, given, pairs, merged)
+        assert in_parts.codes.tolist() == at_once.codes.tolist() and in_parts.notes == at_once.notes and in_parts.reasons == at_once.reasons
+        assert (at_once.codes == TEST).any() and ((at_once.codes == MERGED) == merged).all()
+
+
+def test_prompts_that_several_rows_have(tmp_path, monkeypatch):
+    """Keys in buckets that hold five different ones on average: the keys that come twice, and the rows that are not the first of key and split, by counting."""
+    monkeypatch.setattr(row_numbers, "AT_ONCE", 7)
+    monkeypatch.setattr(row_numbers, "KEYS", 5)
+    rng = random.Random(4)
+    keys = [rng.choice((rng.randrange(1 << 63), rng.randrange(20) << 58)) for _ in range(500)]
+    own = [rng.choice((-1, 0, 1)) for _ in keys]
+    written = numbers(tmp_path, [[0]] * len(keys), own, keys)
+    buckets = list(written.by_prompt())
+    assert len(buckets) > 50 and sorted(row for b in buckets for rows, _ in b.parts() for row in rows.tolist()) == list(range(500))
+    assert [key for b in buckets for key in b.repeated().tolist()] == sorted(key for key, n in Counter(keys).items() if n > 1)
+    seen = set()
+    assert later_rows(written).tolist() == [pair in seen or seen.add(pair) is not None for pair in zip(keys, own)]
 
 
 def test_the_recipe_of_496_and_4():
@@ -112,8 +156,8 @@ RANDOM_OF_SEED_1 = sorted(sorted(range(200), key=lambda c: hashlib.sha256(b"1:" 
 
 def test_own_splits_are_kept_and_training_rows_with_held_out_images_are_dropped():
     result = divide([[0], [1], [2], [2, 3]], Splits(), own=[0, 1, 1, 0])
-    assert result.codes.tolist() == [TRAIN, VALIDATION, VALIDATION, DROPPED]
-    assert list(result.dropped) == [3] and "image in two splits" in result.dropped[3]
+    assert result.codes[:3].tolist() == [TRAIN, VALIDATION, VALIDATION] and result.codes[3] >= DROPPED
+    assert result.reason(3) == "image in two splits: this train row shows an image of a held-out split"
 
 
 def test_own_validation_is_not_cut_again_but_test_is():
@@ -128,6 +172,11 @@ def test_own_validation_is_not_cut_again_but_test_is():
 def test_a_split_without_rows_is_an_error(splits, name):
     with pytest.raises(UserError, match=f"{name} split has no rows"):
         divide([[i] for i in range(10)], Splits(**splits))
+
+
+def test_a_set_whose_rows_are_all_held_out_has_nothing_to_train_on():
+    with pytest.raises(UserError, match="train split has no rows"):
+        divide([[i] for i in range(10)], Splits(test=2), own=[1] * 10)
 
 
 def test_no_held_out_rows_may_be_asked_for():

@@ -6,6 +6,7 @@ import json
 import pytest
 from small import all_rows, make, pictures, report, write_jsonl
 
+from mmft.data import row_text
 from mmft.data.sources.columns import Columns
 from mmft.data.sources.messages import OpenAIMessages
 from mmft.data.sources.table import Table
@@ -91,8 +92,11 @@ def test_plain_rows_are_those_of_the_general_reader(prompt):
     assert kinds == {"PlainRow", "Row", "BadRow"}
 
 
-def test_messages_are_written_as_the_encoder_of_json_writes_them(tmp_path):
-    """Weights, reasoning, image sizes, several turns: what the quick writer leaves to json, and what it does not."""
+@pytest.mark.parametrize("most", [None, 300])
+def test_messages_are_written_as_the_encoder_of_json_writes_them(tmp_path, monkeypatch, most):
+    """Weights, reasoning, image sizes, several turns: what the quick writer leaves to json, and what it does not; hashed at once, and a row or two at a time."""
+    if most:
+        monkeypatch.setattr(row_text, "MOST_BYTES", most)
     root = pictures(tmp_path / "photos", "a.png", "b.png")
     rows = [
         {"images": ["a.png"], "messages": [{"role": "user", "content": f"<image>{text}"}, {"role": "assistant", "content": text}]} for text in TEXTS
@@ -121,4 +125,6 @@ def test_a_row_gets_the_first_hundred_answers_of_the_rows_with_its_image_and_pro
         own = f"answer {n // 2}"
         assert list(row.references) == [own, *(text for text in first if text != own)][:100]
     assert all(list(row.references) == [f"training {n}"] for n, row in enumerate(prepared.split("train")))
+    rows = {split: [(s.id, s.messages, list(s.references), list(s.sha256)) for s in prepared.split(split)] for split in ("train", "validation")}
+    assert prepared.fingerprint == fingerprint(**rows)
     assert "1300 held-out rows have the answers of other rows with the same images and prompt as references, too" in prepared.manifest["notes"]
