@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from places import ROOT
 
 from mmft.cli import parse
 from mmft.common.errors import UserError
-from mmft.config import compose
+from mmft.config import compose, groups, validate
 from mmft.config.build import build
 from mmft.config.groups import group_options
 from mmft.config.guard import moved_targets
@@ -163,6 +164,25 @@ def test_a_users_file_precedes_a_shipped_one_of_the_same_name(mmft, tmp_path):
     (tmp_path / "mine.yaml").write_text("defaults: [config, _self_]\nseed: 5\n", encoding="utf-8")
     cfg = compose.compose([], str(tmp_path), "mine")
     assert (cfg.seed, cfg.lora.r, cfg.trainer.num_train_epochs) == (5, 3, 2)
+
+
+def test_options_composed_once_are_copied_and_read_again_after_an_edit(tmp_path, monkeypatch):
+    folder = shutil.copytree(compose.CONFIG_DIR, tmp_path / "conf")
+    for module in (compose, groups, validate):
+        monkeypatch.setattr(module, "CONFIG_DIR", folder)
+    called = []
+    by_hydra = compose._by_hydra
+    monkeypatch.setattr(compose, "_by_hydra", lambda *args: called.append(args) or by_hydra(*args))
+    first = compose.compose(["lora.r=5", "model.processor={a: 1}"])
+    first.trainer.max_steps = 3
+    second = compose.compose(["lora.lora_alpha=9"])
+    assert (second.lora.r, second.model.processor, second.trainer.max_steps) == (16, {}, -1) and len(called) == 1
+    file = folder / "lora" / "default.yaml"
+    file.write_text(file.read_text(encoding="utf-8").replace("r: 16", "r: 24"), encoding="utf-8")
+    (folder / "config.yaml").write_text((folder / "config.yaml").read_text(encoding="utf-8") + "more: 1\n", encoding="utf-8")
+    assert compose.compose([]).lora.r == 24 and "more" in groups.top_level() and len(called) == 2
+    compose.compose(["hydra.verbose=true"]), compose.compose_hydra([]), compose.compose([], str(tmp_path))
+    assert len(called) == 5, "Hydra's own section and a user's folder are composed each time"
 
 
 def test_a_snapshot_composes_again_to_the_same_config(tmp_path):

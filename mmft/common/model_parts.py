@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def is_encoder_decoder(config: object) -> bool:
     return any(bool(getattr(c, "is_encoder_decoder", False)) for c in (config, getattr(config, "text_config", None)))
 
 
+@lru_cache(maxsize=8192)  # a walk through a model asks for the same parameter at every depth
 def part_of(name: str) -> str:
     """The part of a module or parameter, by its dotted name."""
     dotted = f".{name}."

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,21 +29,38 @@ def group_options(config_dir: str | None = None) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
+def shipped_files() -> frozenset[tuple[str, int, int]]:
+    """(path, time of its last change, bytes) of every shipped yaml file: another set after an edit."""
+    stats = ((file, file.stat()) for file in CONFIG_DIR.rglob("*.yaml"))
+    return frozenset((str(file), stat.st_mtime_ns, stat.st_size) for file, stat in stats)
+
+
 def default_metrics_section() -> dict[str, Any]:
     """The section `metrics` that conf/metrics/text.yaml composes to, for configs from before this group existed."""
     folder = CONFIG_DIR / "metrics"
-    names = OmegaConf.load(folder / "text.yaml").defaults
-    return {str(key): node for name in names for key, node in cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"))).items()}
+    names = content(folder / "text.yaml")["defaults"]
+    return {key: copy.deepcopy(node) for name in names for key, node in content(folder / f"{name}.yaml").items()}
 
 
 def top_level() -> list[str]:
     """The keys of conf/config.yaml."""
-    return [str(key) for key in OmegaConf.load(CONFIG_DIR / "config.yaml") if key != "defaults"]
+    return [key for key in content(CONFIG_DIR / "config.yaml") if key != "defaults"]
 
 
 def verb_keys(verb: str) -> list[str]:
     """The keys of conf/task/VERB.yaml, which are typed without `task.`."""
-    return [str(key) for key in OmegaConf.load(CONFIG_DIR / "task" / f"{verb}.yaml") if key != "_target_"]
+    return [key for key in content(CONFIG_DIR / "task" / f"{verb}.yaml") if key != "_target_"]
+
+
+def content(file: Path) -> Mapping[str, Any]:
+    """The plain content of a shipped yaml file, read once in a process unless it is edited. To be read only."""
+    stat = file.stat()
+    return _content(file, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=64)
+def _content(file: Path, changed: int, size: int) -> Mapping[str, Any]:
+    return cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(file)))
 
 
 def verbs() -> dict[str, str]:

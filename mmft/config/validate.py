@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ..common.errors import UserError, nearest
 from . import keep, key_table, library_keys
 from .build import build
 from .choices import ANSWERS, AUGMENT_TRANSFORMS, CHOICE_NORMS, PREFERENCE_SCORES, TRAINER_METRICS
-from .groups import CONFIG_DIR, GROUPS
+from .groups import CONFIG_DIR, GROUPS, content
 from .guard import remote_code, secrets
 from .guard.targets import parameters, resolve
 from .key_lookup import TOP_LEVEL_TYPES
@@ -30,7 +30,7 @@ def check(cfg: DictConfig) -> None:
     if not overlays_run:
         check_sources(plain.get("data") or {})
     check_targets({"task": plain["task"]} if overlays_run else plain)
-    defaults = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "config.yaml"))
+    defaults = content(CONFIG_DIR / "config.yaml")
     check_keys("", plain, {k: "" for k in (*defaults, *GROUPS)})
     check_keys("evaluation", plain["evaluation"], {k: "" for k in defaults["evaluation"]})
     keep.check(plain["evaluation"].get("keep"))

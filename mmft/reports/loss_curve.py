@@ -27,8 +27,10 @@ def write_curve(run_dir: Path) -> Path | None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # not pyplot, which has global state and looks for a display
 
-    figure = Figure(figsize=(9, 5.25), dpi=160, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(9, 5.25), dpi=160, facecolor="white")
     FigureCanvasAgg(figure)
+    # room for the labels of the axes, and for what stands at their ends; a layout that is fitted would draw everything twice
+    figure.subplots_adjust(left=0.1, right=0.955, top=0.95, bottom=0.1, hspace=0.13)
     panels: Any = figure.subplots(2 if rate[0] else 1, 1, sharex=True, squeeze=False, height_ratios=[4, 1] if rate[0] else [1])[:, 0]
     if reward[0]:  # the loss of a policy says nothing: it is a difference from the mean of a group
         _draw(panels[0], reward, ([], []), "reward of sampled answers", low=True)

@@ -194,5 +194,5 @@ def test_refusals_come_before_training(mmft, small, tmp_path):
     assert code == 2 and err.count("\n") == 1 and "mmft: trainer.packing=true: blip-2 with sdpa attention gives other logits" in err and "step 1" not in out, err
     code, _, err = mmft(*SMALL, "trainer.packing=true", "trainer.neftune_noise_alpha=5")
     assert code == 2 and err.count("\n") == 1 and "trainer.packing=true: the noise of trainer.neftune_noise_alpha" in err
-    code, out, err = mmft("-m", "lora.r=2,4", *SMALL, "trainer.max_steps=1", "trainer.packing=true", "model.attn_implementation=eager", "name=packed")
+    code, out, err = mmft("-m", "lora.r=2,4", *SMALL, "trainer.max_steps=1", "evaluation.split=null", "trainer.packing=true", "model.attn_implementation=eager", "name=packed")
     assert code == 0 and out.count("since trainer.packing=true: attention would be computed over the rows of all points") == 2, err[-2000:]

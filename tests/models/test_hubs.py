@@ -10,16 +10,26 @@ import sys
 import pytest
 from hub import Hub
 
+# Locates each case of the standard input: path, hub, revision. One process: importing the clients of both hubs takes seconds.
 LOCATE = """
 import json, sys
 from mmft.common.errors import UserError
 from mmft.models.hub import locate
-try:
-    found = locate(sys.argv[1], sys.argv[2], sys.argv[3] or None)
-    print(json.dumps({"revision": found.revision, "files": sorted(p.name for p in found.folder.iterdir()), "hub": found.hub, "path": found.path}))
-except UserError as error:
-    print(json.dumps({"error": str(error)}))
+for name, (path, hub, revision) in json.load(sys.stdin).items():
+    try:
+        found = locate(path, hub, revision)
+        answer = {"revision": found.revision, "files": sorted(p.name for p in found.folder.iterdir()), "hub": found.hub, "path": found.path}
+    except UserError as error:
+        answer = {"error": str(error)}
+    print("ANSWER" + json.dumps([name, answer]))
 """
+CASES = {
+    "with a pickle": ("small/with-pickle", "huggingface", "main"),
+    "modelscope": ("small/llava", "modelscope", None),
+    "missing on huggingface": ("small/lava", "huggingface", None),
+    "missing on modelscope": ("small/lava", "modelscope", None),
+    "another revision": ("small/llava", "huggingface", "v9"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,49 +42,56 @@ def hub(small):
         yield stand_in
 
 
-def located(hub, home, path, which="huggingface", revision="", **environment):
-    done = subprocess.run(
-        [sys.executable, "-c", LOCATE, path, which, revision], capture_output=True, text=True, timeout=120,
-        env={**os.environ, **hub.environment(home), **environment},
-    )  # fmt: skip
+def located(hub, home, cases, **environment):
+    """case -> what was found, or the error."""
+    done = subprocess.run([sys.executable, "-c", LOCATE], input=json.dumps(cases), capture_output=True, text=True, timeout=200,
+                          env={**os.environ, **hub.environment(home), **environment})  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return dict(json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("ANSWER"))
 
 
-def test_huggingface_resolves_the_branch_and_takes_safe_files_only(hub, tmp_path):
-    sha = hub.sha("models", "small/with-pickle")
-    found = located(hub, tmp_path, "small/with-pickle", revision="main")
-    assert found["revision"] == sha and found["hub"] == "huggingface"
-    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= set(found["files"])
-    assert not {"pytorch_model.bin", "modeling.py"} & set(found["files"])
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def found(hub, home):
+    return located(hub, home, CASES)
+
+
+def test_huggingface_resolves_the_branch_and_takes_safe_files_only(hub, home, found):
+    sha, model = hub.sha("models", "small/with-pickle"), found["with a pickle"]
+    assert model["revision"] == sha and model["hub"] == "huggingface"
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= set(model["files"])
+    assert not {"pytorch_model.bin", "modeling.py"} & set(model["files"])
     assert any("/revision/main" in c for c in hub.calls) and not any("pytorch_model.bin" in c for c in hub.calls if "resolve" in c)
-    offline = located(hub, tmp_path, "small/with-pickle", revision="main", HF_HUB_OFFLINE="1")
+    offline = located(hub, home, {"again": CASES["with a pickle"]}, HF_HUB_OFFLINE="1")["again"]
     assert offline["revision"] == sha, "from the cache, still known by its commit"
 
 
-def test_modelscope_is_known_by_its_contents(hub, tmp_path, small):
+def test_modelscope_is_known_by_its_contents(found, small):
     from mmft.models.fingerprint import local_revision
 
-    found = located(hub, tmp_path, "small/llava", "modelscope")
-    assert found["hub"] == "modelscope" and found["revision"] == local_revision(small("llava"))
-    assert {"config.json", "model.safetensors"} <= set(found["files"])
+    model = found["modelscope"]
+    assert model["hub"] == "modelscope" and model["revision"] == local_revision(small("llava"))
+    assert {"config.json", "model.safetensors"} <= set(model["files"])
 
 
 @pytest.mark.parametrize("which", ["huggingface", "modelscope"])
-def test_what_a_hub_does_not_have_is_one_line(hub, tmp_path, which):
-    error = located(hub, tmp_path, "small/lava", which)["error"]
+def test_what_a_hub_does_not_have_is_one_line(found, which):
+    error = found[f"missing on {which}"]["error"]
     assert error.startswith("model.path=small/lava: ") and "\n" not in error
     assert ("no such model" in error) if which == "huggingface" else ("could not be downloaded from ModelScope" in error)
 
 
 def test_a_hub_that_does_not_answer_is_one_line(hub, tmp_path):
-    error = located(hub, tmp_path, "small/llava", HF_ENDPOINT="http://127.0.0.1:9")["error"]
+    error = located(hub, tmp_path, {"x": ("small/llava", "huggingface", None)}, HF_ENDPOINT="http://127.0.0.1:9")["x"]["error"]
     assert "could not be downloaded" in error and "HF_ENDPOINT" in error and "\n" not in error
 
 
-def test_a_revision_that_is_not_there_is_one_line(hub, tmp_path):
-    error = located(hub, tmp_path, "small/llava", revision="v9")["error"]
-    assert error == "model.revision=v9: small/llava has no such branch, tag or commit"
+def test_a_revision_that_is_not_there_is_one_line(found):
+    assert found["another revision"]["error"] == "model.revision=v9: small/llava has no such branch, tag or commit"
 
 
 @pytest.mark.long

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-SMALL = ["trainer.max_steps=1", "data.pictures=24", "data.splits.validation=4", "evaluation.max_samples=2", "generation.max_new_tokens=2", "logger=none"]
+SMALL = ["trainer.max_steps=1", "data.pictures=24", "data.splits.validation=4", "evaluation.max_samples=2", "evaluation.base=false", "generation.max_new_tokens=2", "logger=none"]
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ def test_a_kill_while_saving_leaves_the_checkpoints_before_it(mmft, tmp_path, un
     """The process dies before the seal, in it, before the renaming, before the rotation: every checkpoint that exists verifies."""
     from mmft.training import checkpoint_writer, checkpoints
 
-    run = killed_after(undisturbed, 2, tmp_path / "run")
+    run = killed_after(undisturbed, 4, tmp_path / "run")
 
     class Killed(BaseException):
         pass
@@ -151,7 +151,7 @@ def test_a_kill_while_saving_leaves_the_checkpoints_before_it(mmft, tmp_path, un
         mmft("resume", f"run={run.as_posix()}")
     monkeypatch.undo()
     found = checkpoints.all_in(run / "checkpoints")
-    assert [checkpoints.problem(p) for p in found] == [None] * len(found) and len(found) == (3 if after == 3 else 2)
+    assert [checkpoints.problem(p) for p in found] == [None] * len(found) and len(found) == (5 if after == 3 else 4)
     assert mmft("resume", f"run={run.as_posix()}")[0] == 0
     assert final(run) == final(undisturbed)
 
@@ -359,11 +359,12 @@ def test_non_finite_steps_are_skipped_and_counted_up_to_a_limit(mmft, tmp_path, 
         return (value * float("nan"), *counts) if len(calls) in (2, 4) else (value, *counts)
 
     monkeypatch.setattr(trainer, "grouped_loss", spoiled)
-    code, out, err = mmft(*SMALL, "trainer.nonfinite=skip", "trainer.nonfinite_limit=2", f"run_dir={(tmp_path / 'skip').as_posix()}")
+    words = [*SMALL, "trainer.nonfinite=skip", "evaluation.split=null"]
+    code, out, err = mmft(*words, "trainer.save_strategy=no", "trainer.nonfinite_limit=2", f"run_dir={(tmp_path / 'skip').as_posix()}")
     assert code == 0 and out.count("left out") == 2, err
     assert json.loads((tmp_path / "skip" / "summary.json").read_text())["skipped_steps"] == 2
     calls.clear()
-    code, _, err = mmft(*SMALL, "trainer.nonfinite=skip", "trainer.nonfinite_limit=1", f"run_dir={(tmp_path / 'limit').as_posix()}")
+    code, _, err = mmft(*words, "trainer.nonfinite_limit=1", f"run_dir={(tmp_path / 'limit').as_posix()}")
     assert code == 2 and "step 4: the loss is not finite" in err and "rows shape" in err
     from mmft.training import checkpoints
 
@@ -371,7 +372,7 @@ def test_non_finite_steps_are_skipped_and_counted_up_to_a_limit(mmft, tmp_path, 
     assert newest.name == "checkpoint-3", "the last finite step is kept"
 
 
-def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(mmft, tmp_path, monkeypatch, undisturbed):
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(mmft, tmp_path, monkeypatch):
     """A device on which three rows do not fit: the run goes on with two at a time, with the same rows in every step."""
     import torch
 
@@ -386,14 +387,14 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(mmft, tmp_path,
         return loss(model, inputs, *rest)
 
     monkeypatch.setattr(trainer, "grouped_loss", small_device)
-    run = tmp_path / "run"
-    code, out, err = mmft(*SMALL, "lora.lora_dropout=0", f"run_dir={run.as_posix()}")
+    run, words = tmp_path / "run", [*SMALL, "lora.lora_dropout=0", "trainer.save_strategy=no", "evaluation.split=null"]
+    code, out, err = mmft(*words, f"run_dir={run.as_posix()}")
     assert code == 0 and "out of memory at step 4: micro-batches of 2 rows" in out, err
     summary = json.loads((run / "summary.json").read_text())
     assert summary["out_of_memory"][0]["step"] == 4 and summary["effective_batch_size"] == 4 and seen == [4] * 3 + [2] * 6
     monkeypatch.undo()
-    code, _, _ = mmft(*SMALL, "lora.lora_dropout=0", f"run_dir={(tmp_path / 'plain').as_posix()}")
+    code, _, _ = mmft(*words, f"run_dir={(tmp_path / 'plain').as_posix()}")
     assert [r["loss"] for r in rows(run) if "loss" in r] == pytest.approx([r["loss"] for r in rows(tmp_path / "plain") if "loss" in r], abs=1e-4)
     monkeypatch.setattr(trainer, "grouped_loss", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
-    code, _, err = mmft(*SMALL, f"run_dir={(tmp_path / 'none').as_posix()}")
+    code, _, err = mmft(*words, f"run_dir={(tmp_path / 'none').as_posix()}")
     assert code == 2 and "out of memory with 1 rows a micro-batch: try" in err and err.count("\n") <= 4

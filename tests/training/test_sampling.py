@@ -65,5 +65,5 @@ def test_the_key_groups_rows_and_a_sweep_does_too(mmft, tmp_path, uneven):
     code, _, err = mmft(*uneven, "trainer.num_train_epochs=1", f"run_dir={(tmp_path / 'random').as_posix()}")
     plain = [json.loads(line)["loss"] for line in (tmp_path / "random" / "metrics.jsonl").read_text(encoding="utf-8").splitlines() if '"loss"' in line]
     assert len(losses) == len(plain) == 8 and losses != plain
-    code, out, err = mmft("-m", "lora.r=2,4", *words, "name=two")
+    code, out, err = mmft("-m", "lora.r=2,4", *words, "trainer.max_steps=1", "name=two")
     assert code == 0 and "2 points in step" in out, err[-2000:]

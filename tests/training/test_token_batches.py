@@ -113,18 +113,28 @@ def summary(run):
     return json.loads((run / "summary.json").read_text(encoding="utf-8"))
 
 
+STEPS = ["trainer.num_train_epochs=2", "lora.lora_dropout=0", "trainer.optim=sgd", "trainer.learning_rate=0.1"]
+
+
+@pytest.fixture(scope="module")
+def one_batch(uneven, tmp_path_factory):
+    """All sixteen rows in one batch, twice."""
+    from mmft.cli.main import main
+
+    folder = tmp_path_factory.mktemp("one_batch")
+    assert main([*uneven, *STEPS, "trainer.per_device_train_batch_size=16", f"run_dir={(folder / 'run').as_posix()}", f"output_dir={(folder / 'o').as_posix()}"]) == 0
+    return folder / "run"
+
+
 @pytest.mark.parametrize("packing", ["false", "true"])
-def test_one_step_over_all_rows_is_that_of_one_batch_of_all_rows(mmft, tmp_path, uneven, packing):
+def test_one_step_over_all_rows_is_that_of_one_batch_of_all_rows(mmft, tmp_path, uneven, one_batch, packing):
     """The loss is the mean over the supervised tokens of a step, however its rows lie in batches: 4 batches of unequal size, or one."""
-    words = [*uneven, "trainer.num_train_epochs=2", "lora.lora_dropout=0", "trainer.optim=sgd", "trainer.learning_rate=0.1"]
-    code, _, err = mmft(*words, "trainer.per_device_train_batch_size=16", f"run_dir={(tmp_path / 'whole').as_posix()}")
-    assert code == 0, err[-2000:]
     by_tokens = ["trainer.tokens_per_batch=250", "trainer.gradient_accumulation_steps=99", f"trainer.packing={packing}"]
-    code, _, err = mmft(*words, *by_tokens, f"run_dir={(tmp_path / 'parts').as_posix()}")
+    code, _, err = mmft(*uneven, *STEPS, *by_tokens, f"run_dir={(tmp_path / 'parts').as_posix()}")
     assert code == 0, err[-2000:]
-    whole, parts = ([row["loss"] for row in logged(tmp_path / name) if "loss" in row] for name in ("whole", "parts"))
+    whole, parts = ([row["loss"] for row in logged(run) if "loss" in row] for run in (one_batch, tmp_path / "parts"))
     assert len(parts) == 2 and parts == pytest.approx(whole, rel=1e-5)
-    one, other = summary(tmp_path / "whole"), summary(tmp_path / "parts")
+    one, other = summary(one_batch), summary(tmp_path / "parts")
     assert {key: one[key] for key in ("steps", "supervised_tokens", "effective_batch_size")} == {key: other[key] for key in ("steps", "supervised_tokens", "effective_batch_size")}
 
 

@@ -299,23 +299,26 @@ def test_reproducing_follows_the_chain(over, home, ask, tmp_path):
 # --- more steps ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def four(home):
+    """Four steps at once, what `first` becomes with two more. Saving checkpoints changes no weight, so it stands for runs that save, too."""
+    return home.train("four", *SGD, "trainer.max_steps=4")
+
+
 @pytest.mark.parametrize("kept", [True, False])
-def test_two_steps_and_two_more_are_four(home, ask, kept):
+def test_two_steps_and_two_more_are_four(home, ask, four, kept):
     """With dropout, over the border of an epoch, and the saved optimizer state or none, which SGD does not need."""
-    saved = ["trainer.save_strategy=steps", "trainer.save_steps=2"] if kept else []
-    name = f"kept_{kept}"
-    parent = home.train(name, *SGD, *saved, "trainer.max_steps=2")
-    whole = home.train(f"{name}_whole", *SGD, *saved, "trainer.max_steps=4")
+    parent = home.train("kept", *SGD, "trainer.save_strategy=steps", "trainer.save_steps=2", "trainer.max_steps=2") if kept else home / "first"
     before = {p: p.read_bytes() for p in parent.rglob("*") if p.is_file()}
-    code, out, err = ask("resume", f"run={parent.as_posix()}", "trainer.max_steps=4", f"run_dir={(home / f'{name}_child').as_posix()}")
+    code, out, err = ask("resume", f"run={parent.as_posix()}", "trainer.max_steps=4", f"run_dir={(home / f'{parent.name}_child').as_posix()}")
     assert code == 0 and "constant over all 4 steps, so step 3 has the rate 0.5" in out, err
-    child = home / f"{name}_child"
-    assert weights(child) == weights(whole) and losses(child) == losses(whole)
+    child = home / f"{parent.name}_child"
+    assert weights(child) == weights(four) and losses(child) == losses(four)
     assert {p: p.read_bytes() for p in parent.rglob("*") if p.is_file()} == before, "the parent stays as it was"
-    ours, theirs = read(child / "summary.json"), read(whole / "summary.json")
+    ours, theirs = read(child / "summary.json"), read(four / "summary.json")
     assert [ours[k] == theirs[k] for k in ("steps", "supervised_tokens", "train_loss")] == [True] * 3
     [record] = read(child / "env.json")["parents"]
-    assert (record["role"], record["run"], record["steps"]) == ("extended", name, 2)
+    assert (record["role"], record["run"], record["steps"]) == ("extended", parent.name, 2)
 
 
 def test_adam_goes_on_with_its_moments_and_a_cosine_with_the_longer_schedule(home, ask):
