@@ -185,6 +185,7 @@ class Ladder:
         self.dtype = torch.bfloat16 if self.half else torch.float32
         self.base = built(family, shape, args.device, self.dtype)
         self.rows = rows(family, shape, 16, self.dtype)
+        self.kept: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = []  # rows, and the same with features
         self.layers = rf".*language_model.*\.({'|'.join(LAYERS[family])})"
         self.parameters = sum(p.numel() for p in self.base.parameters())
 
@@ -220,15 +221,19 @@ class Ladder:
         return made
 
     def features(self, data: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
-        """Rows with features in place of pixels, as mmft keeps them."""
+        """Rows with features in place of pixels, as mmft keeps them: computed once for all rungs. data: other rows than the ladder's."""
         from mmft.feature_cache.image_features import FeatureLayout
 
+        data = data or self.rows
+        if known := next((cached for rows, cached in self.kept if rows is data), None):
+            return known
         self.layout = FeatureLayout()
-        cached = []
-        for row in data or self.rows:
+        cached: list[dict[str, Any]] = []
+        for row in data:
             tensors = {k: v for k, v in row.items() if k in ("pixel_values", "image_grid_thw")}
             (entry,) = self.layout.compute(self.base, tensors, 1)
             cached.append({k: v for k, v in row.items() if k not in tensors} | {"entry": entry})
+        self.kept.append((data, cached))
         return cached
 
     def alone(
@@ -241,7 +246,9 @@ class Ladder:
         from mmft.adapters.freeze import freeze
         from mmft.losses.packing import Packing
         from mmft.losses.supervised import supervised_loss
+        from mmft.rewrites.base import Replaced
         from mmft.sweeps.context import modules_over
+        from mmft.training.compiled import Compile, compile_layers
 
         model = modules_over(self.base)
         if self.args.checkpointing and not frozen:
@@ -253,8 +260,7 @@ class Ladder:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
         if compiled:
-            for layer in decoder_layers(model):
-                layer.compile(backend=self.args.backend)
+            compile_layers(model, Replaced(), Compile(self.args.backend, None))
         used = self.features(data) if cached else data or self.rows
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
@@ -316,7 +322,9 @@ class Ladder:
 
         from mmft.joint.stacked_model import MemberBatch, RowOwners, joint_losses, stack_models
         from mmft.rewrites.apply import rewrite_for_training
+        from mmft.rewrites.base import Replaced
         from mmft.sweeps.context import modules_over
+        from mmft.training.compiled import Compile, compile_layers
 
         data, owners = self.features(), RowOwners()
         models = {n: self.peft(modules_over(self.base)) for n in range(members)}
@@ -324,8 +332,7 @@ class Ladder:
         kwargs = {"use_reentrant": False} if self.args.checkpointing else None
         stacked = stack_models(self.base, models, rewrites, owners, kwargs)
         if compiled:
-            for layer in decoder_layers(stacked):
-                layer.compile(backend=self.args.backend)
+            compile_layers(stacked, Replaced(), Compile(self.args.backend, None))
         trained = [[p for p in m.parameters() if p.requires_grad] for m in models.values()]
         optimizers = [torch.optim.AdamW(own, lr=1e-4, fused=True) for own in trained]
 
@@ -342,14 +349,6 @@ class Ladder:
                 optimizer.zero_grad()
 
         return Rung(micro, update, data, self.batch, 4, 4 * members, self.device, [p for own in trained for p in own])
-
-
-def decoder_layers(model: Any) -> list[Any]:
-    """The layers of the language model; one by one, so that what depends on the rows is left outside of what is compiled."""
-    import torch
-
-    (found,) = [m for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and "language_model" in n and n.endswith(".layers")]
-    return list(found)
 
 
 def measured(prepare: Callable[[], Any], device: str, seconds: float) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What each rewrite gains: a training step with all of them, and with one left out, in turn in one process.
 
     python -m benchmarks.rewrites [--photos FOLDER] [--family qwen2vl] [--rounds 15]
+    OMP_NUM_THREADS=1 python -m benchmarks.rewrites --compiled        a step with compiled layers (trainer.torch_compile) / without, in processor time
 
 Prints a table: time of a step with all rewrites / without this one (below 1 is a gain), and the same for the pass that computes image
 features (patch_embed). Use a quiet machine. Losses of all variants are compared; a variant that differs ends the command with 1.
@@ -28,10 +29,11 @@ CLOSE = 1e-4  # of the first loss
 
 @dataclass
 class Variant:
-    """One model with its optimizer. without: the rewrite that was left out, "" for none."""
+    """One model with its optimizer. without: the rewrite that was left out, "" for none. compiled: its layers are."""
 
     without: str
     step: Callable[[], float]
+    compiled: bool = False
 
 
 def variants(folder: Path, captions: list[dict[str, str]], photos: Path, family_name: str, dropout: float) -> list[Variant]:
@@ -43,7 +45,8 @@ def variants(folder: Path, captions: list[dict[str, str]], photos: Path, family_
     return [variant(name, copy.deepcopy(model), batch, dropout) for name in names]
 
 
-def variant(without: str, model: Any, batch: dict[str, Any], dropout: float) -> Variant:
+def variant(without: str, model: Any, batch: dict[str, Any], dropout: float, compiled: bool = False, checkpointing: bool = False) -> Variant:
+    """without: a rewrite's name; "seeded_dropout" for all of training. compiled, checkpointing: as trainer.torch_compile and trainer.gradient_checkpointing."""
     import torch
     from transformers import set_seed
 
@@ -52,6 +55,7 @@ def variant(without: str, model: Any, batch: dict[str, Any], dropout: float) -> 
     from mmft.adapters.plan import plan_adapter
     from mmft.losses.supervised import supervised_loss
     from mmft.rewrites.apply import IN_TRAINING, rewrite_for_training
+    from mmft.training.compiled import Compile, compile_layers
 
     set_seed(0)
     plan = plan_adapter(model, {**LORA, "lora_dropout": dropout})
@@ -63,6 +67,10 @@ def variant(without: str, model: Any, batch: dict[str, Any], dropout: float) -> 
     freeze(model)
     if without not in ("last_layer", "seeded_dropout"):
         rewrites.narrow(model, batch, lambda compare: compare())
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if compiled:
+        compile_layers(model, rewrites.replaced, Compile("inductor", None))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     model.train()
 
@@ -74,7 +82,35 @@ def variant(without: str, model: Any, batch: dict[str, Any], dropout: float) -> 
         optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
-    return Variant(without, step)
+    return Variant(without, step, compiled)
+
+
+def compiled_steps(folder: Path, captions: list[dict[str, str]], photos: Path, family_name: str, rounds: int) -> tuple[list[str], bool]:
+    """(a table of steps with compiled layers beside the same step without, whether all gave the same losses), in seconds of processor time, medians of interleaved rounds."""
+    model, batch = loaded(folder, captions, photos, family_name)
+    settings = {"with all rewrites": ("", False), "the same, gradient checkpointing": ("", True), "without": ("seeded_dropout", False), "without, gradient checkpointing": ("seeded_dropout", True)}
+    pairs = {
+        name: [variant(without, copy.deepcopy(model), batch, 0.0, compiled, checkpointing) for compiled in (False, True)]
+        for name, (without, checkpointing) in settings.items()
+    }  # fmt: skip
+    chosen, first, losses = [v for pair in pairs.values() for v in pair], {}, {}
+    for v in chosen:
+        began = time.process_time()
+        losses[id(v)] = [v.step() for _ in range(3)]
+        first[id(v)] = time.process_time() - began
+    seconds: dict[int, list[float]] = {id(v): [] for v in chosen}
+    draw = random.Random(0)
+    for _ in range(rounds):
+        for v in draw.sample(chosen, len(chosen)):
+            began = time.process_time()
+            v.step()
+            seconds[id(v)].append(time.process_time() - began)
+    lines = ["| | s | compiled, s | ratio | its first three steps, compiled, s |", "|---|---|---|---|---|"]
+    for name, (plain, own) in pairs.items():
+        a, b = median(seconds[id(plain)]), median(seconds[id(own)])
+        lines.append(f"| {name} | {a:.3f} | {b:.3f} | {b / a:.3f} | {first[id(own)]:.1f} |")
+    start = losses[id(chosen[0])]
+    return lines, all(abs(a - b) <= CLOSE * abs(b) for own in losses.values() for a, b in zip(own, start))
 
 
 def loaded(folder: Path, captions: list[dict[str, str]], photos: Path, family_name: str, rewrites: str = "auto") -> tuple[Any, dict[str, Any]]:
@@ -150,6 +186,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--family", default="qwen2vl", choices=["qwen2vl", "llava"])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--size", default="small", choices=["small", "quick"])
+    parser.add_argument("--compiled", action="store_true", help="steps with compiled layers, and nothing else")
     args = parser.parse_args(words)
     with tempfile.TemporaryDirectory() as home:
         data, folder = Path(home) / "data", Path(home) / args.family
@@ -157,6 +194,10 @@ def main(words: list[str] | None = None) -> int:
         n = fixture.build(args.family, folder, [row["text"] for row in captions], args.size)
         place = process.place()
         print(f"commit {str(place['commit'])[:12]}, {place['cpu']}, torch {place['torch']}; {args.family}, {n / 1e6:.1f} M parameters, 4 rows a step, fp32", flush=True)
+        if args.compiled:
+            lines, same = compiled_steps(folder, captions, data, args.family, args.rounds)
+            print(*lines, *([] if same else ["losses differ between the variants"]), sep="\n")
+            return 0 if same else 1
         seconds, same = measure(variants(folder, captions, data, args.family, 0.0), args.rounds)
         print(f"a step with all rewrites: {seconds['']:.2f} s\n\n| rewrite | step with it / without it |\n|---|---|", flush=True)
         for name, value in list(seconds.items())[1:]:

@@ -91,6 +91,16 @@ def attention_implementation(config: PretrainedConfig) -> str | None:
     return getattr(config, "_attn_implementation", None)
 
 
+def keep_graphs_whole() -> None:
+    """`torch._dynamo.config.optimize_ddp` (torch 2.10 to 2.15): do not cut a compiled function where several processes send gradients.
+
+    Reason: layers are compiled one by one, so gradients are sent between them anyway; and torch cannot cut a graph with an autograd.Function.
+    """
+    import torch._dynamo
+
+    torch._dynamo.config.optimize_ddp = False
+
+
 def sacrebleu_counts(metric: Any, answers: list[str], references: list[list[str | None]]) -> tuple[list[list[float]], Callable[[Any], float]]:
     """`Metric._extract_corpus_statistics`, `Metric._compute_score_from_stats` (sacrebleu 2.4 to 2.6): (counts of each row, the score of sums of them).
 

@@ -34,7 +34,8 @@ EFFECTIVE = {
         metric_for_best_model greater_is_better full_determinism use_cpu accelerator_config dataloader_drop_last
         dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
         dataloader_multiprocessing_context dataloader_in_order train_sampling_strategy ddp_find_unused_parameters
-        ddp_bucket_cap_mb ddp_broadcast_buffers ddp_backend ddp_timeout fsdp fsdp_config deepspeed debug skip_memory_metrics"""),
+        ddp_bucket_cap_mb ddp_broadcast_buffers ddp_backend ddp_timeout fsdp fsdp_config deepspeed debug skip_memory_metrics
+        torch_compile torch_compile_backend torch_compile_mode"""),
     "lora": _names("""
         r target_modules exclude_modules lora_alpha lora_dropout bias use_rslora modules_to_save init_lora_weights
         layers_to_transform layers_pattern rank_pattern alpha_pattern trainable_token_indices use_dora lora_bias target_parameters
@@ -78,7 +79,6 @@ MANAGED = {
 _EVALUATE = "mmft measures the loss and the answers itself; evaluation.* has the keys for that"
 _UPLOAD = "checkpoints are not uploaded; `mmft merge run=DIR push=ORG/NAME` uploads the result"
 _FIRST_PROCESS = "the first process alone writes the run directory and the log"
-_COMPILE = "compiled training is not supported; leave it out"
 _ASSISTANT = "mmft loads no assistant model, and assisted generation gives the same answers"
 _HUB_CODE = "transformers moved this to code on a hub, which mmft does not run"
 _OUTPUTS = "mmft keeps only the text of an answer"
@@ -86,7 +86,6 @@ _ENCODER_DECODER = "acts only in encoder-decoder models and at the first token"
 _BASE_CHANGED = "replaces the base weights, which later verbs would take for the original"
 UNSUPPORTED = {
     "trainer": {
-        "torch_compile": _COMPILE, "torch_compile_backend": _COMPILE, "torch_compile_mode": _COMPILE,
         "use_liger_kernel": "its fused loss is not mmft's loss; mmft has its own rewrites (model.rewrites=auto)", "liger_kernel_config": "trainer.use_liger_kernel is not supported",
         "use_cache": "training computes whole sequences and uses no cache", "bf16_full_eval": _EVALUATE, "fp16_full_eval": _EVALUATE, "prediction_loss_only": _EVALUATE,
         "eval_do_concat_batches": _EVALUATE, "eval_use_gather_object": _EVALUATE, "eval_accumulation_steps": _EVALUATE, "include_for_metrics": _EVALUATE,

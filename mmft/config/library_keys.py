@@ -21,6 +21,7 @@ OWN_TRAINER = {
 }  # fmt: skip
 # Keys of TrainingArguments that may be null: the device decides (training/device_defaults.py).
 BY_DEVICE = {"dataloader_num_workers": "int | None", "dataloader_pin_memory": "bool | None"}
+COMPILE = ("torch_compile", "torch_compile_backend", "torch_compile_mode")  # of TrainingArguments; mmft compiles the layers itself (training/compiled.py)
 # `r: null` is training without an adapter. method and options: another method of peft, and its keys.
 OWN_LORA = {
     "r": "int | None", "scope": "str", "start": "str | None", "parts": "dict | None", "whole": "list | None", "top_layers": "int | None", "method": "str", "options": "dict | None",

@@ -21,6 +21,7 @@ from ..pipeline.prepare import locate_and_outline
 from ..rewrites.row_attention import DEVICES as BY_ROW
 from ..sweeps.context import SweepContext
 from ..system.memory import USABLE, free_memory
+from ..training.compiled import wanted_compile
 from .memory import adapter_bytes
 
 # Sections that each member has for itself; every other setting must be the same in a group.
@@ -73,6 +74,8 @@ def why_alone(settings: Settings) -> str | None:
             return f"lora.{key}={value} does more than add to the output of a layer"
     if sharded := sharded_by(trainer):
         return f"trainer.{sharded} takes a model apart"
+    if wanted_compile(trainer) is not None:
+        return "trainer.torch_compile would compile layers that know whose rows they get anew for every batch"
     if trainer.get("lora_fa"):
         return "trainer.lora_fa makes an optimizer of the whole adapter"
     if trainer.get("neftune_noise_alpha"):

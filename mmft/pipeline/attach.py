@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from ..config.settings import sharded_by
 from ..models.load import load_model
 from ..models.quantization import prepare_for_training
 from ..rewrites.apply import Rewrites, rewrite_for_training
+from ..training.compiled import compile_layers, wanted_compile
 from ..training.sampling import epoch_order
 from .context import RunContext
 from .load import Base, cache_training_rows, use_feature_cache
@@ -26,6 +28,8 @@ from .prepare import TrainingInputs
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger("mmft")
 
 NUMERIC_KEYS = ("r", "lora_alpha", "lora_dropout")  # keys of an adapter that change numbers, not what is computed
 
@@ -75,6 +79,8 @@ def attach(inputs: TrainingInputs, base: Base, context: RunContext, run_bytes: i
         batch = to_device(base.collator([base.rows[0]]), model.device)
         adapter = {k: v for k, v in settings["lora"].items() if k not in NUMERIC_KEYS}
         rewrites.narrow(model, batch, lambda compare: context.memo.once(inputs.base_key("last layer", adapter), compare))
+    if (wanted := wanted_compile(settings["trainer"])) is not None:
+        log.info("%-14s %d layers are compiled by %s for training; the first steps wait for it", "compile", compile_layers(model, rewrites.replaced, wanted), wanted.backend)
     report = adapter_report(model, inputs.plan, {row["part"]: row["rate"] for row in inputs.planned["rows"] if row["rate"] is not None})
     return Adapted(model, rewrites, {**report, "notes": inputs.planned["notes"]}, initial, preferences)
 

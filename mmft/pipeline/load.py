@@ -26,6 +26,7 @@ from ..feature_cache.policy import open_cache, rows_seen, why_forbidden, why_not
 from ..models.load import Loaded, build_collator
 from ..system.console import shows_progress
 from ..system.distributed import is_main
+from ..training.compiled import check_compiler, wanted_compile
 from ..training.token_batches import check_longest
 from .check_rows import CheckedRows, check_kept, check_rows
 from .context import RunContext
@@ -66,6 +67,8 @@ def load_base(inputs: TrainingInputs, context: RunContext, audit: bool) -> Base:
     loaded = context.load(inputs.family, inputs.full, inputs.located, inputs.below)
     for note in loaded.notes:
         log.info("%-14s %s", "model", note)
+    if (wanted := wanted_compile(settings["trainer"])) is not None:
+        check_compiler(wanted, loaded.model.device, loaded.quantized)
     collator = build_collator(inputs.cfg.collator, inputs.family, loaded)
     assert isinstance(collator, Collator)
     whole = AnswerCollator(collator) if inputs.objective.PREFERENCE else collator

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..common.errors import UserError
+from ..config.library_keys import COMPILE
 from ..config.settings import Section, Settings, sharded_by
 from ..data.augment import describe_transforms
 from ..data.mixing import Mixing
@@ -29,6 +30,7 @@ NOT_APPLIED = {
     "label_smoothing_factor": "it smooths the cross entropy, which is not trained here",
     "neftune_noise_alpha": "answers would be sampled from a model with noise in its embeddings",
     "auto_find_batch_size": "a smaller batch would cut through a group of answers",
+    **dict.fromkeys(COMPILE, "compiled layers were not tested with TRL's GRPOTrainer"),
     "use_liger_kernel": "TRL's GRPOTrainer computes the log-probabilities by a kernel of its own",
 }
 

@@ -38,6 +38,7 @@ from ..models.hub import Located
 from ..models.load import load_processor, load_skeleton, locate_model
 from ..models.quantization import saved_quantization
 from ..runs.parents import START, Parent, check_below, check_sits_on, find_adapter, find_below
+from ..training.compiled import check_compile
 from ..training.ema import check_ema
 from ..training.rates import check_rates, rate_notes, rate_of
 from .context import RunContext
@@ -97,6 +98,7 @@ def prepare_inputs(cfg: DictConfig, context: RunContext) -> TrainingInputs:
     family: Family = build(cfg.model, "model")
     objective: Objective = build(settings["objective"], "objective")
     check_policy_keys(objective, settings)
+    check_compile(settings)
     prepared = context.memo.once(key_of("prepared", settings["data"], settings["output_dir"]), lambda: prepared_data(cfg))
     rows, held_out = usable_rows(objective, prepared, *split_rows(prepared, settings["evaluation"]), settings)
     measured_rows = good_rows(held_out) if held_out is not None and prepared.manifest.get("bad") else held_out

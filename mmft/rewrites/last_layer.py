@@ -114,11 +114,16 @@ def _note_positions(whole: Callable[..., Any], positions: ReadPositions) -> Call
     return forward
 
 
-def _by_position(top: torch.nn.Module) -> list[torch.nn.Module]:
-    """The modules of the last layer that need only the positions that are read."""
+def language_layers(top: torch.nn.Module) -> list[Any]:
+    """The layers of the language model, in order, without an adapter's wrapper around the model."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    layers = [m for n, m in top.named_modules() if isinstance(m, GradientCheckpointingLayer) and part_of(n) == "language"]
+    return [m for n, m in top.named_modules() if isinstance(m, GradientCheckpointingLayer) and part_of(n) == "language"]
+
+
+def _by_position(top: torch.nn.Module) -> list[torch.nn.Module]:
+    """The modules of the last layer that need only the positions that are read."""
+    layers = language_layers(top)
     if not layers:
         return []
     selected: list[torch.nn.Module] = []

@@ -77,6 +77,13 @@ def attend(
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
+def attend_outside_of_graphs() -> None:
+    """Let torch.compile leave `attend` out of what it compiles: the lengths of the packed rows are others in every batch. Until `attend_by_row` is called again."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(IMPLEMENTATION, torch.compiler.disable(attend))
+
+
 def attend_by_row(model: Any, replaced: Replaced) -> bool:
     """Let the language model of `model` (with or without an adapter) attend row by row; False if it does not use sdpa attention, or cannot be told."""
     from transformers import AttentionInterface, AttentionMaskInterface

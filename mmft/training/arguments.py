@@ -6,7 +6,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 
 from ..common.errors import UserError
 from ..config.key_types import arguments
-from ..config.library_keys import BY_DEVICE, OWN_TRAINER, training_arguments
+from ..config.library_keys import BY_DEVICE, COMPILE, OWN_TRAINER, training_arguments
 from ..config.settings import Section
 from ..system import startup
 from ..system.distributed import world_size
@@ -26,7 +26,7 @@ def training_settings(trainer: Section, kind: type[TrainingArguments] = Training
 
     check_batches(trainer)
     known = training_arguments()
-    values = arguments({k: v for k, v in trainer.items() if k not in OWN_TRAINER and not (k in BY_DEVICE and v is None)}, known)
+    values = arguments({k: v for k, v in trainer.items() if k not in (*OWN_TRAINER, *COMPILE) and not (k in BY_DEVICE and v is None)}, known)
     for old, new in RENAMED.items():
         if old in values and new in known:  # the value of the new name wins if both are given
             values = {new: values.pop(old), **values}

@@ -54,6 +54,7 @@ from .callbacks import (
     TrialReporter,
 )  # fmt: skip
 from .checkpoint_writer import CheckpointWriter, RestoreState
+from .compiled import why_not_compiled
 from .device_defaults import Machine, describe_device, loader_defaults
 from .ema import Average
 from .run_trainer import RowSampler, RunTrainer
@@ -155,6 +156,8 @@ class TrainingLoop:
             except Exception as error:
                 if isinstance(error, OSError) and attempt.writer.is_saving():
                     raise attempt.writer.write_error(error) from None
+                if (why := why_not_compiled(error)) is not None:
+                    raise UserError(f"trainer.torch_compile=true: torch cannot compile this model's layers: {why}; leave it out") from None
                 if not is_out_of_memory(error):
                     raise
             finally:

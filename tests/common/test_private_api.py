@@ -69,6 +69,14 @@ def check_kept_accelerator_state() -> None:
         pass
 
 
+def check_keep_graphs_whole() -> None:
+    import torch._dynamo
+
+    with torch._dynamo.config.patch(optimize_ddp=True):
+        private_api.keep_graphs_whole()
+        assert torch._dynamo.config.optimize_ddp is False
+
+
 def check_trial_id() -> None:
     optuna = pytest.importorskip("optuna")
     study = optuna.create_study()

@@ -57,11 +57,11 @@ def test_a_key_that_does_not_act_is_refused_with_a_reason(section, key):
 def test_a_key_that_is_new_in_a_library_is_refused_and_an_unsupported_one_may_be_off():
     with pytest.raises(UserError, match="is new in the installed peft"):
         key_table.check("lora", {"use_tomorrow": True}, {"use_tomorrow": "bool"})
-    key_table.check("trainer", {"torch_compile": False, "liger_kernel_config": None, "include_for_metrics": []}, {})
+    key_table.check("trainer", {"use_liger_kernel": False, "liger_kernel_config": None, "include_for_metrics": []}, {})
 
 
 REFUSED = [
-    ("trainer.torch_compile=true", "is not supported"), ("trainer.use_liger_kernel=true", "model.rewrites"), ("trainer.optim=galore_adamw", "needs the package galore-torch"),
+    ("trainer.use_liger_kernel=true", "model.rewrites"), ("trainer.optim=galore_adamw", "needs the package galore-torch"),
     ("trainer.optim=schedule_free_adamw", "pip install schedulefree"), ("trainer.deepspeed=zero.json", "pip install deepspeed"), ("trainer.seed=3", "seed=... is a key of the top level"),
     ("trainer.push_to_hub=true", "mmft merge"), ("trainer.resume_from_checkpoint=x", "mmft resume"), ("lora.init_lora_weights=mica", "was not tested"),
     ("lora.loftq_config={loftq_bits: 4}", "is not supported"), ("lora.velora_config={a: 1}", "is not supported"), ("lora.use_qalora=true", "GPTQ"), ("generation.stop_strings=[a]", "tokenizer"),
@@ -77,9 +77,9 @@ def test_a_command_with_such_a_key_is_one_line(mmft, word, expected):
 
 def test_the_refusal_needs_no_torch():
     started = time.process_time()
-    program = "import sys; from mmft.cli.main import main; code = main(['trainer.torch_compile=true']); assert 'torch' not in sys.modules; sys.exit(code)"
+    program = "import sys; from mmft.cli.main import main; code = main(['trainer.use_liger_kernel=true']); assert 'torch' not in sys.modules; sys.exit(code)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 2 and "trainer.torch_compile" in done.stderr and time.process_time() - started < 1
+    assert done.returncode == 2 and "trainer.use_liger_kernel" in done.stderr and time.process_time() - started < 1
 
 
 def test_the_page_of_keys_is_the_table():
@@ -396,6 +396,7 @@ def test_keys_of_several_processes_reach_torch(tmp_path):
 ELSEWHERE = {  # keys that other tests set
     "trainer.metric_for_best_model": "tests/evaluation/test_metric_choice.py", "trainer.fsdp": "tests/training/test_distributed.py",
     "trainer.fsdp_config": "tests/training/test_distributed.py", "lora.target_parameters": "tests/adapters/test_experts.py", "lora.layers_pattern": "tests/adapters/test_adapters.py",
+    **{f"trainer.{key}": "tests/training/test_compiled.py" for key in ("torch_compile", "torch_compile_backend", "torch_compile_mode")},
 }  # fmt: skip
 IN_PROCESS = (  # training keys of the tests above
     "torch_empty_cache_steps", "debug", "full_determinism", "log_level", "use_cpu", "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing",

@@ -66,7 +66,7 @@ def test_what_mmft_accepts_fits(whole, words):
 
 @pytest.mark.parametrize("bad", [
     {"lora": {"rr": 4}}, {"sed": 1}, {"seed": "x"}, {"data": {"_target_": "mmft.data.sources.table.Table", "limt": 3}}, {"data": {"_target_": "mmft.data.sources.tabel.Table"}, "x": 1},
-    {"trainer": {"max_steps": "many"}}, {"trainer": {"torch_compile": True}}, {"trainer": {"output_dir": "x"}}, {"logger": {"_target_": "mmft.loggers.swanlab.SwanLab", "proj": 1}},
+    {"trainer": {"max_steps": "many"}}, {"trainer": {"use_liger_kernel": True}}, {"trainer": {"output_dir": "x"}}, {"logger": {"_target_": "mmft.loggers.swanlab.SwanLab", "proj": 1}},
     {"metrics": {"cer": {"x": 1}}}, {"evaluation": {"answr": "choose"}}, {"evaluation": {"answer": "chose"}}, {"model": {"dtpe": "bf16"}}, {"task": {"rn": "x"}},
     {"data": {"sources": {"a": {"pathh": "x"}}}}, {"augment": {"Rotation": {}}}, {"generation": {"max_new_token": 3}}, {"model": {"quantization": {"load_in_4bits": True}}},
 ])  # fmt: skip
