@@ -50,6 +50,8 @@ def check_known(words: list[str], config_dir: str | None = None) -> None:
         sign, key, value = split(word)
         if value is None and sign != "~":
             parse(word)  # raises
+        if sign == "~" and (key.partition("@")[0] in known and key != "experiment" or re.fullmatch(r"evaluation\.\w+", key)):
+            raise UserError(f"{word}: no config is without {key}; {f'choose another of its options, {key}=OPTION' if key in GROUPS else f'set it to another value, {key}=VALUE'}")
         if key.startswith("hydra") or sign == "~":
             continue
         head = re.split(r"[./@]", key)[0]

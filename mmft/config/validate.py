@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ..common.errors import UserError, nearest
-from . import keep, key_table, library_keys
+from . import keep, key_table, library_keys, ranges
 from .build import build
 from .choices import ANSWERS, AUGMENT_TRANSFORMS, CHOICE_NORMS, PREFERENCE_SCORES, TRAINER_METRICS
 from .groups import CONFIG_DIR, GROUPS, content
@@ -54,6 +54,7 @@ def check(cfg: DictConfig) -> None:
         if node and known:
             check_keys(section, node, known)
             key_table.check(section, {k: v for k, v in node.items() if k not in library_keys.OWN_KEYS}, known)
+    ranges.check(plain)
 
 
 def check_sources(data: Mapping[str, Any]) -> None:

@@ -70,7 +70,7 @@ class RankedRun:
 
 @dataclass
 class SeedGroup:
-    """Runs that differ only in their seed. Numbers are means over `rows`; sd: sample standard deviation (n - 1) of the score.
+    """Runs that differ only in their seed. Numbers are means over the finished ones of `rows`; sd: sample standard deviation (n - 1) of the score.
 
     n: number of finished runs with a score. error: standard error of the mean.
     """
@@ -84,14 +84,15 @@ class SeedGroup:
         self.n = len(self.scores)
         self.mean, self.sd = mean_sd(self.scores)
         self.error = None if self.sd is None else self.sd / self.n**0.5
-        self.loss = mean_sd(r.loss for r in self.rows)[0]
-        self.base = mean_sd(r.base for r in self.rows)[0]
-        self.trainable = mean_sd(r.trainable for r in self.rows)[0]
-        self.scale = mean_sd(r.scale for r in self.rows)[0]
-        self.memory = mean_sd(r.memory for r in self.rows)[0]
-        self.seconds = mean_sd(r.seconds for r in self.rows)[0]
-        self.speed = mean_sd(r.speed for r in self.rows)[0]
-        self.metrics = {name: mean for name in {n: 0 for r in self.rows for n in r.metrics} if (mean := mean_sd(r.metrics.get(name) for r in self.rows)[0]) is not None}
+        done = [r for r in self.rows if r.status == "finished"] or self.rows  # a run that failed soon would lower the time
+        self.loss = mean_sd(r.loss for r in done)[0]
+        self.base = mean_sd(r.base for r in done)[0]
+        self.trainable = mean_sd(r.trainable for r in done)[0]
+        self.scale = mean_sd(r.scale for r in done)[0]
+        self.memory = mean_sd(r.memory for r in done)[0]
+        self.seconds = mean_sd(r.seconds for r in done)[0]
+        self.speed = mean_sd(r.speed for r in done)[0]
+        self.metrics = {name: mean for name in {n: 0 for r in done for n in r.metrics} if (mean := mean_sd(r.metrics.get(name) for r in done)[0]) is not None}
 
 
 @dataclass
@@ -222,6 +223,9 @@ def flag_conditions(board: Leaderboard) -> None:
     if flagged:
         board.notes.append(f"{flagged} of {len(rows)} runs are not on equal terms with the others; what sets them apart is written beside them.")
     if board.groups:
+        if missing := [r for r in board.rows if r.status != "finished"]:
+            named = ", ".join(f"{r.run} {r.status}" for r in missing[:3]) + (", ..." if len(missing) > 3 else "")
+            board.notes.append(f"{len(missing)} of {len(board.rows)} runs did not finish and are in no mean: {named}.")
         board.notes.append("The seed also decides the order of the data; every other condition is the same unless a run is flagged.")
     together = sum((r.summary.get("trained_together") or 1) > 1 for r in rows)
     if together:

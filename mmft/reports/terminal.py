@@ -133,6 +133,8 @@ def leaderboard_table(board: Leaderboard) -> Table:
             if not board.sweep or not differs:  # a point of a sweep is named by what differs already
                 differs = f"{r.run}  {differs}" if differs else r.run
             differs += "" if finished else f" {r.status}"
+        else:
+            differs = differs or "all seeds"
         signs = "".join(sign for mark, sign in ((BEST, "*"), (CHEAPEST, "+"), (NOISE, "~")) if mark in r.marks)
         flag = "  (!)" if isinstance(r, RankedRun) and r.flags else ""
         value = numbers.metric(r.score) if isinstance(r, RankedRun) else f"{numbers.metric(r.mean)} \u00b1 {numbers.metric(r.sd)} ({r.n})"
@@ -225,9 +227,15 @@ def show(*tables: Table, file: TextIO | None = None) -> None:
     terminal = bool(getattr(file, "isatty", lambda: False)())
     width = min(WIDTH, Console(file=file).width) if terminal else WIDTH
     console = Console(file=file, width=width, highlight=False, force_terminal=terminal, no_color=None if terminal else True)
-    for table in tables:
+    for table in tables:  # title and notes are not wrapped at the width of the table, which may have two narrow columns
+        title, notes, table.title, table.caption = table.title, table.caption, None, None
         console.print()
+        if title:
+            console.print(title, style="bold")
         console.print(table)
+        if notes:
+            console.print(notes, style="dim")
+        table.title, table.caption = title, notes
 
 
 def new_table(title: str, columns: Sequence[str], header: bool = True) -> Table:

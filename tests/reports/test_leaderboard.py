@@ -59,6 +59,15 @@ def test_mean_and_spread_over_seeds_by_hand(seeded):
     assert [g.values[0] for g in board.groups] == ["8", "4", "2"]
 
 
+def test_a_failed_seed_is_in_no_mean_and_is_named(seeded):
+    run(seeded, "lora.r-8_seed-4", {"lora.r": 8, "seed": 4}, 0.1, status="failed", seconds=0.1)
+    plan(seeded, [*(f"lora.r-{r}_seed-{s}" for r in SCORES for s in (1, 2, 3)), "lora.r-8_seed-4"])
+    board = leaderboard.read(seeded)
+    best = board.groups[0]
+    assert (best.values, best.n, best.seconds) == (["8"], 3, 18.0) and best.mean == pytest.approx(0.92) and best.loss == pytest.approx(0.08)
+    assert "1 of 10 runs did not finish and are in no mean: lora.r-8_seed-4 failed." in board.notes
+
+
 def test_the_cheapest_within_one_standard_error(seeded):
     """0.92 - 0.03/sqrt(3) = 0.9027: rank 4 with 0.900 is just outside, and inside once its mean is 0.903."""
     marks = {g.values[0]: g.marks for g in leaderboard.read(seeded).groups}

@@ -45,6 +45,16 @@ def test_tables_fit_and_hold_the_numbers(files):
     assert any(c[:2] == ["time", "1"] for c in cells) and text.count("x") > 100
 
 
+def test_title_and_notes_are_wrapped_at_the_width_of_the_terminal_not_of_a_narrow_table():
+    from rich.text import Text
+
+    table = pairs_table("3 rows of shapes, split validation", {"cer": "0.812"})
+    table.caption = Text("The longest reference has 26 tokens, more than generation.max_new_tokens=8; generation.max_new_tokens=auto fits it.")
+    lines = [line.rstrip() for line in printed(table).splitlines()]
+    assert lines[1] == "3 rows of shapes, split validation" and lines[3].startswith("The longest reference has 26 tokens, more than generation.max_new_tokens=8;")
+    assert len(lines) == 5 and max(map(len, lines)) <= 80 and table.caption is not None
+
+
 def test_names_are_not_read_as_markup_and_colours_only_reach_a_terminal(files):
     summary, _ = files
     assert "[red]x[/]" in printed(summary_table({**summary, "name": "[red]x[/]"}))
