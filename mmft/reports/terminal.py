@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from ..common.records import EvaluationSummary, PlanReport, Summary
+from ..common.records import EvaluationSummary, FirstAndLast, PlanReport, Summary
 from . import answers, numbers
 from .answers_page import Side, figure_rows, side_notes
 from .numbers import is_number
@@ -84,6 +84,12 @@ def plan_table(plan: PlanReport) -> Table:
     return table
 
 
+def _first_and_last(value: FirstAndLast) -> str:
+    """`9.556 -> 3.572`, or one number where a single step was logged."""
+    first, last = value["first"], value["last"]
+    return numbers.metric(first) if first == last else f"{numbers.metric(first)} -> {numbers.metric(last)}"
+
+
 def summary_table(summary: Summary) -> Table:
     """The run in a few lines: status, time, speed, memory, losses."""
     loss, reward, speed = summary.get("train_loss"), summary.get("reward"), summary.get("samples_per_second")
@@ -95,8 +101,8 @@ def summary_table(summary: Summary) -> Table:
         "of it": _times(summary.get("times") or {}),
         "speed": f"{speed:.1f} samples/s" if is_number(speed) else numbers.MISSING,
         "peak memory": numbers.memory(summary.get("peak_memory_mb")),
-        "reward": f"{numbers.metric(reward.get('first'))} -> {numbers.metric(reward.get('last'))}" if reward else None,
-        "train loss": f"{numbers.metric(loss.get('first'))} -> {numbers.metric(loss.get('last'))}" if loss else numbers.MISSING,
+        "reward": _first_and_last(reward) if reward else None,
+        "train loss": _first_and_last(loss) if loss else numbers.MISSING,
         "batch": numbers.count(summary.get("effective_batch_size")),
         "seed": summary.get("seed"),
     }

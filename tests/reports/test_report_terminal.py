@@ -55,6 +55,12 @@ def test_title_and_notes_are_wrapped_at_the_width_of_the_terminal_not_of_a_narro
     assert len(lines) == 5 and max(map(len, lines)) <= 80 and table.caption is not None
 
 
+def test_a_loss_that_was_logged_once_is_shown_once():
+    assert "train loss   4.500 -> 1.250" in printed(summary_table({"train_loss": {"first": 4.5, "last": 1.25}}))
+    text = printed(summary_table({"train_loss": {"first": 4.5, "last": 4.5}}))
+    assert "train loss   4.500" in text and "->" not in text
+
+
 def test_names_are_not_read_as_markup_and_colours_only_reach_a_terminal(files):
     summary, _ = files
     assert "[red]x[/]" in printed(summary_table({**summary, "name": "[red]x[/]"}))
