@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,7 @@ def environment(loaded: Loaded, prepared: PreparedData, seed: int) -> Environmen
     }
 
 
+@cache
 def version(package: str) -> str | None:
     """The installed version of a package; None if it is not installed."""
     try:

@@ -54,7 +54,10 @@ class PromptProcessor(ProcessorMixin):
 
     def batch(self, numbers: list[int]) -> Batch:
         if self.last is None or self.last[0] != numbers:
-            self.last = numbers, self.collator.prompt([self.rows[n] for n in numbers])
+            batch = self.collator.prompt([self.rows[n] for n in numbers])
+            if "batch_num_images" in batch and all(int(n) == 1 for n in batch["batch_num_images"]):
+                del batch["batch_num_images"]  # what LLaVA-OneVision supposes by itself; the trainer has no place for it
+            self.last = numbers, batch
         return self.last[1]
 
     def image_processor(self, **options: Any) -> Any:

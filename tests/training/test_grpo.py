@@ -316,17 +316,36 @@ REFUSED = {"blip2": "Blip2ForConditionalGeneration"}
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_family_trains_or_is_refused_by_name_before_the_first_step(mmft, small, tmp_path, kind):
     """Small random models: the probabilities of an answer by TRL equal those of the model itself, or training does not begin."""
-    from compared import draw
-
-    drawn = draw(tmp_path / "drawn")
-    words = [f"model={GROUP[kind]}", f"model.path={small(kind).as_posix()}", "data=table", f"data.path={(drawn / 'pairs.jsonl').as_posix()}",
-             "data.columns={image: image, prompt: question, text: chosen}", "data.splits.validation=4", "metrics=[cer]", "objective.reward_funcs=[cer]", "objective.beta=0.1",
-             "generation.max_new_tokens=4", "evaluation.base=false", "evaluation.samples=0", "logger=none", "lora.r=4", "trainer.max_steps=2", "lora.lora_dropout=0"]  # fmt: skip
-    code, out, err = mmft(*GRPO, *words)
+    code, out, err = trained_family(mmft, small, tmp_path, kind)
     if kind in REFUSED:
         assert code == 2 and REFUSED[kind] in err and err.count("\n") == 1 and "step 1" not in out, err
     else:
         assert code == 0 and "step 2/2" in out, err[-1500:]
+
+
+@pytest.mark.long
+def test_rows_of_several_images_are_refused_where_the_trainer_has_no_place_for_their_number(mmft, small, tmp_path):
+    """LLaVA-OneVision computes an image otherwise beside others, so its model reads how many a row has."""
+
+    def two_images(rows):
+        for n in (1, 5, 9):  # more than the split of four held-out rows takes
+            rows[n]["image"] = [rows[n]["image"], rows[n + 1]["image"]]
+
+    code, out, err = trained_family(mmft, small, tmp_path, "llava_onevision", two_images)
+    assert code == 2 and "LlavaOnevisionForConditionalGeneration" in err and "batch_num_images" in err and err.count("\n") == 1 and "step 1" not in out, err
+
+
+def trained_family(mmft, small, tmp_path, kind, change=lambda rows: None):
+    from compared import draw
+
+    drawn = draw(tmp_path / "drawn")
+    rows = [json.loads(line) for line in (drawn / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    change(rows)
+    (drawn / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    words = [f"model={GROUP[kind]}", f"model.path={small(kind).as_posix()}", "data=table", f"data.path={(drawn / 'pairs.jsonl').as_posix()}",
+             "data.columns={image: image, prompt: question, text: chosen}", "data.splits.validation=4", "metrics=[cer]", "objective.reward_funcs=[cer]", "objective.beta=0.1",
+             "generation.max_new_tokens=4", "evaluation.base=false", "evaluation.samples=0", "logger=none", "lora.r=4", "trainer.max_steps=2", "lora.lora_dropout=0"]  # fmt: skip
+    return mmft(*GRPO, *words)
 
 
 @pytest.mark.long
