@@ -50,6 +50,7 @@ class Work:
     checkpointing: bool = False
     skewed: bool = False  # rows of skewed.py, each with a question of its own
     layers: tuple[str, ...] = ()  # that get an adapter; all of the language model's if empty
+    weight: float | None = None  # of the second half of the rows, where the first half has 1: rows are drawn by mmft's mix; None: each comes once an epoch
 
     @property
     def prompt(self) -> str:
@@ -86,46 +87,79 @@ def mmft_keys() -> frozenset[str]:
     return frozenset(line.split(":")[0] for line in shown.splitlines() if line[:1].isalpha())
 
 
-SWEPT = {"r": "lora.r", "layers": "lora.target_modules"}  # mmft's keys of fields of Work
+SWEPT = {"r": "lora.r", "layers": "lora.target_modules", "weight": "data.sources.second.weight"}  # mmft's keys of fields of Work
 
 
 def mmft(work: Work, out: Path, home: Path, cache: str = "auto", sweep: str = "", points: Sequence[Any] = (), more: Sequence[str] = ()) -> Command:
     """`python -m mmft ...` into `out`; with `points`, a sweep over the field `sweep` of the work (`home`/sweeps/NAME). more: further words."""
     words = [
         f"model={work.family}", f"model.path={work.model}", "model.device=cpu", "model.dtype=fp32",
-        "data=table", f"data.path={work.rows}", "data.splits.validation=0", "evaluation.split=null", "logger=none",
+        *(table("data", work.rows, work) if work.weight is None else mixed(work)), "evaluation.split=null", "logger=none",
         f"lora.lora_alpha={work.alpha}", "lora.lora_dropout=0",
         f"trainer.num_train_epochs={work.epochs}", f"trainer.per_device_train_batch_size={work.batch}",
         f"trainer.gradient_accumulation_steps={work.accumulation}", f"trainer.learning_rate={work.lr}",
         "trainer.lr_scheduler_type=linear", "trainer.warmup_steps=0", "trainer.logging_steps=1",
         f"trainer.gradient_checkpointing={str(work.checkpointing).lower()}", f"seed={work.seed}", f"output_dir={home}",
     ]  # fmt: skip
-    if work.skewed:
-        words += ["data.columns={image: image, text: text, prompt: prompt}", "data.text_only=true"]
-    if work.prompt:
-        words += [f"data.prompt={work.prompt}"]
     if work.family == "qwen2vl":
         words += [f"model.processor={{min_pixels:{56 * 56},max_pixels:{SIDE * SIDE}}}"]  # as the fixture's processor; mmft's own yaml would take larger ones
     if "vision_cache" in mmft_keys():
         words += [f"vision_cache={cache}"]
     words += more
-    words += [f"{key}={written(getattr(work, 'targets' if name == 'layers' else name))}" for name, key in SWEPT.items() if name != sweep]
+    own = {"r": work.r, "layers": work.targets, "weight": work.weight}
+    words += [f"{key}={written(own[name])}" for name, key in SWEPT.items() if name != sweep and own[name] is not None]
     if points:
         words += [f"{SWEPT[sweep]}={','.join(map(written, points))}", f"name={out.name}"]
         return Command("mmft", ["-m", "mmft", "-m", *words], out, True, sweep=home / "sweeps" / out.name)
     return Command("mmft", ["-m", "mmft", *words, f"run_dir={out / 'run'}"], out, True, [out / "run"])
 
 
+def table(at: str, rows: str, work: Work) -> list[str]:
+    """The words of a table of rows at the key `at`."""
+    words = [f"{at}=table", f"{at}.path={rows}", f"{at}.splits.validation=0"]
+    if work.skewed:
+        words += [f"{at}.columns={{image: image, text: text, prompt: prompt}}", f"{at}.text_only=true"]
+    return words + ([f"{at}.prompt={work.prompt}"] if work.prompt else [])
+
+
+def halves(rows: str) -> dict[Path, int]:
+    """The files of the first and the second half of the rows, which this writes, and how many rows each has."""
+    file = Path(rows)
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    own = {file.with_name("first.jsonl"): lines[: len(lines) // 2], file.with_name("second.jsonl"): lines[len(lines) // 2 :]}
+    for path, part in own.items():
+        if not path.exists():  # a prepared set knows the time of its file
+            path.write_text("".join(part), encoding="utf-8")
+    return {path: len(part) for path, part in own.items()}
+
+
+def mixed(work: Work) -> list[str]:
+    """The words of a mix of both halves, with as many draws in an epoch as there are rows."""
+    files = halves(work.rows)
+    sources = [word for path in files for word in table(f"data.sources.{path.stem}", str(path), work)]
+    return ["data=mix", f"data.draws={sum(files.values())}", *sources]
+
+
+def drawn(work: Work) -> list[int]:
+    """The rows that mmft draws from this mix in all epochs, in order: what a plain process of the same weight trains on."""
+    from mmft.data.mixing import mixing
+    from mmft.training.sampling import epoch_order
+
+    sizes = {path.stem: count for path, count in halves(work.rows).items()}
+    draws = mixing(sizes, {"first": None, "second": work.weight}, sum(sizes.values()))
+    return [row for epoch in range(work.epochs) for row in epoch_order(sum(sizes.values()), draws, work.seed, epoch)]
+
+
 def written(value: Any) -> str:
     """A value as a word of the command line has it."""
-    return str(value) if isinstance(value, int) else f"[{','.join(value)}]"
+    return str(value) if isinstance(value, (int, float)) else f"[{','.join(value)}]"
 
 
 def script(name: str, work: Work, out: Path) -> Command:
     """A script of contenders/ with its task.json written to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     task: dict[str, Any] = dataclasses.asdict(work) | {"prompt": work.prompt, "targets": work.targets, "out": str(out)}
-    task |= {"merged": name == "hand_merged", "grouped": name.endswith("_best"), "packed": name.endswith("_packed")}
+    task |= {"merged": name == "hand_merged", "grouped": name.endswith("_best"), "packed": name.endswith("_packed"), "drawn": drawn(work) if work.weight is not None else None}
     (out / "task.json").write_text(json.dumps(task, indent=1), encoding="utf-8")
     return Command(name, [str(HERE / "contenders" / SCRIPTS[name]), str(out / "task.json")], out)
 

@@ -73,6 +73,7 @@ TARGETS = (
     ("o_proj", "down_proj"), ("gate_proj", "up_proj"), ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"),
     ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
 )  # fmt: skip
+WEIGHTS = (0, 0.05, 0.1, 0.25, 0.5, 1, 2, 4)  # of the second half of the rows against 1 of the first: it is 0 to 80 % of the draws
 GROUPS = {
     "qwen2vl": Group("qwen2vl", ["plain", "mmft", "mmft_warm", "hand", "hand_merged"], peers=True),
     "eight": Group("qwen2vl", ["plain", "mmft"], epochs=8, watched=False),
@@ -80,6 +81,7 @@ GROUPS = {
     "checkpointing": Group("qwen2vl", ["plain", "mmft_warm", "hand"], checkpointing=True),
     "sweep": Group("qwen2vl", ["plain", "mmft"], sweep="r", points=(1, 2, 4, 8, 16, 32, 64, 128), watched=False),
     "targets": Group("qwen2vl", ["plain", "mmft"], sweep="layers", points=TARGETS, watched=False),
+    "weights": Group("qwen2vl", ["plain", "mmft"], sweep="weight", points=WEIGHTS, watched=False),
     "llava": Group("llava", ["plain", "mmft_warm", "hand"]),
     "skewed": Group("qwen2vl", ["plain", "mmft_warm", "mmft_packed", "mmft_grouped", "hand"], peers=True, skewed=True),
 }
@@ -97,6 +99,7 @@ ROWS = {
     "checkpointing": Row("with gradient checkpointing on in both, warm cache: loop time", 0.40, "checkpointing", ("mmft_warm", loop), ("plain", loop)),
     "sweep": Row("{points}-point rank sweep against {points} processes of the plain loop, wall time", 0.30, "sweep", ("mmft", wall), ("plain", wall)),
     "targets": Row("{points}-point sweep over lora.target_modules against {points} processes of the plain loop, wall time", 0.45, "targets", ("mmft", wall), ("plain", wall)),
+    "weights": Row("{points}-point sweep over the weight of a source of a mix against {points} processes of the plain loop, wall time", 0.45, "weights", ("mmft", wall), ("plain", wall)),
     "memory": Row("peak memory of one run", 1.0, "qwen2vl", ("mmft", memory), ("plain", memory)),
     "hand": Row("mmft's loop against a hand-written PyTorch loop with the same caches", 1.05, "qwen2vl", ("mmft_warm", loop), ("hand", loop)),
     "hand_merged": Row("the same, its micro-batches merged as mmft's are", None, "qwen2vl", ("mmft_warm", loop), ("hand_merged", loop)),
@@ -108,7 +111,7 @@ ROWS = {
     "llamafactory_best": Row("the same, packed, against LLaMA-Factory that groups rows by length", 0.60, "skewed", ("mmft_packed", loop), ("llamafactory_best", loop)),
     "llamafactory_packed": Row("the same, packed, against LLaMA-Factory that packs", 0.60, "skewed", ("mmft_packed", loop), ("llamafactory_packed", loop)),
 }
-EXTRA = ("targets", "llava", "skewed", "packed", "grouped", "swift_best", "llamafactory_best", "llamafactory_packed")  # rows that are measured only if --only names them
+EXTRA = ("targets", "weights", "llava", "skewed", "packed", "grouped", "swift_best", "llamafactory_best", "llamafactory_packed")  # rows that are measured only if --only names them
 
 
 @dataclass
@@ -155,7 +158,8 @@ class Benchmark:
         if name in ("mmft_warm", *WORDS):  # one home for all rounds: the first run there, which is not timed, fills the cache
             return [commands.mmft(self.task(group), out, self.home / "runs" / key / "warm", "disk", more=WORDS.get(name, ()))]
         if name == "mmft":
-            return [commands.mmft(self.task(group), out, out / "home", "auto", group.sweep, group.points)]
+            first = {group.sweep: group.points[0]} if group.points else {}
+            return [commands.mmft(self.task(group, **first), out, out / "home", "auto", group.sweep, group.points)]
         points = [{group.sweep: value} for value in group.points] or [{}]
         return [commands.script(name, self.task(group, **point), out / f"point{n}") for n, point in enumerate(points)]
 
@@ -346,7 +350,7 @@ def main(words: list[str] | None = None) -> int:
     rows = {key: row for key, row in ROWS.items() if (key in args.only if args.only else key not in EXTRA)}
     groups = {key: group for key, group in GROUPS.items() if any(row.group == key for row in rows.values())}
     if args.quick:
-        groups = {key: dataclasses.replace(g, epochs=min(g.epochs, 3), points=g.points[:3]) for key, g in groups.items()}
+        groups = {key: dataclasses.replace(g, epochs=min(g.epochs, 3), points=g.points[::3]) for key, g in groups.items()}
     if args.contender:
         groups = {key: dataclasses.replace(g, contenders=[name for name in g.contenders if name == "plain" or name in args.contender]) for key, g in groups.items()}
     home = args.out.resolve() / "work"

@@ -113,6 +113,26 @@ def test_skewed_rows_have_the_shares_and_lengths_that_are_said(tmp_path):
     assert len({row["image"][0] for row in rows if row["image"]}) > 20 and all((tmp_path / name).is_file() for row in rows for name in row["image"])
 
 
+def test_a_plain_process_trains_on_the_draws_of_its_weight(tmp_path):
+    """12 rows, two halves of 6, 12 draws in each of 2 epochs: by hand, how often each row comes, and what mmft is told."""
+    from benchmarks import commands
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"image": "a.jpg", "text": str(n)}) + "\n" for n in range(12)), encoding="utf-8")
+    for weight, second in ((0, 0), (0.5, 4), (1, 6), (2, 8)):
+        work = commands.Work("qwen2vl", "model", str(rows), weight=weight)
+        task = json.loads((commands.script("plain", work, tmp_path / str(weight)).out / "task.json").read_text(encoding="utf-8"))
+        epochs = task["drawn"][:12], task["drawn"][12:]
+        assert [sum(row >= 6 for row in epoch) for epoch in epochs] == [second, second] and len(task["drawn"]) == 24
+        for own, draws in ((range(6), 2 * (12 - second)), (range(6, 12), 2 * second)):
+            assert {task["drawn"].count(row) for row in own} <= {draws // 6, -(-draws // 6)}, "no row comes again before all of its half came"
+    words = commands.mmft(work, tmp_path / "sweep", tmp_path, sweep="weight", points=(0, 0.5)).words
+    assert {"data=mix", "data.draws=12", f"data.sources.first.path={tmp_path / 'first.jsonl'}", "data.sources.second.weight=0,0.5"} <= set(words)
+    assert [len((tmp_path / f"{half}.jsonl").read_text(encoding="utf-8").splitlines()) for half in ("first", "second")] == [6, 6]
+    plain = commands.script("plain", commands.Work("qwen2vl", "model", str(rows)), tmp_path / "all")
+    assert json.loads((plain.out / "task.json").read_text(encoding="utf-8"))["drawn"] is None
+
+
 def test_counts_of_a_product_and_what_follows_from_them():
     """By hand: (3, 4) x (4, 5) are 2 x 60 operations on 12 + 20 + 15 numbers of 4 bytes; adding reads and writes 15 numbers each."""
     import torch
@@ -198,6 +218,19 @@ def test_the_benchmark_of_rows_of_unequal_length_runs_on_a_small_model(tmp_path)
     (round_,) = found["rounds"]["skewed"]
     assert not found["problems"] and set(round_) == {"plain", "mmft_warm", "mmft_packed", "mmft_grouped", "hand"}
     assert all(0 < timed["loop"] < timed["wall"] for timed in round_.values())
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_the_benchmark_of_sweeps_over_targets_and_weights_runs_on_a_small_model(tmp_path):
+    """Each point has the losses of a plain process with its layers, or on its draws."""
+    done = quick(["benchmarks.speed", "--quick", "--threads", "1", "--only", "targets", "--only", "weights", "--out", str(tmp_path)])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
+    assert not found["problems"] and all(ratio["measured"] > 0 for ratio in found["ratios"].values())
+    for rounds in found["rounds"].values():
+        losses = rounds[0]["mmft"]["losses"]
+        assert [len(each) for each in losses] == [4, 4, 4] and len({each[-1] for each in losses}) == 3, "three points, of 16 rows each"
 
 
 @pytest.mark.long

@@ -23,7 +23,8 @@ def main() -> None:
         model=model,
         args=TrainingArguments(
             output_dir=f"{task.out}/checkpoints",
-            num_train_epochs=task.epochs,
+            num_train_epochs=task.epochs if task.drawn is None else 1,
+            train_sampling_strategy="random" if task.drawn is None else "sequential",
             per_device_train_batch_size=task.batch,
             gradient_accumulation_steps=task.accumulation,
             learning_rate=task.lr,

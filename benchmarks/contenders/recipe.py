@@ -33,9 +33,14 @@ def trained(trainer: Any) -> dict[str, Any]:
 
 
 def rows(task: SimpleNamespace) -> list[dict[str, Any]]:
-    """The rows {image, text} in the order of the file, images as paths; of the skewed rows {image: [paths], prompt, text}."""
+    """The rows {image, text} in the order of the file, images as paths; of the skewed rows {image: [paths], prompt, text}.
+
+    Where rows are drawn: those of all epochs, in the order in which they are trained.
+    """
     file = Path(task.rows)
     found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    if task.drawn is not None:
+        found = [found[i] for i in task.drawn]
     return [
         {**row, "image": [str(file.parent / i) for i in row["image"]] if isinstance(row["image"], list) else str(file.parent / row["image"])}
         for row in found
