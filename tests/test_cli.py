@@ -181,8 +181,12 @@ def test_options_composed_once_are_copied_and_read_again_after_an_edit(tmp_path,
     file.write_text(file.read_text(encoding="utf-8").replace("r: 16", "r: 24"), encoding="utf-8")
     (folder / "config.yaml").write_text((folder / "config.yaml").read_text(encoding="utf-8") + "more: 1\n", encoding="utf-8")
     assert compose.compose([]).lora.r == 24 and "more" in groups.top_level() and len(called) == 2
-    compose.compose(["hydra.verbose=true"]), compose.compose_hydra([]), compose.compose([], str(tmp_path))
-    assert len(called) == 5, "Hydra's own section and a user's folder are composed each time"
+    compose.compose(["hydra.verbose=true"]), compose.compose(["hydra.verbose=true"]), compose.compose([], str(tmp_path)), compose.compose([], str(tmp_path))
+    assert len(called) == 6, "keys of Hydra and a user's folder are composed each time"
+    for place in (tmp_path, tmp_path, folder):
+        monkeypatch.chdir(place)
+        assert compose.compose_hydra([]).hydra.runtime.cwd == str(place)
+    assert len(called) == 8 and "hydra" not in compose.compose([])
 
 
 def test_a_snapshot_composes_again_to_the_same_config(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -80,16 +81,16 @@ def compose_options(options: list[str], config_dir: str | None, config_name: str
     """
     environment.install()
     main_dir, options = search_path(options, config_dir, config_name)
-    # Hydra's own keys may name other folders, and its section holds the working directory
-    if config_dir is not None or with_hydra or any(split(word).key.startswith("hydra.") for word in options):
+    if config_dir is not None or any(split(word).key.startswith("hydra.") for word in options):  # Hydra's own keys may name other folders
         return _by_hydra(options, main_dir, config_dir, config_name, with_hydra)
-    return copy.deepcopy(_shipped(tuple(options), main_dir, config_name, shipped_files()))
+    place = os.getcwd() if with_hydra else ""  # Hydra's section holds it
+    return copy.deepcopy(_shipped(tuple(options), main_dir, config_name, with_hydra, shipped_files(), place))
 
 
 @lru_cache(maxsize=32)
-def _shipped(options: tuple[str, ...], main_dir: str, config_name: str, files: frozenset[tuple[str, int, int]]) -> DictConfig:
-    """`_by_hydra` for options of the shipped files. files: their names, times and sizes, so that an edited file is read again."""
-    return _by_hydra(list(options), main_dir, None, config_name, False)
+def _shipped(options: tuple[str, ...], main_dir: str, config_name: str, with_hydra: bool, files: frozenset[tuple[str, int, int]], place: str) -> DictConfig:
+    """`_by_hydra` for options of the shipped files. files: their names, times and sizes, so that an edited file is read again. place: the working directory."""
+    return _by_hydra(list(options), main_dir, None, config_name, with_hydra)
 
 
 def _by_hydra(options: list[str], main_dir: str, config_dir: str | None, config_name: str, with_hydra: bool) -> DictConfig:
