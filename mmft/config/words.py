@@ -94,9 +94,12 @@ def unreadable(word: str) -> UserError:
     """An error that names the character at which a word cannot be parsed, and a form that can be."""
     sign, key, value = split(word)
     forms = [form for form in _forms(value or "") if _parsed(f"x={form}") is not None]
+    parsable = _parsed(f"{sign}{key}=1") is not None
     where = _position(f"{sign}{key}={value}")
+    key, added = key.removeprefix("task."), len(key) - len(key.removeprefix("task."))  # a verb's key, as it was typed
+    word, where = f"{sign}{key}={value}" if value is not None else f"{sign}{key}", where - added
     what = f"character {where + 1}, {word[where]!r}, has no meaning there" if where < len(word) else "it ends too early"
-    if not forms or _parsed(f"{sign}{key}=1") is None:
+    if not forms or not parsable:
         return UserError(f"{word!r} cannot be read as key=value: {what}")
     return UserError(f"{word!r} cannot be read as key=value: {what}; write {' or '.join(shlex.quote(f'{sign}{key}={form}') for form in forms)}")
 
@@ -146,7 +149,8 @@ def _forms(value: str) -> list[str]:
     forms = []
     if value[:1] in ("[", "{"):
         closed = value + _missing_closers(value)
-        forms = [form for form in (closed, _quote_elements(closed)) if _parsed(f"x={form}") is not None][:1]
+        named = f"[{','.join(piece if _parsed(f'x={piece}') is not None else quote(piece) for piece in _pieces(closed[1:-1]))}]"  # brackets in names of files
+        forms = [form for form in (closed, _quote_elements(closed), *([named] if closed[0] == "[" else [])) if _parsed(f"x={form}") is not None][:1]
     elif len(pieces := _pieces(value)) > 1:
         forms = [",".join(piece if _parsed(f"x={piece}") is not None else quote(piece) for piece in pieces)]
     return [*forms, quote(value)] if not (forms and value[:1] in ("[", "{")) else forms

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ..common.records import AnswerRecord, Difference
-from .metrics.base import MetricSet
+from .metrics.base import MetricSet, problem_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +43,7 @@ def differences(metrics: MetricSet, first: Sequence[AnswerRecord], second: Seque
 def _differences(metrics: MetricSet, pairs: Sequence[tuple[AnswerRecord, AnswerRecord]]) -> dict[str, Difference]:
     result = _loss_difference(pairs)
     for key, metric in metrics.metrics.items():
-        usable = [pair for pair in pairs if all(r.get("prediction") is not None and metric.problem(r) is None for r in pair)]
+        usable = [pair for pair in pairs if all(r.get("prediction") is not None and problem_of(metric, r) is None for r in pair)]
         if len(usable) < FEWEST:
             continue
         try:

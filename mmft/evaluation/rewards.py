@@ -12,7 +12,7 @@ from ..common.errors import UserError, nearest
 from ..data.sample import Sample
 from .evaluate import answer_record
 from .generate import Answer
-from .metrics.base import Metric, MetricSet, unanswered
+from .metrics.base import Metric, MetricSet, problem_of, unanswered
 
 
 class Reward:
@@ -33,7 +33,7 @@ class Reward:
 
     def problem(self, row: Sample) -> str | None:
         """Why no answer to this row can have this reward; None if it can."""
-        return self.metric.problem(unanswered(row))
+        return problem_of(self.metric, unanswered(row))
 
     def __call__(self, *, completion_ids: Sequence[Sequence[int]], row: Sequence[int], **_: Any) -> list[float | None]:
         """The reward of each sampled answer; None, which the trainer leaves out, for a row that the metric does not score.
@@ -50,7 +50,7 @@ class Reward:
         """The reward of one answer. Raises UserError."""
         assert self.collator is not None
         record = answer_record(self.collator, 0, row, answer)
-        if self.metric.problem(record) is not None:
+        if problem_of(self.metric, record) is not None:
             return None
         where = f"objective.reward_funcs: {self.__name__} (metrics.{self.key}) of row {row.id}"
         try:

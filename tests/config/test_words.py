@@ -97,7 +97,7 @@ def test_hydras_grammar_still_applies():
 UNREADABLE = [
     "lora.target_modules=[a", "lora.target_modules=[q_proj,(v)]", "lora.target_modules=[q_proj, v=1]", "input=[图1.jpg,图2.jpg]", "data.columns={image: 图, text: 描述}",
     "data.splits={validation: 3", "lora.target_modules=[[a,b]", "input=['a.jpg,b.jpg]", "trainer.lr_scheduler_kwargs={min_lr: 1e-4)", "lora.target_modules=[a#b]",
-    "lora.rank_pattern={层: 4}", "model.processor=[é]", "input=[a b, c&d]", "lora.target_modules=[^q.*$", "input=[]x",
+    "lora.rank_pattern={层: 4}", "model.processor=[é]", "input=[a b, c&d]", "input=[a.png,b/[1].png]", "lora.target_modules=[^q.*$", "input=[]x",
 ]  # fmt: skip
 
 
@@ -110,15 +110,19 @@ def test_an_unparsable_word_names_the_character_and_a_form_that_is_parsed(word):
     assert "cannot be read as key=value" in message and "\n" not in message
     place = re.search(r"character (\d+), ['\"](.+?)['\"], has no meaning there|it ends too early", message)
     assert place, message
-    typed = f"task.{word}" if verb else word
     if place[1]:
-        assert typed[int(place[1]) - 1] == place[2]
+        assert word[int(place[1]) - 1] == place[2], "the word as it was typed"
     forms = shlex.split(message.split("; write ")[1].replace(" or ", " "))
     for form in forms:
-        assert form.split("=")[0] == typed.split("=")[0]
+        assert form.split("=")[0] == word.split("=")[0]
         assert parse_word(form).value() is not None
     if verb:
-        assert config("predict", "model=qwen2vl", forms[0].removeprefix("task.")).task.input is not None
+        assert config("predict", "model=qwen2vl", forms[0]).task.input is not None
+
+
+def test_brackets_in_the_name_of_a_file_of_a_list():
+    with pytest.raises(UserError, match=r"""write 'input=\[a.png,"b/\[1\].png"\]'"""):
+        config("predict", "model=qwen2vl", "input=[a.png,b/[1].png]")
 
 
 @pytest.mark.parametrize("word", ["data.prompt=描述,(另一个)", "name=a=b,c", "data.columns.text=é,ü"])

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from mmft.common.errors import UserError
@@ -264,6 +265,33 @@ def test_a_metric_that_raises_names_row_and_metric_and_the_value_is_missing(capl
         row["metrics"] = metrics.row(row)
     assert "metric mine: row 2: ZeroDivisionError: by nothing" in caplog.text and rows[2]["metrics"] == {}
     assert metrics.corpus(rows)["class_accuracy"] == 1.0 and metrics.info(rows)["class_accuracy"]["missing"] == 1
+
+
+class Odd(Classes):
+    """Returns for each row what its answer names; its check wants an answer, which no row has before training."""
+
+    VALUES = {"text": {"class_accuracy": "good"}, "nan": {"class_accuracy": float("nan")}, "other": {"accuracy": 1.0}, "numpy": {"class_accuracy": np.float32(0.5)}}
+
+    def row(self, row):
+        return self.VALUES[row["prediction"]]
+
+    def problem(self, row):
+        return "is empty" if not row["prediction"] else None
+
+
+def test_what_is_no_score_is_named_and_missing(caplog):
+    from mmft.data.sample import Sample, assistant_turn, user_turn
+
+    metrics = MetricSet({"odd": Odd()})
+    rows = [{"id": answer, "prediction": answer, "references": ["a"]} for answer in Odd.VALUES]
+    found = {row["id"]: metrics.row(row) for row in rows}
+    assert found == {"text": {}, "nan": {}, "other": {}, "numpy": {"class_accuracy": 0.5}} and type(found["numpy"]["class_accuracy"]) is float
+    for said in ("row text: ValueError: gives class_accuracy='good', which is no finite number", "row nan: ValueError: gives class_accuracy=nan",
+                 "row other: ValueError: gives 'accuracy', and its SCORES are class_accuracy, macro_f1"):
+        assert said in caplog.text
+    sample = Sample("r0", (), [user_turn(0, "?"), assistant_turn("a")], ("a",), "/")
+    with pytest.raises(UserError, match=r"odd can score none of the 1 rows: row r0 cannot be checked \(KeyError: 'prediction'\); leave odd out"):
+        metrics.check([sample])
 
 
 def test_rows_without_what_a_metric_needs_are_left_out_or_refused():

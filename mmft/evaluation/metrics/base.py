@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...common.errors import UserError
@@ -90,6 +92,26 @@ def unanswered(sample: Sample) -> AnswerRecord:
     }  # fmt: skip
 
 
+def problem_of(metric: Metric, row: AnswerRecord) -> str | None:
+    """What `metric.problem` says, or that it raised an error: it may be a user's own code."""
+    try:
+        return metric.problem(row)
+    except Exception as error:
+        return f"cannot be checked ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
+
+
+def _scores(metric: Metric, values: MetricValues) -> MetricValues:
+    """What a metric returned, numbers of other libraries as Python's. Raises ValueError for a score that it has not declared or that is no finite number."""
+    known, result = [score.name for score in metric.scores], {}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"gives {name!r}, and its SCORES are {', '.join(known)}")
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f"gives {name}={' '.join(repr(value).split())[:80]}, which is no finite number")
+        result[name] = value if type(value) in (int, float) else float(value)
+    return result
+
+
 def means(names: Iterable[str], values: Sequence[MetricValues]) -> MetricValues:
     """The mean of each score over the rows that have it."""
     result: MetricValues = {}
@@ -161,7 +183,7 @@ class MetricSet:
                 raise UserError(f"{choice}: {key} needs the probabilities of evaluation.answer=choose, and this is evaluation.answer={answer}; leave {key} out, or choose")
             problems: list[tuple[str, str]] = []
             for sample in samples:
-                if (problem := metric.problem(unanswered(sample))) is not None:
+                if (problem := problem_of(metric, unanswered(sample))) is not None:
                     problems.append((sample.id, problem))
             if problems and len(problems) == len(samples):
                 raise UserError(f"{choice}: {key} can score none of the {len(samples)} rows: row {problems[0][0]} {problems[0][1]}; leave {key} out of {choice}=[...]")
@@ -173,10 +195,10 @@ class MetricSet:
         """All scores of one row. A metric that raises is named with the row, and its value is missing."""
         values: MetricValues = {}
         for key, metric in self.metrics.items():
-            if row.get("prediction") is None or metric.problem(row) is not None:
+            if row.get("prediction") is None or problem_of(metric, row) is not None:
                 continue
             try:
-                values |= metric.row(row)
+                values |= _scores(metric, metric.row(row))
             except Exception as error:  # a metric may be a user's own code
                 self.fail(key, f"row {row.get('id', row.get('index'))}", error)
         return values
@@ -198,11 +220,11 @@ class MetricSet:
             raise UserError("metrics: no predictions to measure; is the evaluation split empty?")
         values: MetricValues = {}
         for key, metric in self.metrics.items():
-            usable = [r for r in answered if metric.problem(r) is None]
+            usable = [r for r in answered if problem_of(metric, r) is None]
             if not usable:
                 continue
             try:
-                values |= metric.corpus(usable, [r.get("metrics") or {} for r in usable])
+                values |= _scores(metric, metric.corpus(usable, [r.get("metrics") or {} for r in usable]))
             except Exception as error:
                 self.fail(key, f"all {len(usable)} rows together", error)
         return values
@@ -211,7 +233,7 @@ class MetricSet:
         """What a report has to know of each score: label, direction, bar, note, rows without a value."""
         result: dict[str, MetricInfo] = {}
         for key, metric in self.metrics.items():
-            usable = [r for r in rows if r.get("prediction") is not None and metric.problem(r) is None]
+            usable = [r for r in rows if r.get("prediction") is not None and problem_of(metric, r) is None]
             with_values = [r.get("metrics") or {} for r in usable]
             by_row = {name for v in with_values for name in v}
             no_row_worked = type(metric).row is not Metric.row and not by_row & {s.name for s in metric.scores}
