@@ -102,7 +102,8 @@ def problem_of(metric: Metric, row: AnswerRecord) -> str | None:
 
 def _scores(metric: Metric, values: MetricValues) -> MetricValues:
     """What a metric returned, numbers of other libraries as Python's. Raises ValueError for a score that it has not declared or that is no finite number."""
-    known, result = [score.name for score in metric.scores], {}
+    known = [score.name for score in metric.scores]
+    result: MetricValues = {}
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"gives {name!r}, and its SCORES are {', '.join(known)}")
