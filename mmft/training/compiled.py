@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -162,6 +163,7 @@ def _quieten() -> None:
         return
     for name in ("torch._dynamo", "torch._inductor", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._(dynamo|inductor|functorch)")
     limit = logging.getLogger(LIMIT_LOGGER)
     limit.setLevel(logging.WARNING)
     limit.propagate = False
