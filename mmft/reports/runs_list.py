@@ -109,7 +109,8 @@ def write(listed: RunsList, path: Path) -> Path:
     """Write NAME.csv, NAME.json or NAME.html; values in CSV and JSON are not rounded."""
     head = ["run", *listed.columns]
     if path.suffix == ".html":
-        return write_text(path, render("runs.html.j2", listed=listed, text=text, is_number=is_number))
+        numeric = {i for i in range(len(listed.columns)) if any(is_number(row.values[i]) for row in listed.rows)}
+        return write_text(path, render("runs.html.j2", listed=listed, text=text, numeric=numeric))
     if path.suffix == ".json":
         return write_text(path, json.dumps(listed.plain(), ensure_ascii=False, indent=2) + "\n")
     out = io.StringIO()

@@ -166,7 +166,8 @@ def metric_rows(summary: Summary | EvaluationSummary, kept: str | None = None) -
 
 
 def _row(label: str, name: str, base: object, tuned: object, top: float | None, higher_is_better: bool, gap: Difference | None) -> MetricRow:
-    bars = [100 * min(max(v / top, 0), 1) if is_number(v) else None for v in (base, tuned)] if top else None
+    # a full bar is the best possible score, so an error rate has none
+    bars = [100 * min(max(v / top, 0), 1) if is_number(v) else None for v in (base, tuned)] if top and higher_is_better else None
     return {
         "label": label, "name": name, "base": numbers.metric(base), "tuned": numbers.metric(tuned), "change": numbers.change(base, tuned),
         "kind": change_kind(base, tuned, higher_is_better, gap), "interval": numbers.interval(gap), "p": numbers.p_value(gap), "bars": bars,

@@ -130,6 +130,21 @@ def test_better_and_worse_are_told_apart_also_for_the_loss(run_dir):
     assert (rows["eval_loss"]["change"], rows["eval_loss"]["kind"]) == ("-1.000", "good")
 
 
+@pytest.mark.parametrize("scores, said", [
+    ({"exact_match": 0.2, "cider": 1.5}, "Scores with a bar are fractions of 1, CIDEr goes to 10 (its word weights counted over this set only). Bars:"),
+    ({"exact_match": 0.2}, "Scores with a bar are fractions of 1. Bars:"),
+    ({"chrf": 41.0}, "Scores with a bar are fractions of 1, BLEU and chrF go to 100. Bars:"),
+    ({"cer": 1.7}, None),
+])
+def test_what_the_scores_of_this_run_mean(run_dir, scores, said):
+    path = run_dir / "summary.json"
+    infos = {"cer": {"label": "Character error rate", "higher_is_better": False, "top": 1.0}, "chrf": {"label": "chrF", "higher_is_better": True, "top": 100.0}}
+    summary = {**json.loads(path.read_text(encoding="utf-8")), "metrics": scores, "base_metrics": scores, "metric_info": infos}
+    path.write_text(json.dumps(summary), encoding="utf-8")
+    text = " ".join(report(run_dir).text.split())
+    assert said in text if said else "fractions of 1" not in text
+
+
 # --- choosing and comparing ---
 
 

@@ -135,6 +135,7 @@ def test_csv_and_page(mmft, outputs, tmp_path):
     sizes = {row["run"]: int(row["disk"]) for row in rows}
     assert sizes["broken"] == sum(p.stat().st_size for p in (outputs / "broken").iterdir())
     page = (tmp_path / "list.html").read_text(encoding="utf-8")
+    assert '<th class="n"><button type="button">eval_loss</button></th>' in page and '<th><button type="button">status</button></th>' in page
     assert page.count("<tr>") == 7 and "default-src 'none'" in page
 
 
