@@ -68,6 +68,8 @@ class RowFile:
         self._schema = _schema().append(pa.field("where", pa.string()))
         self._sink = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_stream(self._sink, self._schema)
+        self._writer.write_batch(pa.RecordBatch.from_pylist([], schema=self._schema))  # the schema is written before the first batch
+        self._ends = [self._sink.tell()]  # where record batches begin and end in the file
 
     @property
     def count(self) -> int:
@@ -90,23 +92,27 @@ class RowFile:
             pa.array([row.rejected for row in rows], text), pa.array([row.label for row in rows], flag), pa.array([row.where for row in rows], text),
         ]  # fmt: skip
         self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
+        self._ends.append(self._sink.tell())
         if len(records) == len(rows) == ends[-1] and (np.diff(ends) == 1).all():
             prompts = [*map(prompt_key, digests, [before for before, _ in rendered])]
         else:
             prompts = [prompt_key("".join(digests[start:end]), before) for start, end, (before, _) in zip(ends, ends[1:], rendered)]
         self.numbers.add(given_splits, [*map(len, images)], [record.content for record in records], prompts)
 
-    def batches(self, *columns: str) -> Iterator[tuple[int, pa.RecordBatch, np.ndarray]]:
-        """(number of its first row, record batch, prompt keys of its rows), in order; of all columns or only these.
+    def batches(self) -> Iterator[tuple[int, pa.RecordBatch, np.ndarray]]:
+        """(number of its first row, record batch, prompt keys of its rows), in order. A batch is valid until the next one is asked for.
 
-        The file is not mapped: each batch is read once and then freed.
+        All are read into the same memory. Arrow's reader allocates some for each batch, and the heap grows between them; of a mapped file all pages stay.
         """
         import pyarrow as pa
 
-        options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=[self._schema.get_field_index(name) for name in columns] or None)
-        start = 0
-        with pa.OSFile(str(self.path), "rb") as source, self.numbers.paths["prompts"].open("rb") as keys:
-            for batch in pa.ipc.open_stream(source, options=options):
+        lengths = np.diff(self._ends).tolist()
+        start, room = 0, memoryview(bytearray(max(lengths, default=0)))
+        with self.path.open("rb") as file, self.numbers.paths["prompts"].open("rb") as keys:
+            file.seek(self._ends[0])
+            for length in lengths:
+                file.readinto(room[:length])
+                batch = pa.ipc.read_record_batch(pa.py_buffer(room[:length]), self._schema)
                 yield start, batch, np.fromfile(keys, np.int64, batch.num_rows)
                 start += batch.num_rows
 
@@ -139,10 +145,10 @@ def collect_references(rows: RowFile, repeated: np.ndarray, index: ImageIndex) -
     import pyarrow as pa
 
     known = np.zeros(len(repeated), np.int32)
-    for _, batch, keys in rows.batches("references"):
+    for _, batch, keys in rows.batches():
         place = np.minimum(np.searchsorted(repeated, keys), len(repeated) - 1)
         wanted = np.flatnonzero((repeated[place] == keys) & (known[place] < MOST_REFERENCES))
-        for row, texts in zip(wanted.tolist(), batch["references"].take(pa.array(wanted)).to_pylist()):
+        for row, texts in zip(wanted.tolist(), batch["references"].take(pa.array(wanted)).to_pylist() if len(wanted) else ()):
             known[place[row]] += index.add_references(int(keys[row]), texts)
 
 
