@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # How many of the draws must be old rows, so that a new task does not cost an old skill? Five weights in one sweep, for each seed.
-#   experiments/mixing_weight/run.sh [SEED ...]      1; sweeps that are finished are not trained again
+#   experiments/mixing_weight/run.sh [SEED ...]      1 2 3; sweeps that are finished are not trained again
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}
 out=outputs/experiments/mixing_weight
 here=experiments/mixing_weight
-seeds=("${@:-1}")
+seeds=("$@")
+[ $# -gt 0 ] || seeds=(1 2 3)
 
 boards=()
 for seed in "${seeds[@]}"; do
