@@ -332,7 +332,8 @@ class Ladder:
         kwargs = {"use_reentrant": False} if self.args.checkpointing else None
         stacked = stack_models(self.base, models, rewrites, owners, kwargs)
         if compiled:
-            compile_layers(stacked, Replaced(), Compile(self.args.backend, None))
+            # what no sweep of mmft does yet: these layers would be compiled anew for rows of other lengths
+            compile_layers(stacked, Replaced(), Compile(self.args.backend, None, dynamic=False))
         trained = [[p for p in m.parameters() if p.requires_grad] for m in models.values()]
         optimizers = [torch.optim.AdamW(own, lr=1e-4, fused=True) for own in trained]
 

@@ -41,10 +41,11 @@ LIMIT_LOGGER = "torch._dynamo.convert_frame"  # says when a function was compile
 
 @dataclass(frozen=True)
 class Compile:
-    """Arguments of torch.compile."""
+    """Arguments of torch.compile. dynamic: whether numbers of rows and tokens are variables; training always wants that."""
 
     backend: str
     mode: str | None
+    dynamic: bool = True
 
 
 def wanted_compile(trainer: Section) -> Compile | None:
@@ -115,7 +116,7 @@ def compile_layers(model: torch.nn.Module, replaced: Replaced, wanted: Compile) 
     if ROW_ATTENTION in replaced.classes:
         attend_outside_of_graphs()
     for layer in layers:
-        replaced.set(layer, _while_training(layer.forward, torch.compile(layer.forward, backend=wanted.backend, mode=wanted.mode, dynamic=True)))
+        replaced.set(layer, _while_training(layer.forward, torch.compile(layer.forward, backend=wanted.backend, mode=wanted.mode, dynamic=wanted.dynamic)))
     return len(layers)
 
 
