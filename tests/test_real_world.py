@@ -294,12 +294,14 @@ def cut_answers_are_counted(ran: Ran) -> None:
     """If an answer or a reference does not fit, log, summary and report say so. Without a limit in the command, it is that of the references."""
     summary = json.loads((ran.run() / "summary.json").read_text(encoding="utf-8"))
     report = " ".join((ran.run() / "report.md").read_text(encoding="utf-8").split())
-    n, fits = summary["answer_counts"]["truncated"], summary["max_new_tokens"] > summary["longest_reference"]
+    base, tuned = (summary[key]["truncated"] for key in ("base_answer_counts", "answer_counts"))
+    fits = summary["max_new_tokens"] > summary["longest_reference"]
     assert summary["answer_counts"]["rows"] == 4 and summary["longest_reference"] > 60
     if "generation.max_new_tokens" in ran.command:
-        assert n == 4 and not fits
+        assert tuned == 4 and not fits
     for text in (ran.out, report):
-        assert (f"tuned {n}" in text) == (n > 0) and ("more than generation.max_new_tokens" in text) == (not fits), text
+        assert (f"(generation.max_new_tokens): base {base}, tuned {tuned}." in text) == (base + tuned > 0), text
+        assert ("Answers cut off" in text) == (base + tuned > 0) and ("more than generation.max_new_tokens" in text) == (not fits), text
 
 
 def group_by_length(folder: Path) -> str:

@@ -122,7 +122,7 @@ class Store:
 
     @contextlib.contextmanager
     def building(self) -> Iterator[None]:
-        """Hold the store's lock in the block; entries that another process wrote before are opened first."""
+        """Hold the store's lock in the block; entries that another process wrote before are opened first, and not written again."""
         if self.folder is None:
             yield
             return
@@ -130,6 +130,9 @@ class Store:
 
         with FileLock(self.folder / ".lock"):
             self.refresh()
+            for key in [k for k in self._fresh if k in self._where]:
+                size = sum(t.nbytes for t in self._fresh.pop(key).values())
+                self._fresh_bytes, self.bytes = self._fresh_bytes - size, self.bytes - size
             try:
                 yield
             finally:

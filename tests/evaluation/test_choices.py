@@ -187,7 +187,7 @@ def test_calibration_error_equals_numpy_on_random_answers():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["glm5_next", "nemotron_h_omni", "inkling2", "kimi_k25"])
+@pytest.mark.parametrize("kind", ["glm5_next", "nemotron_h_omni", "inkling_mm_model", "kimi_k25"])
 def test_types_with_other_caches_give_the_numbers_of_whole_sequences(small, tmp_path, kind):
     """Linear attention, state spaces, convolutions: shared where the type's layers can continue, whole where not, the same numbers."""
     from model_types import TYPES, load

@@ -206,6 +206,22 @@ def test_a_full_disk_is_reported_and_the_run_goes_on(mmft, tmp_path, monkeypatch
     assert max(abs(a - b) for a, b in zip(losses, same, strict=True)) < 1e-5 and not packs(tmp_path)
 
 
+def test_what_another_process_wrote_meanwhile_is_not_written_again(tmp_path):
+    """Entries of the first rows, which each process computes before it holds the lock."""
+    import torch
+
+    from mmft.feature_cache.store import Store
+
+    one, two = Store(tmp_path), Store(tmp_path)
+    for store, more in ((one, "b"), (two, "c")):
+        store.add({"a": {"x": torch.ones(2, 3)}, more: {"x": torch.zeros(1, 3)}})
+    for store in (one, two, one):
+        with store.building():
+            pass
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2 and len(one) == len(two) == 3
+    assert one["a"]["x"].equal(two["a"]["x"]) and one["c"]["x"].equal(torch.zeros(1, 3))
+
+
 @pytest.mark.long
 def test_two_processes_build_one_cache(tmp_path):
     """One fills it, the other waits for it: no image has its features on disk twice, and both runs give the same adapter."""
