@@ -103,7 +103,7 @@ class CaptionCollator(Collator):
 
     def _plain(self, text: str) -> list[int]:
         """Ids of a text in which `<image>` or `</s>` are the characters a user typed, not control tokens."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"] if text else []
 
 
 def plain_text(message: Message) -> str:

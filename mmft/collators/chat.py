@@ -280,7 +280,7 @@ class ChatCollator(Collator):
                 add_special_tokens=False,  # _sequence adds BOS to the ids
                 padding=False,
                 return_text_replacement_offsets=True,
-                text_kwargs={"return_tensors": None},  # the texts differ in length, and some processors ask for tensors by default
+                text_kwargs={"return_tensors": None, "verbose": False},  # the texts differ in length, and some processors ask for tensors by default
                 **({"return_mm_token_type_ids": True} if self._has_multimodal_positions else {}),
                 images_kwargs={"return_tensors": "pt"},  # as in use; without, Llama 4's tiles are not joined
                 **({"do_resize": False} if keep_size else {}),

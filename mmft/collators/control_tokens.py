@@ -126,7 +126,7 @@ class Tokens:
         return pieces
 
     def _piece(self, piece: str, literal: bool, first: bool) -> tuple[list[int], list[Span]]:
-        options = {"add_special_tokens": False, "return_offsets_mapping": True, "split_special_tokens": literal}
+        options = {"add_special_tokens": False, "return_offsets_mapping": True, "split_special_tokens": literal, "verbose": False}  # long texts are refused by mmft, with their row
         if not first:
             # After a newline, SentencePiece does not put its start-of-text space before the piece.
             out = self.tokenizer("\n" + piece, **options)

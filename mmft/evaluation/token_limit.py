@@ -82,7 +82,7 @@ def _lengths(samples: Iterable[Sample], tokenizer: Any) -> Iterable[tuple[int, i
 
 def _chunk_lengths(chunk: Sequence[Sequence[str]], tokenizer: Any) -> Iterable[tuple[int, int, int]]:
     texts = [text for references in chunk for text in references]
-    lengths = iter([len(ids) + 1 for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]])
+    lengths = iter([len(ids) + 1 for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]])
     for references in chunk:
         of_row = [next(lengths) for _ in references]
         yield min(of_row), max(of_row), len(of_row)

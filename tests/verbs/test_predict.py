@@ -48,6 +48,14 @@ def test_a_record_of_json_lines_may_lack_what_others_have(tmp_path):
     assert asked[1].sample.references == ("red",) and asked[0].sample.references == () and asked[2].error == "q.jsonl:3: names no image"
 
 
+def test_a_prompt_that_is_longer_than_the_tokenizer_expects_brings_no_line_of_a_librarys(verb, trained, monkeypatch):
+    """transformers remarks on a text above the tokenizer's model_max_length (2048 here), once in a process."""
+    said = []
+    monkeypatch.setattr("transformers.tokenization_utils_base.logger.warning", lambda *args, **keys: said.append(args))
+    code, _, err = verb("predict", f"input={trained.pictures.as_posix()}/1.png", f"prompt={'word ' * 2100}")
+    assert code in (0, 2) and said == [] and "Traceback" not in err
+
+
 @pytest.mark.long
 def test_a_thousand_photos_with_five_broken_ones(verb, trained, tmp_path):
     photos = tmp_path / "photos of 2024"
