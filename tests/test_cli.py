@@ -87,7 +87,7 @@ def test_a_mistake_is_answered_without_torch():
 
 
 def test_any_key_of_the_libraries_can_be_set_without_plus(mmft):
-    code, out, _ = mmft("--cfg", "job", "trainer.adam_beta2=0.95", "lora.use_rslora=true", "generation.top_p=0.9", output_dir=False)
+    code, out, _ = mmft("--cfg", "job", "trainer.adam_beta2=0.95", "lora.use_rslora=true", "generation.top_p=0.9", "generation.do_sample=true", output_dir=False)
     cfg = yaml.safe_load(out)
     assert code == 0
     assert (cfg["trainer"]["adam_beta2"], cfg["lora"]["use_rslora"], cfg["generation"]["top_p"]) == (0.95, True, 0.9)

@@ -63,11 +63,27 @@ def check_sources(data: Mapping[str, Any]) -> None:
         raise UserError(f"data.sources.{next(iter(data['sources']))}: sources belong to a mix; add data=mix to the command")
 
 
+# Keys that act on sampled answers only, or with several beams only, and the values that change nothing. transformers takes them in silence and then
+# refuses to save such settings with the trained adapter.
+SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None, "top_h": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
+BEAMS = {"early_stopping": False, "length_penalty": 1.0}
+
+
 def check_generation(generation: dict[str, Any]) -> None:
-    """Check the limit of new tokens. Raises UserError."""
+    """Check the limit of new tokens, and that no key lacks the one that it depends on. Raises UserError."""
     limit = generation.get("max_new_tokens")
     if limit is not None and limit != "auto" and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise UserError(f"generation.max_new_tokens={limit}: must be a whole number of tokens above 0, or auto (from the lengths of the references)")
+    if limit is None and generation.get("max_length") is None:
+        raise UserError("generation.max_new_tokens=null: answers need a limit; use a number, auto (from the lengths of the references), or generation.max_length=N")
+    for keys, on, where, needs in (
+        (SAMPLING, bool(generation.get("do_sample")), "sampled answers", "generation.do_sample=true"),
+        (BEAMS, (generation.get("num_beams") or 1) > 1, "several beams", "generation.num_beams=4"),
+    ):
+        for key, neutral in keys.items():
+            value = generation.get(key)
+            if not on and value is not None and value != neutral:
+                raise UserError(f"generation.{key}={value}: acts on {where} only; add {needs}, or drop it")
 
 
 def check_choosing(evaluation: Mapping[str, Any]) -> None:

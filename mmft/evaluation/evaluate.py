@@ -165,6 +165,14 @@ class Evaluator:
         except (ValueError, TypeError) as error:
             raise UserError(f"generation: {str(error).strip().splitlines()[0]}") from None
 
+    def check_generation(self) -> None:
+        """Raises UserError for settings that transformers would refuse to save with the trained weights."""
+        try:
+            self.generation_config().validate(strict=True)
+        except ValueError as error:
+            lines = [line.strip(" -") for line in str(error).strip().splitlines()]
+            raise UserError(f"generation: {lines[1] if lines[0].startswith('GenerationConfig is invalid') and len(lines) > 1 else lines[0]}") from None
+
     def measure(self, model: torch.nn.Module) -> tuple[MetricValues, list[AnswerRecord]]:
         """(metrics over all rows, one record for each row) of generated answers. Raises UserError."""
         answers = self.generate(model)

@@ -91,6 +91,8 @@ def load_base(inputs: TrainingInputs, context: RunContext, audit: bool) -> Base:
         (k, Evaluator(own, collator, k.generation, batch_size, loss_batch_size, is_main(), k.metrics, Chooser.for_rows(settings["evaluation"], own)))
         for k, own in checked_kept
     ]
+    for each in ([evaluator] if evaluator else []) + [its for _, its in kept]:
+        each.check_generation()
     limit = evaluator.limit if evaluator else token_limit(settings["generation"], map(collator.written, spread(inputs.prepared.split("train"))), collator.tokenizer)
     log.info("%-14s %s", "generation", limit.note)
     for one, its in kept:

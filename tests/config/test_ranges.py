@@ -1,4 +1,4 @@
-"""Numbers that torch, numpy or transformers would refuse late, or read as something else, are refused before torch is imported; so are sections taken away."""
+"""Values that torch, numpy or transformers would refuse late, or read as something else, are refused before torch is imported; so are sections taken away."""
 
 import subprocess
 import sys
@@ -24,6 +24,11 @@ from mmft.config.compose import compose
     ("evaluation.max_samples=0", "or null for all rows"),
     ("lora.lora_dropout=2", "lora.lora_dropout=2: must be from 0 to 1"),
     ("lora.lora_alpha=0", "lora.lora_alpha=0: must be above 0"),
+    # transformers takes these and refuses to save them with the trained adapter
+    ("generation.temperature=0.7", "generation.temperature=0.7: acts on sampled answers only; add generation.do_sample=true, or drop it"),
+    ("generation.top_k=5", "acts on sampled answers only"),
+    ("generation.length_penalty=2.0", "acts on several beams only; add generation.num_beams=4"),
+    ("generation.max_new_tokens=null", "answers need a limit"),
     ("~lora", "~lora: no config is without lora; choose another of its options, lora=OPTION"),
     ("~evaluation.batch_size", "no config is without evaluation.batch_size; set it to another value"),
 ])
@@ -33,9 +38,10 @@ def test_numbers_outside_their_range(word, message):
 
 
 @pytest.mark.parametrize("word", ["seed=0", "seed=4294967295", "trainer.max_steps=-1", "trainer.learning_rate=0", "trainer.warmup_steps=0.1", "trainer.logging_steps=0.5",
-                                  "evaluation.max_samples=null", "lora.lora_dropout=1", "trainer.num_train_epochs=0.5", "~lora.lora_dropout"])
+                                  "evaluation.max_samples=null", "lora.lora_dropout=1", "trainer.num_train_epochs=0.5", "~lora.lora_dropout", "generation.temperature=1.0", "generation.do_sample=true generation.top_p=0.9",
+                                  "generation.num_beams=2 generation.length_penalty=2.0", "generation.max_new_tokens=null generation.max_length=64"])
 def test_numbers_at_the_edge(word):
-    compose([word])
+    compose(word.split())
 
 
 def test_a_wrong_number_is_one_line_before_torch():

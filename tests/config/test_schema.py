@@ -54,7 +54,7 @@ def test_the_shipped_schemas_have_every_key_of_the_code():
 
 @pytest.mark.parametrize("words", [
     [], ["model=qwen3_5", "logger=both", "metrics=[cer,judge]"], ["data=mix", "data.sources.a=coco", "data.sources.a.path=x"], ["lora=none", "evaluation.keep=[scenes]"],
-    ["augment.ColorJitter.brightness=0.2", "model.quantization.load_in_4bit=true", "generation.temperature=0.5", "trainer.early_stopping_patience=3", "seed=3"],
+    ["augment.ColorJitter.brightness=0.2", "model.quantization.load_in_4bit=true", "generation.do_sample=true", "generation.temperature=0.5", "trainer.early_stopping_patience=3", "seed=3"],
     ["lora.rank_pattern={q_proj:8}", "lora.target_modules=[q_proj]", "trainer.learning_rate='1e-4'", "name=x"],
     *[[f"experiment={name}"] for name in ("debug", "qwen2vl_coco500", "qwen2vl_coco500_swanlab", "blip2_football", "rank_sweep", "search")],
 ])  # fmt: skip
