@@ -163,7 +163,7 @@ class PreparedMix(PreparedData):
             part.close()
 
     def describe(self) -> list[str]:
-        lines = [f"{name}: {line}" for name, part in self.parts.items() for line in part.describe()]
+        lines = [f"{name}: {in_place(line, f'data.sources.{name}', vars(self.mix.sources[name]))}" for name, part in self.parts.items() for line in part.describe()]
         sizes = {name: len(self._rows(name, "train")) for name in self.mix.trained}
         held_out_only = [f"{name}: only held out (weight 0)" for name in self.parts if name not in self.mix.trained]
         return [*lines, *self._notes, *self.mix.mixing(sizes).describe(), *held_out_only]

@@ -34,7 +34,7 @@ def test_each_source_is_prepared_as_by_itself_and_read_as_one(mmft, tmp_path, fo
     code, alone_out, err = mmft("prepare", *alone)
     assert code == 0 and len(sets) == 3
     assert {p.name for p in (tmp_path / "outputs" / "data").iterdir() if p.is_dir()} == sets, "the same set as without a mix"
-    assert all(f"caps: {line}" in out for line in alone_out.splitlines())
+    assert all(f"caps: {line.replace(' data.splits', ' data.sources.caps.splits')}" in out for line in alone_out.splitlines()), "keys are named where they stand"
     prepared = opened(tmp_path, *mix(folder, "more", "caps", "chat"))
     assert prepared.splits == {"train": sum(TRAIN.values()), "validation": sum(HELD_OUT.values())}
     rows = prepared.split("train")

@@ -96,3 +96,10 @@ def test_explore_shows_them_with_their_sources(mmft, folder):
     assert "3 pairs of images, 2 of them in different splits" in " ".join(out.split())
     page = next(path for path in folder.rglob("*.html"))
     assert "a: train" in page.read_text(encoding="utf-8") and "b: validation" in page.read_text(encoding="utf-8")
+
+
+def test_near_duplicates_inside_a_source_name_the_key_of_that_source(folder):
+    """data.splits.near=true of a mix does not keep them apart."""
+    table(folder, "c", [(encoded(photo(30)), "train"), (encoded(photo(30), "JPEG", quality=60), "validation")])
+    (line,) = [line for line in mixed(folder, sources="ac").describe() if line.startswith("c: near-duplicates")]
+    assert "(data.sources.c.splits.near=true keeps such images together)" in line
