@@ -62,5 +62,7 @@ def name_targets(folder: Path, adapted: Iterable[str]) -> None:
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     if isinstance(config.get("target_modules"), str):
-        config["target_modules"] = sorted(adapted)
+        names = config["target_modules"] = sorted(adapted)
+        if inputs := config.get("feedforward_modules"):  # of IA3: beside names peft takes some of these only
+            config["feedforward_modules"] = [n for n in names if any(n == w or n.endswith(f".{w}") for w in inputs)]
         file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")

@@ -47,4 +47,4 @@ def test_a_killed_preparation_is_taken_over_by_the_one_that_waits(tmp_path):
     fingerprints = {line for out, _ in outputs for line in out.splitlines() if line.startswith("fingerprint")}
     (folder,) = (p for p in home.iterdir() if p.is_dir())
     assert len(fingerprints) == 1 and all(f"{rows} rows read" in out for out, _ in outputs)
-    assert sorted(p.name for p in folder.iterdir()) == ["images.arrow", "manifest.json", "report.jsonl", "train.arrow", "unusable_images.jsonl"]
+    assert sorted(p.name for p in folder.iterdir()) == ["images.arrow", "looks.arrow", "manifest.json", "report.jsonl", "train.arrow", "unusable_images.jsonl"]
