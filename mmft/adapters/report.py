@@ -59,7 +59,11 @@ def planned_report(skeleton: torch.nn.Module, plan: AdapterPlan, rates: Mapping[
         own += shape[0] * (bool(settings.get("use_dora")) + bool(settings.get("lora_bias")))
         added[part] += own
         trained[part] += own - a * fixed_a
-    for table, rows in (settings.get("trainable_token_indices") or {}).items():
+    tokens = settings.get("trainable_token_indices") or {}
+    if not isinstance(tokens, Mapping):  # a list is of the table that reads the tokens
+        table = next(n for n, m in modules.items() if m is skeleton.get_input_embeddings())
+        tokens = {table: tokens}
+    for table, rows in tokens.items():
         name = next(n for n in modules if n == table or n.endswith(f".{table}"))
         added[part_of(name)] += len(rows) * cast(Any, modules[name]).weight.shape[1]
         trained[part_of(name)] += len(rows) * cast(Any, modules[name]).weight.shape[1]

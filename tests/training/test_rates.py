@@ -168,7 +168,7 @@ def test_the_top_layers_alone_are_trained(home):
 SETTINGS = [
     {"scope": "all"}, {"scope": "language", "use_dora": True}, {"scope": "all", "bias": "all"}, {"scope": "language", "whole": ["connector"], "use_rslora": True},
     {"scope": "all", "parts": {"vision": {"r": 2}, "language": {"lora_alpha": 3}}, "bias": "lora_only"}, {"scope": "vision", "lora_bias": True},
-    {"r": None, "scope": "language", "top_layers": 1}, {"r": None, "scope": "connector"},
+    {"r": None, "scope": "language", "top_layers": 1}, {"r": None, "scope": "connector"}, {"scope": "language", "trainable_token_indices": [5, 6, 7]},
 ]  # fmt: skip
 
 
