@@ -86,6 +86,11 @@ def test_a_mistake_is_answered_without_torch():
     assert code == 2 and "trainer.learning_rate" in err
 
 
+def test_the_help_fits_into_80_columns(mmft):
+    code, out, _ = mmft("--help", output_dir=False)
+    assert code == 0 and max(map(len, out.splitlines())) <= 80
+
+
 def test_any_key_of_the_libraries_can_be_set_without_plus(mmft):
     code, out, _ = mmft("--cfg", "job", "trainer.adam_beta2=0.95", "lora.use_rslora=true", "generation.top_p=0.9", "generation.do_sample=true", output_dir=False)
     cfg = yaml.safe_load(out)

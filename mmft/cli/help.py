@@ -21,25 +21,30 @@ groups and their options
 {groups}
 
 examples
-  mmft                                          train the built-in tiny model on drawn shapes
-  mmft model=qwen2vl data=coco500 lora.r=64     one run
-  mmft -m lora.r=4,16,64 seed=1,2,3             one run for each point, then a leaderboard
-  mmft experiment=blip2_football                a preset: model, data, lora and trainer at once
-  mmft prepare data=coco data.path=DIR          check a data set before training
-  mmft --cfg job lora.r=64                      print the config a command resolves to
+  mmft                                       train the built-in tiny model
+  mmft model=qwen2vl data=coco500 lora.r=64  one run
+  mmft -m lora.r=4,16,64 seed=1,2,3          each point, and a leaderboard
+  mmft experiment=blip2_football             a preset of all groups
+  mmft prepare data=coco data.path=DIR       check a data set before training
+  mmft --cfg job lora.r=64                   print the resolved config
 
 keys
-  trainer.*      transformers.TrainingArguments      lora.*   peft.LoraConfig
-  generation.*   transformers.GenerationConfig       model.quantization.*   BitsAndBytesConfig
-  seed=42 name=WORD output_dir=outputs run_dir=DIR evaluation.max_samples=256 rank_by=eval_loss ...
+  trainer.*              transformers.TrainingArguments
+  lora.*                 peft.LoraConfig
+  generation.*           transformers.GenerationConfig
+  model.quantization.*   transformers.BitsAndBytesConfig
+  seed=42 name=WORD output_dir=outputs run_dir=DIR rank_by=eval_loss ...
 
 flags
-  --config-dir DIR   your own groups beside the shipped ones     --config-name NAME
-  --cfg job          print the resolved config                   --multirun, -m
-  --judge https://HOST/v1   the host of metrics=[judge] (no file can name it)
-  --trust-remote-code       run the Python code that comes with a model (no file can say so)
-  --json             of audit, doctor, evaluate and runs: the result as JSON on stdout, lines for people on stderr
-  --shell-completion bash    print the script that completes commands; zsh for that shell
+  --config-dir DIR         your own groups beside the shipped ones
+  --config-name NAME       another main config, such as a run's snapshot
+  --cfg job                print the resolved config
+  --multirun, -m           a run for each combination of values
+  --judge URL              the host of metrics=[judge] (no file can name it)
+  --trust-remote-code      run Python code that comes with a model (no file can)
+  --json                   of audit, doctor, evaluate and runs: JSON on stdout,
+                           lines for people on stderr
+  --shell-completion bash  print the script that completes commands (or zsh)
   --help, --version, --info, --hydra-help
 """
 
