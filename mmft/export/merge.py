@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
-from ..models.load import load_model
+from ..models.load import load_model, silent_transformers
 from ..runs.adapter import load_adapter
 from ..runs.directory import Run
 from ..runs.open import OpenedRun
@@ -31,7 +31,9 @@ def unquantised(opened: OpenedRun, weights: Path, base: str) -> PeftModel:
         return load_adapter(load_model(family, located=opened.loaded.located).model, weights)
     quantised = load_model(opened.family, located=opened.loaded.located).model
     try:
-        return load_adapter(quantised.dequantize(dtype), weights)
+        with silent_transformers():  # which says that it dequantises
+            whole = quantised.dequantize(dtype)
+        return load_adapter(whole, weights)
     except NotImplementedError:
         method = opened.loaded.quantization.method if opened.loaded.quantization else ""
         raise UserError(f"this adapter cannot be merged: transformers cannot dequantise {method} weights; use the adapter unmerged") from None

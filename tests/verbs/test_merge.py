@@ -1,6 +1,7 @@
 """merge through the command line: every family, every kind of adapter, quantised bases, uploads, and what is refused."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -145,8 +146,15 @@ def test_every_family_and_kind_of_adapter(merge, trained, small, kind, words):
 @pytest.mark.long
 def test_a_quantised_base_is_dequantised_and_the_difference_said(merge, trained, small, kind, quantization):
     run = trained(kind, f"model.quantization={quantization}", name=f"{kind}-quantised")
-    code, text, err = merge(run, "samples=2")
-    assert code == 0, err
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        code, text, err = merge(run, "samples=2")
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
+    assert code == 0 and not [line for line in said if "dequantized" in line], err
     got = facts(run / "merged")
     assert got["quantised_base"] == "dequantised" and got["largest_difference"] <= got["tolerance"]
     assert "the quantised run" in text and got["difference_to_the_quantised_run"] is not None
