@@ -3,17 +3,18 @@
     python -m benchmarks.predict [--models qwen2vl llava blip2] [--joint 2 4 8 16]      about a minute for each model, on one core
 
 Each rung is built and run as `benchmarks.gpu` runs it, at the model's true widths, bf16, adapters in fp32, but on tensors that have only shapes (`shapes.py`), and with one or
-two layers: every count is linear in the layers of both parts, and in the number of adapters that are trained jointly. What is counted is compared with the machine's figures
-(`roofline.py`). The rungs "compiled" are not predicted: how kernels are fused is the compiler's choice.
+two layers: every count is linear in the layers of both parts, and in the number of adapters that are trained jointly; it is quadratic in the tokens of an answer, each of which
+reads the keys and values of those before it. What is counted is compared with the machine's figures (`roofline.py`). The rungs "compiled" are not predicted: how kernels are fused is the compiler's choice.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,7 @@ from .shapes import ShapesOnly
 DEPTHS = {"qwen2vl": (28, 32), "llava": (40, 23), "blip2": (32, 39)}
 TINY = {"qwen2vl": (2, 2), "llava": (2, 1), "blip2": (2, 2)}
 FEW = (1, 1), (2, 1), (1, 2)  # layers of the models that are counted
-TOKENS = 3, 4  # of the answers that are counted
+TOKENS = 3, 4, 5  # of the answers that are counted
 Prepared = Callable[[int], tuple[float, int]]
 
 
@@ -56,6 +57,14 @@ def at(of: Callable[[int], Prediction], first: int, second: int, wanted: int) ->
     """What is linear in a number, from two of its values."""
     one, two = of(first), of(second)
     return one + (two - one) * ((wanted - first) / (second - first))
+
+
+def at_length(of: Mapping[int, Prediction], wanted: int) -> Prediction:
+    """What is quadratic in the tokens of an answer, from three lengths in a row; the most that is held at once is linear in them."""
+    first, second, third = sorted(of)
+    straight = at(of.__getitem__, first, second, wanted)
+    bend = of[third] + of[first] - of[second] * 2
+    return dataclasses.replace(straight + bend * ((wanted - first) * (wanted - second) / 2), samples=of[first].samples, memory=straight.memory)
 
 
 def at_depth(few: Sequence[Prediction], text: int, vision: int) -> Prediction:
@@ -94,7 +103,7 @@ def of_few_layers(own: gpu.Ladder, joint: Sequence[int]) -> dict[str, Prediction
     if own.family != "blip2":
         for cached in (False, True):
             tokens = {n: predicted(own, lambda: own.answers(cached, n)) for n in TOKENS}  # noqa: B023
-            found[f"answers, {'features' if cached else 'pixels'}"] = at(tokens.__getitem__, *TOKENS, gpu.TOKENS)
+            found[f"answers, {'features' if cached else 'pixels'}"] = at_length(tokens, gpu.TOKENS)
     return found
 
 

@@ -91,12 +91,12 @@ WORDS = {
     "mmft_grouped": ["trainer.train_sampling_strategy=group_by_length", "trainer.fold_accumulation=always"],
 }
 ROWS = {
-    "warm": Row("Qwen2-VL fixture, {rows} photos, batch 2 x 2, warm cache: loop time", 0.50, "qwen2vl", ("mmft_warm", loop), ("plain", loop)),
+    "warm": Row("Qwen2-VL fixture, {rows} photos, batch 2 x 2, warm cache: loop time", 0.45, "qwen2vl", ("mmft_warm", loop), ("plain", loop)),
     "two": Row("the same, 2 epochs, the pass that fills the cache counted", 0.60, "qwen2vl", ("mmft", counted), ("plain", loop)),
-    "eight": Row("the same, {eight} epochs, counted", 0.52, "eight", ("mmft", counted), ("plain", loop)),
-    "process": Row("whole process, 2 epochs", 0.80, "qwen2vl", ("mmft", wall), ("plain", wall)),
-    "blip2": Row("BLIP-2 fixture, warm cache: loop time", 0.55, "blip2", ("mmft_warm", loop), ("plain", loop)),
-    "checkpointing": Row("with gradient checkpointing on in both, warm cache: loop time", 0.40, "checkpointing", ("mmft_warm", loop), ("plain", loop)),
+    "eight": Row("the same, {eight} epochs, counted", 0.50, "eight", ("mmft", counted), ("plain", loop)),
+    "process": Row("whole process, 2 epochs", 0.75, "qwen2vl", ("mmft", wall), ("plain", wall)),
+    "blip2": Row("BLIP-2 fixture, warm cache: loop time", 0.50, "blip2", ("mmft_warm", loop), ("plain", loop)),
+    "checkpointing": Row("with gradient checkpointing on in both, warm cache: loop time", 0.38, "checkpointing", ("mmft_warm", loop), ("plain", loop)),
     "sweep": Row("{points}-point rank sweep against {points} processes of the plain loop, wall time", 0.30, "sweep", ("mmft", wall), ("plain", wall)),
     "targets": Row("{points}-point sweep over lora.target_modules against {points} processes of the plain loop, wall time", 0.45, "targets", ("mmft", wall), ("plain", wall)),
     "weights": Row("{points}-point sweep over the weight of a source of a mix against {points} processes of the plain loop, wall time", 0.45, "weights", ("mmft", wall), ("plain", wall)),

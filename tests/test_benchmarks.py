@@ -137,7 +137,7 @@ def test_counts_of_a_product_and_what_follows_from_them():
     """By hand: (3, 4) x (4, 5) are 2 x 60 operations on 12 + 20 + 15 numbers of 4 bytes; adding reads and writes 15 numbers each."""
     import torch
 
-    from benchmarks.predict import Prediction, at, at_depth
+    from benchmarks.predict import Prediction, at, at_depth, at_length
     from benchmarks.roofline import Counting, Counts, Machine, counted
 
     a, b, c, table, ids = torch.ones(3, 4), torch.ones(4, 5), torch.ones(3, 5), torch.ones(1000, 8), torch.tensor([1, 1])
@@ -160,6 +160,7 @@ def test_counts_of_a_product_and_what_follows_from_them():
         return Prediction(Counts(flops), 4, 7.0)
 
     assert at(lambda n: of(5 + 3 * n), 1, 2, 16) == of(5 + 48)
+    assert at_length({n: of(7 + 3 * n + 5 * n * n) for n in (3, 4, 5)}, 64) == of(7 + 3 * 64 + 5 * 64 * 64)
     assert at_depth([of(7 + 10 * text + 100 * vision) for text, vision in ((1, 1), (2, 1), (1, 2))], 28, 32) == of(7 + 280 + 3200)
     machine = Machine("made up", flops=1000, bandwidth=10, share=0.5, launch=1)
     assert Counts(2000, 10, 20, 1).seconds(machine) == 2000 / 500 + 20 / 10
