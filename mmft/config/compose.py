@@ -77,7 +77,7 @@ def split_words(words: list[str]) -> tuple[list[str], list[str]]:
 def compose_options(options: list[str], config_dir: str | None, config_name: str, with_hydra: bool = False) -> DictConfig:
     """The config that Hydra composes from the chosen options, before values are set. Raises UserError.
 
-    Options of the shipped files, which a process that runs several commands chooses again and again, are composed once and copied: a thirtieth of the time.
+    Options of the shipped files, which a process that runs several commands chooses again and again, are composed once and copied: 25 to 40 ms for a further command instead of 134.
     """
     environment.install()
     main_dir, options = search_path(options, config_dir, config_name)

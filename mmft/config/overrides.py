@@ -39,6 +39,12 @@ def chooses_option(word: str) -> bool:
     return value is not None and sign != "~" and (key in GROUPS or key.startswith(("hydra/", "hydra.")) or source_choice(word) is not None)
 
 
+def check_source_name(name: str) -> None:
+    """Raises UserError unless `name` can name a source of a mix."""
+    if not SOURCE_NAME.fullmatch(name):
+        raise UserError(f"data.sources: {name!r} cannot name a source: use letters, digits, - and _")
+
+
 def check_known(words: list[str], config_dir: str | None = None) -> None:
     """Refuse words that cannot be parsed and unknown groups, options and top-level keys. Raises UserError, one line each."""
     options = group_options(config_dir)
@@ -58,9 +64,10 @@ def check_known(words: list[str], config_dir: str | None = None) -> None:
         if head not in known:
             if key.startswith(f"{head}.") or sign != "+":
                 raise UserError(f"{key}: no such key.{nearest(head, known)} `mmft --help` lists the groups and keys.")
-        elif key.startswith("data.sources.") and not SOURCE_NAME.fullmatch(name := key.removeprefix("data.sources.").partition(".")[0]):
-            raise UserError(f"data.sources: {name!r} cannot name a source: use letters, digits, - and _")
-        elif "/" in key and key.partition("@")[0] not in options:
+            continue
+        if key.startswith("data.sources."):
+            check_source_name(key.removeprefix("data.sources.").partition(".")[0])
+        if "/" in key and key.partition("@")[0] not in options:
             raise UserError(f"{key}: no such group.{nearest(key, options)} `mmft --help` lists the groups and keys.")
         elif key in options or source_choice(word):
             override = parse(word)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..common.errors import UserError, nearest
 from ..config.build import in_place
-from ..config.overrides import SOURCE_NAME
+from ..config.overrides import check_source_name
 from .mix_near import Leak, near_across
 from .mixing import Mixing, mixing
 from .prepared import FORMAT, AlikePair, ImageFile, Manifest, PreparedData, SplitCounts
@@ -58,8 +58,7 @@ class Mix:
             raise UserError(f"data.sources={self.sources}: must be data sets by name; {ADD}")
         known = [name for name, source in self.sources.items() if isinstance(source, BaseSource)]
         for name, source in self.sources.items():
-            if not SOURCE_NAME.fullmatch(str(name)):
-                raise UserError(f"data.sources: {name!r} cannot name a source: use letters, digits, - and _")
+            check_source_name(str(name))
             if isinstance(source, Mix):
                 raise UserError(f"data.sources.{name}=mix: a mix cannot be a source of a mix; name its sources here")
             if not isinstance(source, BaseSource):

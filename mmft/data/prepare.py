@@ -24,6 +24,7 @@ from .first_pass import FirstPass, TooManyBadRows
 from .mix import Mix
 from .near import NearDuplicates, near_duplicates
 from .prepared import FORMAT, LOOKS, NEAR, AlikeImage, AlikePair, Manifest, PreparedData
+from .row_numbers import find
 from .sources.base import Settings, Source, Stamp
 from .staleness import archive_states, earlier_downloads, stale, write_unusable
 from .without import KEY as WITHOUT
@@ -181,8 +182,8 @@ class _SecondPass:
             repeated = bucket.repeated()
             used = np.zeros(len(repeated), dtype=bool)
             for rows, keys in bucket.parts() if len(repeated) else ():
-                place = np.minimum(np.searchsorted(repeated, keys), len(repeated) - 1)
-                chosen = (repeated[place] == keys) & (np.isin(codes[rows], (splits.VALIDATION, splits.TEST)) | (grouped & (codes[rows] == splits.TRAIN)))
+                place, known = find(keys, repeated)
+                chosen = known & (np.isin(codes[rows], (splits.VALIDATION, splits.TEST)) | (grouped & (codes[rows] == splits.TRAIN)))
                 receives[rows[chosen]] = True
                 used[place[chosen]] = True
             shared.append(repeated[used])

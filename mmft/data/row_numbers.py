@@ -15,6 +15,12 @@ KEY_BITS = 63
 PLACED = np.dtype([("key", "<i8"), ("row", "<i8")])  # a prompt key and the row that has it
 
 
+def find(keys: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(place of each key in `known`, whether it is there). known: sorted, none twice, not empty; the place of a key that is not there says nothing."""
+    places = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+    return places, known[places] == keys
+
+
 @dataclass
 class Part:
     """Some rows in sequence, from row `start` on. given: (rows,) the split code that each came with, -1 for none. sizes: (rows,) images of each.

@@ -14,7 +14,7 @@ import numpy as np
 
 from .image_index import ImageIndex, ImageRecord
 from .prepared import ImageFile, SplitCounts
-from .row_numbers import RowNumbers
+from .row_numbers import RowNumbers, find
 from .row_text import hash_rows, prompt_key, render
 from .sample import Row
 from .splits import DROPPED, NAMES, Assignment
@@ -146,8 +146,8 @@ def collect_references(rows: RowFile, repeated: np.ndarray, index: ImageIndex) -
 
     known = np.zeros(len(repeated), np.int32)
     for _, batch, keys in rows.batches():
-        place = np.minimum(np.searchsorted(repeated, keys), len(repeated) - 1)
-        wanted = np.flatnonzero((repeated[place] == keys) & (known[place] < MOST_REFERENCES))
+        place, found = find(keys, repeated)
+        wanted = np.flatnonzero(found & (known[place] < MOST_REFERENCES))
         for row, texts in zip(wanted.tolist(), batch["references"].take(pa.array(wanted)).to_pylist() if len(wanted) else ()):
             known[place[row]] += index.add_references(int(keys[row]), texts)
 

@@ -22,13 +22,14 @@ from ..collators.types import Batch
 from ..common.errors import UserError
 from ..common.model_parts import is_encoder_decoder
 from ..common.tensors import to_device
+from ..config.validate import SAMPLING
 from .joined_cache import JOINABLE, aligned, joined_layer
 
 CACHE_NAMES = ("cache", "past_key_values")  # transformers 5.24 and newer; older
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 PROMPT_ONLY = ("pixel_", "image_", "video_", "mm_encoder_outputs", "inputs_embeds", "second_per_grid_ts", "batch_num_images")  # begin the names of inputs that are read once
 
-NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 50, "typical_p": 1.0}  # transformers' defaults, of which it warns in no case
+NEUTRAL = {key: SAMPLING[key] for key in ("temperature", "top_p", "top_k", "typical_p")}  # transformers' defaults, of which it warns in no case
 
 
 class Undecodable(Exception):

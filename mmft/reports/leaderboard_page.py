@@ -55,7 +55,7 @@ def markdown(board: Leaderboard) -> str:
     gap = any(r.to_best for r in board.rows)
     head = ["run", *board.keys, "status", "base", board.label, *(["to the best"] if gap else []), *(["rows"] if board.counted else []),
             *(board.labels[m] for m in board.kept), "loss", "trainable", "time", "scale", "peak memory", "samples/s", ""]  # fmt: skip
-    lines = [f"# {board.name}: {len(board.rows)} run{'s' * (len(board.rows) != 1)}, ranked by {board.label}", "", *_head(head)]
+    lines = [f"# {board.heading}", "", *_head(head)]
     for r in board.rows:
         run = f"[{cell(r.run)}]({r.run.replace(' ', '%20')}/report.html)" if r.report else cell(r.run)
         figures = [numbers.metric(r.base), numbers.metric(r.score), *([numbers.difference(r.to_best)] if gap else []), *([r.answered] if board.counted else []),

@@ -122,6 +122,10 @@ class Leaderboard:
         return -1 if self.higher_is_better else 1
 
     @property
+    def heading(self) -> str:
+        return f"{self.name}: {len(self.rows)} run{'s' * (len(self.rows) != 1)}, ranked by {self.label}"
+
+    @property
     def counted(self) -> bool:
         """Whether any run recorded the numbers of its answers (older runs did not)."""
         return any(r.counts for r in self.rows)

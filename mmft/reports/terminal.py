@@ -129,7 +129,7 @@ def leaderboard_table(board: Leaderboard) -> Table:
     with_loss = board.by != "eval_loss"
     kept = [name for name in board.main_kept if name != board.by][:MAX_KEPT]
     columns = ("what differs", "base", score, *(["loss"] if with_loss else []), *(board.labels[name] for name in kept), "params", "scale", "time")
-    table = new_table(f"{board.name}: {len(board.rows)} run{'s' * (len(board.rows) != 1)}, ranked by {board.label}", columns)
+    table = new_table(board.heading, columns)
     table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
 
     for r in board.groups if grouped else board.rows:

@@ -288,7 +288,6 @@ class ColumnCheck:
             raise self._error
 
 
-
 def from_keys(cls: type[T], values: Mapping[str, Any] | None, where: str) -> T:
     """A dataclass built from a mapping of a config. Raises UserError for a key that the class does not have."""
     names = [f.name for f in dataclasses.fields(cls)]
