@@ -88,7 +88,7 @@ def test_an_empty_directory_and_torn_files_still_give_a_page(tmp_path):
     assert len(report(torn).all("article")) == 24 + 4
 
 
-HOSTILE = '<script>alert(1)</script><img src=x onerror="a()">&amp;\' {{ 7*7 }} {% raw %}'
+HOSTILE = '<script>alert(1)</script><img src=x onerror="a()">&amp;\' {{ 7351*9173 }} {% raw %}'
 
 
 def test_every_text_is_escaped(run_dir):
@@ -109,7 +109,7 @@ def test_every_text_is_escaped(run_dir):
     (run_dir / "eval" / "samples.jsonl").write_text(json.dumps({"step": HOSTILE, "samples": [row]}), encoding="utf-8")
     page = report(run_dir)
     assert not page.all("script") and all("onerror" not in a for _, a in page.tags)
-    assert page.text.count("<script>alert(1)</script>") >= 12 and "49" not in re.sub(r"\d+\.\d+", "", page.text.split("Held-out samples")[0])
+    assert page.text.count("<script>alert(1)</script>") >= 12 and str(7351 * 9173) not in page.text
     assert "picture not found" in page.text
 
 
