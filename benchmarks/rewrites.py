@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.rewrites --compiled        a step with compiled layers (trainer.torch_compile) / without, in processor time
 
 Prints a table: time of a step with all rewrites / without this one (below 1 is a gain), and the same for the pass that computes image
-features (patch_embed). Use a quiet machine. Losses of all variants are compared; a variant that differs ends the command with 1.
+features (patch_embed) and for a step of decoding (few_rows, on processors where it is applied). Use a quiet machine. Losses of all variants are compared; a variant that differs ends the command with 1.
 """
 
 from __future__ import annotations
@@ -180,6 +180,48 @@ def feature_pass(folder: Path, captions: list[dict[str, str]], photos: Path, fam
     return {mode: median(values) for mode, values in times.items()}
 
 
+def decoding(model: Any, rows: int, rounds: int, tokens: int = 20) -> tuple[float, bool]:
+    """(seconds of decoding with few_rows / without, of `rows` texts of 200 tokens, medians of rounds in turn; whether all tokens were equal)."""
+    import torch
+    from transformers import DynamicCache
+
+    from mmft.rewrites import few_rows
+
+    prompt = torch.randint(100, 1000, (rows, 200), generator=torch.Generator().manual_seed(0))
+    ways = {True: few_rows.faster_linear, False: lambda: None}
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    written: dict[bool, list[list[int]]] = {}
+    for number in range(rounds + 1):  # the first round is not counted
+        for faster, way in ways.items():
+            few_rows.faster_linear = way
+            with torch.no_grad():
+                cache = DynamicCache()
+                last = model(input_ids=prompt, past_key_values=cache, logits_to_keep=1).logits.argmax(-1)
+                found, began = [last], time.perf_counter()
+                for _ in range(tokens):
+                    found.append(last := model(input_ids=last, past_key_values=cache).logits.argmax(-1))
+            if number:
+                seconds[faster].append(time.perf_counter() - began)
+            written[faster] = torch.cat(found, dim=1).tolist()
+    few_rows.faster_linear = ways[True]
+    return median(seconds[True]) / median(seconds[False]), written[True] == written[False]
+
+
+def decoding_table(model: Any, rounds: int) -> bool:
+    """Print few_rows' gain by the number of rows; whether the tokens were equal."""
+    from mmft.rewrites import few_rows
+
+    if few_rows.faster_linear() is None:
+        print("few_rows is not applied on this processor")
+        return True
+    same = True
+    for rows in (1, 4, 16):
+        ratio, equal = decoding(model, rows, rounds)
+        print(f"| few_rows (a token of each of {rows} rows) | {ratio:.3f} |", flush=True)
+        same &= equal
+    return same
+
+
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rewrites", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path)
@@ -187,6 +229,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--size", default="small", choices=["small", "quick"])
     parser.add_argument("--compiled", action="store_true", help="steps with compiled layers, and nothing else")
+    parser.add_argument("--decoding", action="store_true", help="steps of decoding, and nothing else")
     args = parser.parse_args(words)
     with tempfile.TemporaryDirectory() as home:
         data, folder = Path(home) / "data", Path(home) / args.family
@@ -198,6 +241,8 @@ def main(words: list[str] | None = None) -> int:
             lines, same = compiled_steps(folder, captions, data, args.family, args.rounds)
             print(*lines, *([] if same else ["losses differ between the variants"]), sep="\n")
             return 0 if same else 1
+        if args.decoding:
+            return 0 if decoding_table(loaded(folder, captions, data, args.family)[0], args.rounds) else 1
         seconds, same = measure(variants(folder, captions, data, args.family, 0.0), args.rounds)
         print(f"a step with all rewrites: {seconds['']:.2f} s\n\n| rewrite | step with it / without it |\n|---|---|", flush=True)
         for name, value in list(seconds.items())[1:]:
@@ -206,8 +251,9 @@ def main(words: list[str] | None = None) -> int:
         print(f"| all of training, with dropout 0.1 | {dropped[''] / dropped['seeded_dropout']:.3f} |")
         passes = feature_pass(folder, captions, data, args.family, args.rounds)
         print(f"| patch_embed (pass of image features) | {passes['auto'] / passes['off']:.3f} |")
+        same &= decoding_table(loaded(folder, captions, data, args.family)[0], args.rounds)
     if not same:
-        print("losses differ between the variants", file=sys.stderr)
+        print("losses or tokens differ between the variants", file=sys.stderr)
     return 0 if same else 1
 
 

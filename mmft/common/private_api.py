@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from accelerate.state import GradientState
     from optuna.trial import FrozenTrial
     from transformers import PretrainedConfig, Trainer
@@ -124,6 +125,17 @@ def names_taken_for_experts(model_type: str) -> set[str]:
         return set()
     pattern = conversion._MODEL_TO_CONVERSION_PATTERN.get(model_type, "")
     return set(conversion._MOE_TARGET_MODULE_MAPPING.get(pattern, ()))
+
+
+def onednn_linear() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor] | None:
+    """`torch.ops.mkldnn._linear_pointwise` (torch 2.10 to 2.15): `F.linear` of fp32 tensors by oneDNN, without a gradient; None where torch has no such operation.
+
+    Reason: torch has no public way to multiply fp32 matrices with oneDNN and not with MKL. Its own compiler calls this operation.
+    """
+    import torch
+
+    operation = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    return None if operation is None else lambda x, weight, bias: operation(x, weight, bias, "none", [], "")
 
 
 def policy_log_probs(trainer: Any, model: Any, inputs: dict[str, Any], tokens: int, images: int) -> Any:

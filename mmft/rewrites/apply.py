@@ -10,6 +10,7 @@ import torch
 
 from ..common.errors import UserError
 from .base import Replaced, Rewrite, apply
+from .few_rows import FewRows
 from .gated_mlp import GatedMlp
 from .last_layer import ReadPositions, narrow_if_equal
 from .lora_linear import LoraLinear
@@ -21,7 +22,7 @@ from .seeded_dropout import DropoutStream, seed_dropout
 log = logging.getLogger("mmft")
 
 MODES = ("auto", "off")  # of model.rewrites
-ON_LOAD: tuple[Rewrite, ...] = (PatchEmbed(),)  # on the loaded model, for every verb
+ON_LOAD: tuple[Rewrite, ...] = (PatchEmbed(), FewRows())  # on the loaded model, for every verb
 IN_TRAINING: tuple[Rewrite, ...] = (LoraLinear(), GatedMlp(), RmsNorm())  # on a model with an adapter, while it is trained
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from .base import CLOSE, own_forward
+from .few_rows import linear
 from .seeded_dropout import SeededDropout, ones_and_zeros
 
 THIN = 16  # columns of a product below which a CPU computes its transpose faster
@@ -70,7 +70,7 @@ def product(
     x: torch.Tensor, base: torch.nn.Linear, rows: Sequence[AdapterRows], matrices: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """(y (M, out), the output of each A: (its rows, r)); matrices: A_1, B_1, A_2, ..."""
-    y = F.linear(x, base.weight, base.bias)
+    y = linear(x, base.weight, base.bias)
     inner = []
     for part, a, b in zip(rows, matrices[::2], matrices[1::2]):
         x_k, a, b = part.dropped(part.of(x)), a.to(x.dtype), b.to(x.dtype)

@@ -17,6 +17,7 @@ from ..common.private_api import attention_implementation
 from ..common.records import CodeState, Environment
 from ..models.load import Loaded
 from ..system.distributed import world_size
+from ..system.processor import processor_name
 
 if TYPE_CHECKING:
     from ..data.prepared import PreparedData
@@ -78,17 +79,6 @@ def code_state() -> CodeState:
     except (OSError, subprocess.SubprocessError):
         return {"commit": None, "changed": None}
     return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}
-
-
-def processor_name() -> str:
-    """The CPU's model name on Linux, else what Python's platform module knows."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def process_started() -> float:

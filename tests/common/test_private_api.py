@@ -115,6 +115,17 @@ def check_names_taken_for_experts() -> None:
     assert private_api.names_taken_for_experts("qwen3_vl_moe") == set() == private_api.names_taken_for_experts("")
 
 
+def check_onednn_linear() -> None:
+    import torch
+
+    linear = private_api.onednn_linear()
+    assert linear is not None, "torch.ops.mkldnn._linear_pointwise is gone: linear layers over few rows are slower on AMD processors"
+    x, weight, bias = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in ((5, 40), (70, 40), (70,)))
+    wanted = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    assert (linear(x, weight, bias) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert (linear(x, weight, None) - (wanted - bias)).abs().max() <= 1e-5 * wanted.abs().max()
+
+
 def check_policy_log_probs() -> None:
     trainer = pytest.importorskip("trl").GRPOTrainer
     names = parameters(trainer._get_per_token_logps_and_entropies)
