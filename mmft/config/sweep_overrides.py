@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import DictConfig
 
 from ..common.errors import UserError
+from .build import build
 from .compose import compose_options, finish, set_all, split_words
 from .groups import group_options
 from .guard.secrets import check_words
 from .overrides import check_known
+from .plain import to_plain
 from .ranking import renamed
 from .words import parse, split, sweep_values
 
@@ -86,7 +89,18 @@ def compose_each(points: list[list[str]], config_dir: str | None = None, config_
         set_all(cfg, values, config_dir)
         finish(cfg)
         configs.append(cfg)
+    _check_data(configs)
     return configs
+
+
+def _check_data(configs: Sequence[DictConfig]) -> None:
+    """Build every data set of the points: its class refuses values that no table of keys knows. Nothing is read. Raises UserError."""
+    seen: list[Any] = []
+    for cfg in configs:
+        data = to_plain(cfg.get("data"))
+        if data and data not in seen and (to_plain(cfg.get("task")) or {}).get("run") is None:
+            seen.append(data)
+            build(data, "data")
 
 
 def parse_sweep(word: str) -> Any:

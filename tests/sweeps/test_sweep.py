@@ -100,6 +100,12 @@ def test_a_mistake_in_one_point_is_answered_as_in_a_run_alone(wrong):
     (["lora.r=2,4", "run_dir=x"], "one directory a point"),
     (["lora.r=2,4", "rank_by=exactmatch"], "Did you mean exact_match?"),
     (["lora.r=2,4", "data=glob(zzz*)"], "matches no option"),
+    # values that only the class of the data set knows
+    (["data.pictures=32,0"], "data.pictures=0: give a whole number from 1 to 10000000"),
+    (["lora.r=2,4", "data.splits.validation=4,1.5"], "data.splits.validation=1.5: give a number of rows (100) or a share below one (0.1)"),
+    (["data=mix", "data.sources.a=shapes", "data.sources.b=shapes", "data.sources.b.weight=0.5,-1"], "data.sources.b.weight=-1: must be a number, 0 or above"),
+    (["experiment=search", "data.pictures=choice(64,0)"], "data.pictures=0: give a whole number from 1 to 10000000"),
+    (["lora.r=2,4", "data=saved", "data.path=x", "data.limit=5,0"], "data.limit=0: must be a whole number above 0"),
 ])  # fmt: skip
 def test_a_wrong_sweep_is_one_line_and_leaves_nothing(mmft, tmp_path, words, expected):
     code, _, err = mmft("-m", *words)
