@@ -156,11 +156,20 @@ def test_points_that_are_trained_together_draw_as_alone(mmft, tmp_path, folder, 
         assert all(b[key] == pytest.approx(a[key], abs=1e-4) for key in a if "/" in key or key == "loss")
 
 
-def test_weights_are_swept_in_one_pass_and_the_leaderboard_plots_them(mmft, tmp_path, folder):
+def test_weights_are_swept_in_one_pass_and_the_leaderboard_plots_them(mmft, tmp_path, folder, monkeypatch):
+    from mmft.common.errors import UserError
+    from mmft.data import mix as mixes
+
+    def mixing(sizes, weights, draws, plain=mixes.mixing):
+        if weights.get("chat") == 7:
+            raise UserError("no draws for 7")
+        return plain(sizes, weights, draws)
+
+    monkeypatch.setattr(mixes, "mixing", mixing)
     words = [*mix(folder, "caps", "chat"), "data.draws=8", "trainer.max_steps=4", *WORDS, "rank_by=loss/chat", f"output_dir={(tmp_path / 'o').as_posix()}"]
     # the last point fails after the others have begun and before it has an Accelerator, which all of a process share
-    code, out, err = mmft("-m", "data.sources.chat.weight=0,0.25,3,-1", *words, "name=weights", output_dir=False)
-    assert code == 1 and "4 points in step" in out and len(err.strip().splitlines()) == 1 and "weight=-1: must be a number, 0 or above" in err, err[-2000:]
+    code, out, err = mmft("-m", "data.sources.chat.weight=0,0.25,3,7", *words, "name=weights", output_dir=False)
+    assert code == 1 and "4 points in step" in out and len(err.strip().splitlines()) == 1 and "no draws for 7" in err, err[-2000:]
     found = {name: run for name, run in points(tmp_path / "o").items() if summary(run)["status"] == "finished"}
     assert {name.rpartition("-")[2]: drawn(run) for name, run in found.items()} == {
         "0": {"caps": 16, "chat": 0}, "0.25": {"caps": 12, "chat": 4}, "3": {"caps": 4, "chat": 12},
